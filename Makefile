@@ -1,0 +1,51 @@
+# Two commands do all the set-up, each from a bare machine with Python 3.11 to 3.13:
+#   make demo   upscale the pictures in examples/ with the bundled weights (no torch)
+#   make test   format check, lint, types and the whole test suite
+PYTHON ?= python3
+CORE := .venv
+DEV := .venv-dev
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(CORE)/installed
+	@$(CORE)/bin/srgan upscale examples -o examples/upscaled
+	@$(CORE)/bin/python -c "import pathlib; print('Your pictures:', pathlib.Path('examples/upscaled').resolve())"
+
+test: lint
+	$(DEV)/bin/pytest
+
+test-slow: $(DEV)/installed
+	$(DEV)/bin/pytest -m slow
+
+lint: $(DEV)/installed
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/mypy
+
+format: $(DEV)/installed
+	$(DEV)/bin/ruff format .
+	$(DEV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(CORE) $(DEV) examples/upscaled
+
+# The environments are made once, and again when the dependencies change; each stands on its own.
+# $(call environment,FOLDER,WHAT TO INSTALL,WHAT TO SAY)
+define environment
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and 'srgan needs Python 3.11 to 3.13; say for example: make PYTHON=python3.12')"
+	@echo "Creating $(1) ($(3)) ..."
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/pip install $(PIP_FLAGS) --editable '$(2)'
+	@touch $(1)/installed
+endef
+
+$(CORE)/installed: pyproject.toml
+	$(call environment,$(CORE),.,about 330 MB; half a minute)
+
+$(DEV)/installed: pyproject.toml
+	$(call environment,$(DEV),.[dev],with torch: 6 GB; some minutes)

@@ -1,0 +1,60 @@
+"""Everything that can go wrong and be said in one line.
+
+    SrganError                 base: a message for a person, with the remedy in it
+    ├── UsageError             the request itself makes no sense (scale 0, no such folder); exit code 2
+    │   ├── UnknownModelError  no bundled model and no file of that name
+    │   └── RecipeError        a recipe that cannot be read: misspelt key, value out of range
+    ├── PictureError           one picture cannot be read or written; the next one may
+    │   ├── UnsupportedPictureError   a format or pixel mode that is refused rather than damaged
+    │   └── PictureTooLargeError      refused from its header, before any pixel is decoded
+    ├── WeightsError           a weights or checkpoint file that is damaged, foreign or does not match
+    ├── BackboneError          ImageNet weights for VGG or AlexNet cannot be had
+    ├── EngineError            inference failed; never papered over
+    └── TrainingError          a run that cannot go on (it diverged, the disk is full)
+
+The command line maps these to exit codes in one place (`srgan.cli.main`).
+"""
+
+
+class SrganError(Exception):
+    """Base of all errors that this package raises on purpose; its text is fit to be shown to a user."""
+
+
+class UsageError(SrganError):
+    """The request makes no sense as it stands."""
+
+
+class UnknownModelError(UsageError):
+    """No bundled model and no file has the given name."""
+
+
+class RecipeError(UsageError):
+    """A training recipe that cannot be used as written."""
+
+
+class PictureError(SrganError):
+    """A picture that cannot be read or written."""
+
+
+class UnsupportedPictureError(PictureError):
+    """A picture whose format or pixel mode is not supported; nothing is converted silently."""
+
+
+class PictureTooLargeError(PictureError):
+    """A picture whose header promises more pixels than the limit."""
+
+
+class WeightsError(SrganError):
+    """A weights or checkpoint file that is damaged, of another architecture, or fails its hash."""
+
+
+class BackboneError(SrganError):
+    """Weights of a pre-trained backbone (VGG, AlexNet) cannot be had."""
+
+
+class EngineError(SrganError):
+    """Inference failed or produced something that is not a picture."""
+
+
+class TrainingError(SrganError):
+    """A training run cannot go on."""

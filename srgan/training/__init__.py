@@ -1,0 +1,1 @@
+"""Training of SRResNet and SRGAN generators; needs the `train` extra (torch)."""

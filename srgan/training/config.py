@@ -1,0 +1,226 @@
+"""The recipe: every number of a training run, strictly typed, with its reason."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from srgan.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Range = tuple[float, float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GeneratorRecipe(_Strict):
+    """Keyword arguments of `models.Generator`; Ledig et al. 2017, figure 4, but for the normalisation."""
+
+    blocks: Annotated[int, Field(ge=1, le=64)] = 16
+    features: Annotated[int, Field(ge=1, le=512)] = 64
+    normalisation: Literal["none", "batch"] = "none"  # BatchNorm costs range and shifts colours
+
+
+class DiscriminatorRecipe(_Strict):
+    """Keyword arguments of `models.Discriminator`, beside the patch size."""
+
+    features: Annotated[int, Field(ge=1, le=512)] = 64
+    normalisation: Literal["batch", "none", "spectral"] = "batch"
+
+
+class DataRecipe(_Strict):
+    """Which pictures serve for what."""
+
+    held_out: Annotated[int, Field(ge=0, le=1000)] = 8  # pictures kept for validation, never trained on
+
+
+class ContentRecipe(_Strict):
+    """Pixel term."""
+
+    kind: Literal["mse", "l1", "charbonnier"] = "mse"  # Ledig et al. 2017, eq. 4
+    weight: Weight = 1.0
+
+
+class PerceptualRecipe(_Strict):
+    """VGG-feature term; Ledig et al. 2017, eq. 5."""
+
+    network: Literal["vgg19", "vgg16"] = "vgg19"
+    file: str = ""  # safetensors of `features.*`; empty: SRGAN_BACKBONES, then torchvision's download
+    layers: dict[str, Positive] = {"conv5_4": 1.0}  # the paper's best, φ5,4
+    after_activation: bool = True  # as the paper defines φ; before it is sharper (Wang et al. 2018)
+    kind: Literal["mse", "l1"] = "mse"
+    # 0.006 = 1/12.75² belongs to Caffe-scale features; torchvision's are about 6.8 times smaller, so they are
+    # multiplied by 6.8 to give the nominal weight the strength that it has in the paper. 1.0 for Caffe weights.
+    feature_scale: Positive = 6.8
+    weight: Weight = 0.006
+
+
+class AdversarialRecipe(_Strict):
+    """The game's term and its labels."""
+
+    weight: Weight = 1e-3  # Ledig et al. 2017, eq. 3
+    real_labels: Range = (0.7, 1.2)  # noisy soft labels, drawn anew for every picture and step (ganhacks 6)
+    fake_labels: Range = (0.0, 0.3)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("real_labels", "fake_labels"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must ascend, not {low} to {high}")
+        return self
+
+
+class LossesRecipe(_Strict):
+    """Terms of the generator's loss."""
+
+    content: ContentRecipe = ContentRecipe()
+    perceptual: PerceptualRecipe = PerceptualRecipe()
+    adversarial: AdversarialRecipe = AdversarialRecipe()
+
+
+class StageRecipe(_Strict):
+    """What both stages have; the learning rate warms up, holds, then falls on a half cosine to its floor."""
+
+    steps: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16  # Ledig et al. 2017, section 3.2
+    patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
+    learning_rate: Positive
+    final_learning_rate: Positive
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    hold: Fraction = 0.0  # share of the stage at the full learning rate before it falls
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    clip_norm: Weight = 1.0  # gradients above this norm are scaled down; 0: never
+    ema_decay: Fraction = 0.999
+    time_share: Positive = 1.0  # of `--minutes`, relative to the other stage
+
+
+class PretrainRecipe(StageRecipe):
+    """First stage: content loss alone, so that the game starts from good pictures."""
+
+    export_name: str = "srresnet-x4"
+    steps: Annotated[int, Field(ge=0)] = 1_000_000  # Ledig et al. 2017, section 3.2
+    learning_rate: Positive = 1e-4  # likewise
+    final_learning_rate: Positive = 1e-6  # annealing is worth 0.1 dB at any length
+    content: Literal["mse", "l1", "charbonnier"] = "mse"
+
+
+class AdversarialStageRecipe(StageRecipe):
+    """Second stage: the game."""
+
+    export_name: str = "srgan-x4"
+    steps: Annotated[int, Field(ge=0)] = 200_000  # Ledig et al. 2017, section 3.2
+    learning_rate: Positive = 1e-4  # likewise, for the first half
+    final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly
+    hold: Fraction = 0.5
+    discriminator_learning_rate: Positive = 1e-4
+    discriminator_alone_steps: Annotated[int, Field(ge=0)] = 0  # before the generator moves
+    ramp_steps: Annotated[int, Field(ge=0)] = 0  # over which the adversarial weight grows from 0
+
+
+class Recipe(_Strict):
+    """A whole training run. Defaults are Ledig et al. 2017."""
+
+    seed: int = 0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 on GPUs that have it
+    start: str = ""  # safetensors weights of a generator to start from; empty: from scratch
+    objective: Literal["nonsaturating"] = "nonsaturating"
+    generator: GeneratorRecipe = GeneratorRecipe()
+    discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
+    data: DataRecipe = DataRecipe()
+    losses: LossesRecipe = LossesRecipe()
+    pretrain: PretrainRecipe = PretrainRecipe()
+    adversarial: AdversarialStageRecipe = AdversarialStageRecipe()
+    log_steps: Annotated[int, Field(ge=1)] = 100
+    checkpoint_minutes: Positive = 5.0
+    validation_minutes: Positive = 5.0
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        if self.adversarial.steps and self.adversarial.patch_hr_px % 16:
+            raise ValueError("adversarial.patch_hr_px must be a multiple of 16 for the discriminator's strides")
+        if not self.pretrain.steps and not self.adversarial.steps:
+            raise ValueError("pretrain.steps and adversarial.steps are both 0: nothing to train")
+        return self
+
+
+def bundled_recipes() -> list[str]:
+    """Return the names that `load_recipe` knows without a path."""
+    folder = resources.files("srgan.training") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a bundled recipe by name, or a TOML file, and apply `key.path=value` overrides (values in TOML).
+
+    Raises RecipeError, in one line, for an unknown name, bad TOML, a misspelt key or a value out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {name_or_path} cannot be read: {error}") from error
+    elif name_or_path in bundled_recipes():
+        text = (resources.files("srgan.training") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
+    else:
+        raise RecipeError(
+            f"no recipe {name_or_path!r}: give a .toml file or one of {', '.join(bundled_recipes())}"
+        )
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    return validated(values, name_or_path)
+
+
+def validated(values: dict[str, Any], source: str) -> Recipe:
+    """Return the recipe that `values` describe; `source` names it in the error. Raises RecipeError."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {source}: {'; '.join(map(_plain, error.errors()))}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r}: write key=value, for example --set pretrain.steps=1000")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: --set objective=nonsaturating
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {override!r}: {parent} is a value, not a section")
+    values[last] = value
+
+
+def _plain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(problem["loc"])
+        return f"unknown key {key!r}" + (f" (known: {', '.join(known)})" if known else "")
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _keys_beside(location: Sequence[str | int]) -> list[str]:
+    model: Any = Recipe
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return sorted(model.model_fields)

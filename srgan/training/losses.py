@@ -1,0 +1,88 @@
+"""Content and perceptual losses: what SR should share with HR, in pixels and in features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srgan import backbones
+from srgan.errors import RecipeError
+from srgan.training.config import PerceptualRecipe
+
+
+def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean of √((sr - hr)² + 10⁻⁶), a smooth L1; a scalar (Lai et al. 2017)."""
+    return torch.sqrt((sr - hr).square() + 1e-6).mean()
+
+
+CONTENT_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,  # Ledig et al. 2017, eq. 4
+    "l1": F.l1_loss,
+    "charbonnier": charbonnier,
+}
+
+# Convolutions in each of VGG's five blocks (Simonyan and Zisserman 2015, table 1, columns D and E).
+_VGG_CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+
+class PerceptualLoss(nn.Module):
+    """Distance of VGG features of SR and HR, summed over layers by weight (Ledig et al. 2017, eq. 5).
+
+    `layers`: weight by name, "convI_J" being the J-th convolution of the I-th block. `feature_scale` multiplies
+    the features; see `PerceptualRecipe`. Inputs are (N,3,H,W) in [0,1]; ImageNet's mean and deviation are
+    buffers here. Returns a float32 scalar, also under autocast: half precision overflows in VGG.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, recipe: PerceptualRecipe) -> None:
+        super().__init__()
+        self.distance = CONTENT_LOSSES[recipe.kind]
+        self.feature_scale = recipe.feature_scale
+        self.taps = {
+            layer_index(recipe.network, name) + recipe.after_activation: weight
+            for name, weight in recipe.layers.items()
+        }
+        features = backbones.load_features(recipe.network, recipe.file)[: max(self.taps) + 1]
+        for layer in features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # a tap before the activation must keep its values
+        self.features = features
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the loss; its gradient reaches `sr` alone."""
+        with torch.autocast(sr.device.type, enabled=False):
+            with torch.no_grad():
+                targets = self.activations(hr.float())
+            activations = self.activations(sr.float())
+            terms = [
+                weight * self.distance(self.feature_scale * activations[tap], self.feature_scale * targets[tap])
+                for tap, weight in self.taps.items()
+            ]
+            return torch.stack(terms).sum()
+
+    def activations(self, picture: Tensor) -> dict[int, Tensor]:
+        """Return the tapped features of (N,3,H,W) pictures in [0,1], by index in torchvision's `features`."""
+        x, tapped = (picture - self.mean) / self.deviation, {}
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            if index in self.taps:
+                tapped[index] = x
+        return tapped
+
+
+def layer_index(network: str, layer: str) -> int:
+    """Return where the convolution `layer` ("conv5_4") stands in torchvision's `features`. Raises RecipeError."""
+    counts = _VGG_CONVOLUTIONS[network]
+    names = {f"conv{i}_{j}": (i, j) for i, count in enumerate(counts, 1) for j in range(1, count + 1)}
+    if layer not in names:
+        raise RecipeError(f"losses.perceptual.layers: {network} has no {layer!r}, only {', '.join(names)}")
+    block, position = names[layer]
+    # Each convolution is followed by its ReLU, each block by one pooling.
+    return 2 * (sum(counts[: block - 1]) + position - 1) + (block - 1)

@@ -1,0 +1,195 @@
+"""The networks: SRGAN's generator and its discriminator (Ledig et al. 2017, figure 4)."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SCALE = 4  # two sub-pixel ×2 steps, the paper's only factor
+
+# Reach of a 3×3 and of a 9×9 convolution on each side, in the pixels it runs on.
+_REACH_3, _REACH_9 = 1, 4
+
+
+class ResidualBlock(nn.Module):
+    """Convolution, PReLU, convolution, added to the input; (N,C,H,W) to (N,C,H,W)."""
+
+    def __init__(self, features: int, normalisation: str) -> None:
+        super().__init__()
+        bias = normalisation == "none"  # a normalisation layer has its own shift
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=bias)
+        self.norm1 = _norm(features, normalisation)
+        self.act = nn.PReLU()
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=bias)
+        self.norm2 = _norm(features, normalisation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` plus the block's correction."""
+        sum_: Tensor = x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        return sum_
+
+
+class SubPixelStep(nn.Module):
+    """×2 by sub-pixel convolution (Shi et al. 2016); (N,C,H,W) to (N,C,2H,2W).
+
+    The activation stands before the shuffle: a PReLU with one slope commutes with it, and there the inference
+    engine fuses it into the convolution.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(features, 4 * features, 3, padding=1)
+        self.act = nn.PReLU()
+        self.shuffle = nn.PixelShuffle(2)
+        icnr_(self.conv.weight, factor=2)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)  # four sub-pixels with four biases would start as a checkerboard
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` at twice the size."""
+        twice: Tensor = self.shuffle(self.act(self.conv(x)))
+        return twice
+
+
+class BicubicUpscale(nn.Module):
+    """×4 bicubic interpolation (a = -0.5, edges replicated) as one fixed convolution; (N,3,H,W) to (N,3,4H,4W).
+
+    Written as a convolution so that every engine computes the same: `Resize` nodes differ between runtimes in
+    their cubic coefficient and in what they do at the edges. Source of the kernel: Keys 1981.
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", _bicubic_phases(), persistent=False)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Return `lr` enlarged four times."""
+        phases = F.conv2d(F.pad(lr, (2, 2, 2, 2), mode="replicate"), self.kernel)
+        return F.pixel_shuffle(phases, SCALE)
+
+
+class Generator(nn.Module):
+    """SRResNet, the generator of SRGAN: LR (N,3,H,W) to SR (N,3,4H,4W), float RGB.
+
+    Input in [0,1]; the output is linear and may leave [0,1] a little, so it is clamped where it becomes a
+    picture and never in training, where a clamp would cut the gradient. `normalisation`: "none" (default) or
+    "batch" (the paper). Differences from the paper, each measured by others (docs/decisions.md): no
+    normalisation, residual branches that start at a tenth, ICNR, and a bicubic skip around the whole network.
+    """
+
+    def __init__(self, blocks: int = 16, features: int = 64, normalisation: str = "none") -> None:
+        super().__init__()
+        self.blocks_count = blocks
+        self.head = nn.Sequential(nn.Conv2d(3, features, 9, padding=4), nn.PReLU())
+        self.blocks = nn.Sequential(*(ResidualBlock(features, normalisation) for _ in range(blocks)))
+        self.trunk = nn.Sequential(
+            nn.Conv2d(features, features, 3, padding=1, bias=normalisation == "none"),
+            _norm(features, normalisation),
+        )
+        self.upscale = nn.Sequential(SubPixelStep(features), SubPixelStep(features))
+        self.tail = nn.Conv2d(features, 3, 9, padding=4)
+        self.skip = BicubicUpscale()
+        with torch.no_grad():
+            if normalisation == "none":
+                for block in self.blocks:  # 16 residual sums at full strength would start too loud
+                    cast(ResidualBlock, block).conv2.weight.mul_(0.1)
+            self.tail.weight.mul_(0.1)  # start near bicubic
+            nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]  # a Conv2d made with bias has one
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Return SR, not clamped."""
+        shallow = self.head(lr)
+        deep = shallow + self.trunk(self.blocks(shallow))
+        sr: Tensor = self.tail(self.upscale(deep)) + self.skip(lr)
+        return sr
+
+    @property
+    def halo_lr_px(self) -> int:
+        """How far, in LR pixels, an output pixel can see: the context that makes tiling exact."""
+        at_lr = _REACH_9 + 2 * _REACH_3 * self.blocks_count + _REACH_3 + _REACH_3
+        return math.ceil(at_lr + _REACH_3 / 2 + _REACH_9 / 4)
+
+
+class Discriminator(nn.Module):
+    """VGG-style classifier of Ledig et al. 2017: (N,3,P,P) in [0,1] to (N,1) logits, P = `patch_hr_px`.
+
+    Eight 3×3 convolutions, every second with stride 2, `features` doubling from 64 to 512 by default, then two
+    dense layers. `normalisation`: "batch" (the paper), "none" or "spectral".
+    """
+
+    def __init__(self, patch_hr_px: int = 96, features: int = 64, normalisation: str = "batch") -> None:
+        super().__init__()
+        if patch_hr_px % 16:
+            raise ValueError(f"patch_hr_px must be a multiple of 16 (four strides of 2), not {patch_hr_px}")
+        widths = [features * factor for factor in (1, 1, 2, 2, 4, 4, 8, 8)]
+        layers: list[nn.Module] = []
+        before = 3
+        for index, width in enumerate(widths):
+            stride = 1 + index % 2
+            # The first layer is never normalised: its statistics are the picture's own brightness.
+            kind = "none" if index == 0 and normalisation == "batch" else normalisation
+            conv = nn.Conv2d(before, width, 3, stride, padding=1, bias=kind != "batch")
+            layers += [_spectral(conv, normalisation), _norm(width, kind), nn.LeakyReLU(0.2, inplace=True)]
+            before = width
+        self.convolutions = nn.Sequential(*layers)
+        self.dense = nn.Sequential(
+            _spectral(nn.Linear(before * (patch_hr_px // 16) ** 2, 16 * features), normalisation),
+            nn.LeakyReLU(0.2, inplace=True),
+            _spectral(nn.Linear(16 * features, 1), normalisation),
+        )
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Return one logit per picture: above 0 means "real"."""
+        logits: Tensor = self.dense(self.convolutions(2 * picture - 1).flatten(1))
+        return logits
+
+
+def icnr_(weight: Tensor, factor: int) -> Tensor:
+    """Initialise a sub-pixel convolution so that its `factor`² sub-pixels start equal, in place.
+
+    `weight`: (C·factor², C_in, k, k). Removes the checkerboard of random starts (Aitken et al. 2017).
+    """
+    kernels = torch.empty(weight.shape[0] // factor**2, *weight.shape[1:])
+    nn.init.kaiming_normal_(kernels, a=0.25)  # PReLU's first slope
+    with torch.no_grad():
+        weight.copy_(kernels.repeat_interleave(factor**2, dim=0))
+    return weight
+
+
+def _norm(features: int, kind: str) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(features)
+    if kind in ("none", "spectral"):
+        return nn.Identity()
+    raise ValueError(f"unknown normalisation {kind!r}: choose none, batch or, for a discriminator, spectral")
+
+
+def _spectral(layer: nn.Module, normalisation: str) -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(layer) if normalisation == "spectral" else layer
+
+
+def _bicubic_phases() -> Tensor:
+    """Keys' kernel sampled for the 16 sub-pixel phases of ×4: (48,3,5,5), channel order of pixel_shuffle."""
+
+    def keys(x: float, a: float = -0.5) -> float:
+        x = abs(x)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+    # Output pixel 4i+p sits at LR coordinate i + (p + ½)/4 - ½; its taps lie at offsets -2..2 from i.
+    taps = torch.tensor(
+        [[keys((p + 0.5) / SCALE - 0.5 - offset) for offset in range(-2, 3)] for p in range(SCALE)],
+        dtype=torch.float64,
+    )
+    phases = torch.einsum("py,qx->pqyx", taps, taps).reshape(SCALE**2, 5, 5)
+    kernel = torch.zeros(3, SCALE**2, 3, 5, 5, dtype=torch.float64)
+    for channel in range(3):
+        kernel[channel, :, channel] = phases
+    return kernel.reshape(3 * SCALE**2, 3, 5, 5).float()
