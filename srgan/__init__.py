@@ -1,0 +1,1 @@
+"""Photographs four times larger, by SRGAN (Ledig et al. 2017)."""
