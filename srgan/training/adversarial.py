@@ -1,18 +1,20 @@
 """The adversarial game: what the discriminator is taught and what the generator gains by deceiving it.
 
-Every objective has the same four methods, so the trainer's step does not change when the objective does:
+Every objective has the same methods, so the trainer's step does not change when the objective does:
 
     discriminator_loss(D, hr, sr)   scalar; `sr` is detached by the caller
-    generator_loss(D, hr, sr)       scalar whose gradient must reach `sr`
+    generator_loss(D, hr, sr)       scalar whose gradient reaches `sr`
     after_discriminator_step(D)     for objectives that act on D or on their own state after its update
+    scores(D, pictures)             (N,) how real D finds each picture, for watching the game
     state_dict(), load_state_dict() what must survive a resume
 
-D maps (N,3,P,P) pictures in [0,1] to (N,1) logits.
+D maps pictures (N,3,P,P) in [0,1] to logits, (N,1) or a map (N,1,h,w); BEGAN's maps them to pictures. Losses
+are means over all logits, in float32. Random numbers come from a CPU generator that the state carries.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,65 +23,219 @@ from torch import Tensor, nn
 from srgan.training.config import AdversarialRecipe
 
 
-class Objective(Protocol):
-    """One way to play the game."""
+class Objective:
+    """Base of all objectives; D's own steps per generator step default to `discriminator_steps`."""
 
-    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
-        """Return what the discriminator minimises."""
-
-    def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
-        """Return what the generator minimises, before its weight."""
-
-    def after_discriminator_step(self, discriminator: nn.Module) -> None:
-        """Act after the discriminator's update."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the objective's own state."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-
-
-class NonSaturating:
-    """Cross-entropy game with noisy soft labels (Goodfellow et al. 2014, section 3; Salimans et al. 2016).
-
-    The discriminator's labels are drawn anew for every picture and step, real from U(0.7, 1.2), fake from
-    U(0, 0.3) by default, so it never grows certain; labels above 1 are meant. The generator is judged against 1.
-    Random numbers come from `random`, a CPU generator.
-    """
+    discriminator_steps: ClassVar[int] = 1
 
     def __init__(self, recipe: AdversarialRecipe, random: torch.Generator) -> None:
-        self.real_labels, self.fake_labels = recipe.real_labels, recipe.fake_labels
-        self._random = random
+        self.recipe, self._random = recipe, random
 
     def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
-        """Return BCE(D(hr), real labels) + BCE(D(sr), fake labels)."""
-        real, fake = discriminator(hr).float(), discriminator(sr).float()
-        return F.binary_cross_entropy_with_logits(
-            real, self.labels(real, self.real_labels)
-        ) + F.binary_cross_entropy_with_logits(fake, self.labels(fake, self.fake_labels))
+        """Return what the discriminator minimises; a scalar."""
+        raise NotImplementedError
 
     def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
-        """Return -log D(sr) (Ledig et al. 2017, eq. 6)."""
-        fake = discriminator(sr).float()
-        return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
+        """Return what the generator minimises, before its weight; a scalar."""
+        raise NotImplementedError
 
     def after_discriminator_step(self, discriminator: nn.Module) -> None:
-        """Nothing to do: this game has no constraint on D."""
+        """Act after the discriminator's update; most objectives have nothing to do."""
+
+    def scores(self, discriminator: nn.Module, pictures: Tensor) -> Tensor:
+        """Return (N,) how real each picture looks to the discriminator; higher is more real."""
+        return _logits(discriminator, pictures).flatten(1).mean(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the label noise."""
+        """Return what must survive a resume."""
         return {"random": self._random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the label noise where `state` left it."""
+        """Go on where `state` left off."""
         self._random.set_state(state["random"])
 
-    def labels(self, logits: Tensor, bounds: tuple[float, float]) -> Tensor:
-        """Return one label for each logit, uniform in `bounds`."""
-        low, high = bounds
-        noise = torch.rand(logits.shape, generator=self._random)
-        return (low + (high - low) * noise).to(logits.device)
+    def _uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """One number for each picture of `like`, uniform in [low, high), shaped to broadcast against it."""
+        noise = torch.rand(len(like), *[1] * (like.dim() - 1), generator=self._random)
+        return (low + (high - low) * noise).to(like.device)
 
 
-OBJECTIVES: dict[str, type[NonSaturating]] = {"nonsaturating": NonSaturating}
+class NonSaturating(Objective):
+    """Cross-entropy with noisy soft labels (Goodfellow et al. 2014, section 3; Salimans et al. 2016, 3.4).
+
+    The discriminator's labels are drawn anew for every picture and step, real from U(0.7, 1.2), fake from
+    U(0, 0.3) by default, so it never grows certain; labels above 1 are meant. The generator is judged against 1.
+    One-sided smoothing is `real_labels = [0.9, 0.9]`, `fake_labels = [0, 0]`.
+    """
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return BCE(D(hr), real labels) + BCE(D(sr), fake labels)."""
+        real, fake = _logits(discriminator, hr), _logits(discriminator, sr)
+        real_labels = self._uniform(real, *self.recipe.real_labels).expand_as(real)
+        fake_labels = self._uniform(fake, *self.recipe.fake_labels).expand_as(fake)
+        return F.binary_cross_entropy_with_logits(real, real_labels) + F.binary_cross_entropy_with_logits(
+            fake, fake_labels
+        )
+
+    def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return -log D(sr) (Ledig et al. 2017, eq. 6)."""
+        return _against(_logits(discriminator, sr), 1.0)
+
+
+class Minimax(Objective):
+    """The original two-player value (Goodfellow et al. 2014, eq. 1); saturates, for study."""
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return -log D(hr) - log(1 - D(sr))."""
+        return _against(_logits(discriminator, hr), 1.0) + _against(_logits(discriminator, sr), 0.0)
+
+    def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return log(1 - D(sr)); its gradient vanishes where D is sure."""
+        return -_against(_logits(discriminator, sr), 0.0)
+
+
+class LeastSquares(Objective):
+    """LSGAN (Mao et al. 2017, eq. 9 without its halves)."""
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return (D(hr) - 1)² + D(sr)²."""
+        return (_logits(discriminator, hr) - 1).square().mean() + _logits(discriminator, sr).square().mean()
+
+    def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return (D(sr) - 1)²."""
+        return (_logits(discriminator, sr) - 1).square().mean()
+
+
+class Wasserstein(Objective):
+    """WGAN: a critic with clipped weights estimates the earth mover's distance (Arjovsky et al. 2017, alg. 1)."""
+
+    discriminator_steps = 5  # likewise, algorithm 1
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return mean D(sr) - mean D(hr)."""
+        return _logits(discriminator, sr).mean() - _logits(discriminator, hr).mean()
+
+    def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return -mean D(sr)."""
+        return -_logits(discriminator, sr).mean()
+
+    @torch.no_grad()
+    def after_discriminator_step(self, discriminator: nn.Module) -> None:
+        """Clip every weight, which bounds how steep the critic can be."""
+        for parameter in discriminator.parameters():
+            parameter.clamp_(-self.recipe.clip_weights, self.recipe.clip_weights)
+
+
+class WassersteinGradientPenalty(Wasserstein):
+    """WGAN-GP: slope 1 asked for between real and generated pictures (Gulrajani et al. 2017, algorithm 1)."""
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return mean D(sr) - mean D(hr) + λ (slope - 1)²."""
+        share = self._uniform(hr)
+        mix = share * hr + (1 - share) * sr
+        penalty = gradient_penalty(discriminator, mix)
+        return super().discriminator_loss(discriminator, hr, sr) + self.recipe.gradient_penalty * penalty
+
+    def after_discriminator_step(self, discriminator: nn.Module) -> None:
+        """Nothing to do: the penalty took the clipping's place."""
+
+
+class Dragan(NonSaturating):
+    """DRAGAN: cross-entropy, with slope 1 asked for around real pictures (Kodali et al. 2017, algorithm 1)."""
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return the cross-entropy + λ (slope - 1)² at real pictures under noise of half their deviation."""
+        noise = torch.rand(hr.shape, generator=self._random).to(hr.device)
+        near = hr + self._uniform(hr) * 0.5 * hr.std() * noise
+        penalty = gradient_penalty(discriminator, near)
+        return super().discriminator_loss(discriminator, hr, sr) + self.recipe.gradient_penalty * penalty
+
+
+class Began(Objective):
+    """BEGAN: D is an autoencoder, its error the loss, k the balance (Berthelot et al. 2017, section 3.4)."""
+
+    def __init__(self, recipe: AdversarialRecipe, random: torch.Generator) -> None:
+        super().__init__(recipe, random)
+        self.k = 0.0  # how much of D's attention goes to generated pictures
+        self._errors = (0.0, 0.0)
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return L(hr) - k L(sr), L(v) = |v - D(v)|."""
+        real, fake = self._errors_of(discriminator, hr).mean(), self._errors_of(discriminator, sr).mean()
+        self._errors = (float(real.detach()), float(fake.detach()))
+        return real - self.k * fake
+
+    def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return L(sr)."""
+        return self._errors_of(discriminator, sr).mean()
+
+    def after_discriminator_step(self, discriminator: nn.Module) -> None:
+        """Move k so that L(sr) approaches γ L(hr)."""
+        real, fake = self._errors
+        gain = self.recipe.began_gain * (self.recipe.began_gamma * real - fake)
+        self.k = min(1.0, max(0.0, self.k + gain))
+
+    def scores(self, discriminator: nn.Module, pictures: Tensor) -> Tensor:
+        """Return (N,) minus the error with which the autoencoder reproduces each picture."""
+        return -self._errors_of(discriminator, pictures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive a resume, k among it."""
+        return super().state_dict() | {"k": self.k}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` left off."""
+        super().load_state_dict(state)
+        self.k = state["k"]
+
+    def _errors_of(self, discriminator: nn.Module, pictures: Tensor) -> Tensor:
+        errors: Tensor = (pictures - discriminator(pictures).float()).abs()
+        return errors.flatten(1).mean(1)
+
+
+class RelativisticAverage(Objective):
+    """Is a picture more real than the others on average? (Jolicoeur-Martineau 2018; Wang et al. 2018, eq. 1)."""
+
+    def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return BCE(D(hr) - mean D(sr), 1) + BCE(D(sr) - mean D(hr), 0), halved."""
+        real, fake = _logits(discriminator, hr), _logits(discriminator, sr)
+        return (_against(real - fake.mean(), 1.0) + _against(fake - real.mean(), 0.0)) / 2
+
+    def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
+        """Return the reverse; the gradient comes through both terms."""
+        real, fake = _logits(discriminator, hr), _logits(discriminator, sr)
+        return (_against(real - fake.mean(), 0.0) + _against(fake - real.mean(), 1.0)) / 2
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "nonsaturating": NonSaturating,
+    "minimax": Minimax,
+    "lsgan": LeastSquares,
+    "wgan": Wasserstein,
+    "wgan-gp": WassersteinGradientPenalty,
+    "dragan": Dragan,
+    "began": Began,
+    "relativistic-average": RelativisticAverage,
+}
+
+
+def gradient_penalty(discriminator: nn.Module, pictures: Tensor) -> Tensor:
+    """Return the mean of (‖∇D‖ - 1)² over `pictures` (N,3,P,P), differentiable in D's weights.
+
+    In float32 whatever the precision around it: a gradient of a gradient does not survive bfloat16.
+    """
+    pictures = pictures.detach().requires_grad_(True)
+    with torch.autocast(pictures.device.type, enabled=False):
+        scores = discriminator(pictures).float().flatten(1).mean(1)
+        (slope,) = torch.autograd.grad(scores.sum(), pictures, create_graph=True)
+    slopes: Tensor = slope.flatten(1).norm(dim=1)
+    return (slopes - 1).square().mean()
+
+
+def _logits(discriminator: nn.Module, pictures: Tensor) -> Tensor:
+    logits: Tensor = discriminator(pictures).float()
+    return logits
+
+
+def _against(logits: Tensor, label: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))

@@ -31,8 +31,9 @@ class GeneratorRecipe(_Strict):
 
 
 class DiscriminatorRecipe(_Strict):
-    """Keyword arguments of `models.Discriminator`, beside the patch size."""
+    """Which of `models.DISCRIMINATORS`, and its keyword arguments beside the patch size."""
 
+    kind: Literal["vgg", "unet", "patch", "autoencoder"] = "vgg"  # Ledig et al. 2017, figure 4
     features: Annotated[int, Field(ge=1, le=512)] = 64
     normalisation: Literal["batch", "none", "spectral"] = "batch"
 
@@ -70,6 +71,10 @@ class AdversarialRecipe(_Strict):
     weight: Weight = 1e-3  # Ledig et al. 2017, eq. 3
     real_labels: Range = (0.7, 1.2)  # noisy soft labels, drawn anew for every picture and step (ganhacks 6)
     fake_labels: Range = (0.0, 0.3)
+    clip_weights: Positive = 0.01  # wgan: Arjovsky et al. 2017, algorithm 1
+    gradient_penalty: Weight = 10.0  # wgan-gp, dragan: Gulrajani et al. 2017, algorithm 1
+    began_gamma: Fraction = 0.7  # began: wanted ratio of the two errors, Berthelot et al. 2017, figure 3
+    began_gain: Positive = 1e-3  # began: how fast k moves, likewise, section 3.4
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
@@ -85,6 +90,7 @@ class LossesRecipe(_Strict):
 
     content: ContentRecipe = ContentRecipe()
     perceptual: PerceptualRecipe = PerceptualRecipe()
+    artifact: Weight = 0.0  # weight of the LDL term, Liang et al. 2022; not in the paper, so off
     adversarial: AdversarialRecipe = AdversarialRecipe()
 
 
@@ -123,6 +129,9 @@ class AdversarialStageRecipe(StageRecipe):
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly
     hold: Fraction = 0.5
     discriminator_learning_rate: Positive = 1e-4
+    discriminator_steps: Annotated[int, Field(ge=0, le=100)] = (
+        0  # per generator step; 0: the objective's own number
+    )
     discriminator_alone_steps: Annotated[int, Field(ge=0)] = 0  # before the generator moves
     ramp_steps: Annotated[int, Field(ge=0)] = 0  # over which the adversarial weight grows from 0
 
@@ -133,7 +142,9 @@ class Recipe(_Strict):
     seed: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 on GPUs that have it
     start: str = ""  # safetensors weights of a generator to start from; empty: from scratch
-    objective: Literal["nonsaturating"] = "nonsaturating"
+    objective: Literal[
+        "nonsaturating", "minimax", "lsgan", "wgan", "wgan-gp", "dragan", "began", "relativistic-average"
+    ] = "nonsaturating"
     generator: GeneratorRecipe = GeneratorRecipe()
     discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
     data: DataRecipe = DataRecipe()
@@ -148,6 +159,23 @@ class Recipe(_Strict):
     def _patches_fit(self) -> Self:
         if self.adversarial.steps and self.adversarial.patch_hr_px % 16:
             raise ValueError("adversarial.patch_hr_px must be a multiple of 16 for the discriminator's strides")
+        if not self.adversarial.steps:
+            return self
+        kind, normalisation = self.discriminator.kind, self.discriminator.normalisation
+        if (self.objective == "began") != (kind == "autoencoder"):
+            raise ValueError(
+                f"objective {self.objective!r} cannot use discriminator.kind {kind!r}: began needs "
+                "'autoencoder', and nothing else does"
+            )
+        if self.objective == "wgan-gp" and normalisation == "batch":
+            raise ValueError(
+                "objective 'wgan-gp' needs a critic without BatchNorm, since its penalty is taken picture by "
+                "picture: set discriminator.normalisation to none or spectral"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
         if not self.pretrain.steps and not self.adversarial.steps:
             raise ValueError("pretrain.steps and adversarial.steps are both 0: nothing to train")
         return self

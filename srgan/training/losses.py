@@ -24,6 +24,35 @@ CONTENT_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "charbonnier": charbonnier,
 }
 
+
+class ArtifactLoss(nn.Module):
+    """L1 where SR looks like an artifact: locally restless, and worse than the average generator (LDL).
+
+    `average`: the averaged generator, whose own SR is the steadier reference. Inputs are (N,3,P,P) SR and HR and
+    (N,3,P/4,P/4) LR, in [0,1]; returns a scalar. Source: Liang et al. 2022, eq. 3 to 7, window 7.
+    """
+
+    def __init__(self, average: nn.Module) -> None:
+        super().__init__()
+        self._average = (average,)  # in a tuple: it is not this module's own
+
+    def forward(self, sr: Tensor, hr: Tensor, lr: Tensor) -> Tensor:
+        """Return the weighted L1; the weights carry no gradient."""
+        with torch.no_grad():
+            residual = (sr - hr).abs().sum(1, keepdim=True)
+            steady = (self._average[0](lr).float() - hr).abs().sum(1, keepdim=True)
+            overall = residual.var(dim=(1, 2, 3), keepdim=True) ** (1 / 5)
+            weight = overall * local_variance(residual) * (residual >= steady)
+        return F.l1_loss(weight * sr, weight * hr)
+
+
+def local_variance(picture: Tensor, window: int = 7) -> Tensor:
+    """Unbiased variance of (N,1,H,W) in a sliding window, edges reflected; the same shape."""
+    padded = F.pad(picture, [window // 2] * 4, mode="reflect")
+    mean, square = F.avg_pool2d(padded, window, 1), F.avg_pool2d(padded.square(), window, 1)
+    return (square - mean.square()).clamp(min=0) * window**2 / (window**2 - 1)
+
+
 # Convolutions in each of VGG's five blocks (Simonyan and Zisserman 2015, table 1, columns D and E).
 _VGG_CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 

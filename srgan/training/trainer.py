@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from srgan.training.adversarial import OBJECTIVES, Objective
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
 from srgan.training.data import Patches, PictureCache, split
 from srgan.training.export import export_generator
-from srgan.training.losses import CONTENT_LOSSES, PerceptualLoss
-from srgan.training.models import SCALE, Discriminator, Generator
+from srgan.training.losses import CONTENT_LOSSES, ArtifactLoss, PerceptualLoss
+from srgan.training.models import DISCRIMINATORS, SCALE, Generator
 from srgan.weights import ModelMetadata
 
 log = logging.getLogger(__name__)
 
 Terms = dict[str, Tensor]  # scalars by name
+TermFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (sr, hr, lr)
+BatchSource = Callable[[], tuple[Tensor, Tensor]]  # a new (lr, hr) at every call
 STAGES = ("pretrain", "adversarial")
 _FINISH_S = 15.0  # kept back from `--minutes` for the last validation, checkpoint and export
 
@@ -97,10 +100,11 @@ def train(
                 begin_stage(players, stage)
                 position = Position(name, 0, position.elapsed_s, time.monotonic() - began)
             resume = False
-            step_of = stage_step(name, recipe, players, fabric)
+            step = stage_step(name, recipe, players, fabric)
             patches = Patches(
                 training, stage.patch_hr_px + 2 * degradation.MARGIN_HR_PX, fabric.device, patch_random
             )
+            batch = partial(draw_pair, patches, stage.batch_size)
             ends_s = _stage_end_s(recipe, name, minutes)
 
             saved_s = validated_s = time.monotonic() - began
@@ -109,9 +113,8 @@ def train(
                 done = _progress(stage, position, now_s, ends_s)
                 if done >= 1 or stop():
                     break
-                lr, hr = degradation.pair(patches.draw(stage.batch_size))
                 rate = learning_rate(stage, position.step, done)
-                terms = step_of(lr, hr, position.step, rate)
+                terms = step(batch, position.step, rate)
                 position.step += 1
 
                 if position.step % recipe.log_steps == 0:
@@ -140,6 +143,11 @@ def train(
     return exported
 
 
+def draw_pair(patches: Patches, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return a new batch: LR (B,3,h,w) and HR (B,3,4h,4w) in [0,1]."""
+    return degradation.pair(patches.draw(batch_size))
+
+
 def pretrain_step(
     fabric: Fabric,
     players: Players,
@@ -156,43 +164,40 @@ def pretrain_step(
     return {"content": loss.detach(), "gradient_norm": norm}
 
 
-def adversarial_step(
+def discriminator_step(fabric: Fabric, players: Players, hr: Tensor, sr: Tensor, clip: float) -> Terms:
+    """One update of the discriminator on real and generated pictures; the generator is not touched."""
+    loss = players.objective.discriminator_loss(players.discriminator, hr, sr.detach())
+    descend(fabric, players.discriminator, players.discriminator_optimizer, loss, clip)
+    players.objective.after_discriminator_step(players.discriminator)
+    return {"discriminator": loss.detach()}
+
+
+def generator_step(
     fabric: Fabric,
     players: Players,
-    losses: dict[str, Callable[[Tensor, Tensor], Tensor]],
+    losses: dict[str, TermFunction],
     weights: dict[str, float],
     lr: Tensor,
     hr: Tensor,
+    sr: Tensor,
     clip: float,
     *,
-    discriminator_alone: bool = False,
     measure: bool = False,
 ) -> Terms:
-    """One update of the discriminator, then one of the generator (Goodfellow et al. 2014, algorithm 1).
+    """One update of the generator by the weighted sum of its terms; the discriminator is not touched.
 
-    `losses`: the terms beside the adversarial one. `weights`: one for each term, "adversarial" included.
-    `measure`: also return the discriminator's accuracy and each weighted term's gradient norm with respect to
-    SR, the balance that the weights really strike.
+    `losses`: the terms beside the adversarial one. `weights`: one for each term, "adversarial" included. `sr`:
+    the generator's output for `lr`, with its graph. `measure`: also return each weighted term's gradient norm
+    with respect to SR, the balance that the weights really strike.
     """
-    objective, discriminator = players.objective, players.discriminator
-    sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
-    d_loss = objective.discriminator_loss(discriminator, hr, sr.detach())
-    descend(fabric, discriminator, players.discriminator_optimizer, d_loss, clip)
-    objective.after_discriminator_step(discriminator)
-    scalars = {"discriminator": d_loss.detach()}
-    if measure:
-        scalars["discriminator_accuracy"] = accuracy(discriminator, hr, sr.detach())
-    if discriminator_alone:
-        return scalars
-    with frozen(discriminator):
-        terms = {name: loss(sr, hr) for name, loss in losses.items()}
-        terms["adversarial"] = objective.generator_loss(discriminator, hr, sr)
-        if measure:
-            scalars |= gradient_norms(terms, weights, sr)
+    with frozen(players.discriminator):
+        terms = {name: loss(sr, hr, lr) for name, loss in losses.items()}
+        terms["adversarial"] = players.objective.generator_loss(players.discriminator, hr, sr)
+        measured = gradient_norms(terms, weights, sr) if measure else {}
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        scalars["gradient_norm"] = descend(fabric, players.generator, players.generator_optimizer, total, clip)
+        norm = descend(fabric, players.generator, players.generator_optimizer, total, clip)
     players.ema.update_parameters(players.generator)
-    return scalars | {name: term.detach() for name, term in terms.items()}
+    return {name: term.detach() for name, term in terms.items()} | measured | {"gradient_norm": norm}
 
 
 def descend(
@@ -224,13 +229,13 @@ def gradient_norms(terms: Terms, weights: dict[str, float], sr: Tensor) -> Terms
     }
 
 
-def accuracy(discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
-    """Return the share of pictures that the discriminator judges rightly; 0.5 is guessing."""
-    discriminator.eval()  # so that looking leaves no trace in running statistics
+def accuracy(players: Players, hr: Tensor, sr: Tensor) -> Tensor:
+    """Return the share of (real, generated) pairs that the discriminator ranks rightly; 0.5 is guessing."""
+    players.discriminator.eval()  # so that looking leaves no trace in running statistics
     with torch.no_grad():
-        right = torch.cat([discriminator(hr) > 0, discriminator(sr) <= 0])
-    discriminator.train()
-    return right.float().mean()
+        real, fake = (players.objective.scores(players.discriminator, pictures) for pictures in (hr, sr))
+    players.discriminator.train()
+    return torch.heaviside(real[:, None] - fake[None, :], torch.tensor(0.5, device=real.device)).mean()
 
 
 def learning_rate(stage: StageRecipe, step: int, progress: float) -> float:
@@ -252,10 +257,12 @@ def make_players(recipe: Recipe, fabric: Fabric, label_random: torch.Generator) 
         checkpoint.fill(generator, started.state_dict(), recipe.start)
     stage = recipe.adversarial
     # Without a second stage the discriminator is never used; a token one keeps the checkpoint's shape.
-    width = recipe.discriminator.features if stage.steps else 1
-    discriminator = Discriminator(
-        stage.patch_hr_px if stage.steps else 16, width, recipe.discriminator.normalisation
+    kind, features, normalisation = (
+        recipe.discriminator.kind,
+        recipe.discriminator.features,
+        recipe.discriminator.normalisation,
     )
+    discriminator = DISCRIMINATORS[kind](stage.patch_hr_px, features if stage.steps else 1, normalisation)
     channels_last: Any = torch.channels_last
     generator, discriminator = (
         generator.to(memory_format=channels_last),
@@ -291,43 +298,56 @@ def begin_stage(players: Players, stage: StageRecipe) -> None:
 
 def stage_step(
     name: str, recipe: Recipe, players: Players, fabric: Fabric
-) -> Callable[[Tensor, Tensor, int, float], Terms]:
-    """Return the stage's step as a function of (lr, hr, step, learning rate)."""
+) -> Callable[[BatchSource, int, float], Terms]:
+    """Return the stage's step as a function of (source of batches, step, learning rate)."""
     if name == "pretrain":
         content = CONTENT_LOSSES[recipe.pretrain.content]
 
-        def pretrain(lr: Tensor, hr: Tensor, step: int, rate: float) -> Terms:
+        def pretrain(batch: BatchSource, step: int, rate: float) -> Terms:
             _set_rate(players.generator_optimizer, rate)
+            lr, hr = batch()
             return pretrain_step(fabric, players, content, lr, hr, recipe.pretrain.clip_norm)
 
         return pretrain
 
     stage, losses = recipe.adversarial, recipe.losses
-    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+    functions: dict[str, TermFunction] = {}
     if losses.content.weight:
-        functions["content"] = CONTENT_LOSSES[losses.content.kind]
+        functions["content"] = _of_pictures(CONTENT_LOSSES[losses.content.kind])
     if losses.perceptual.weight:
-        functions["perceptual"] = PerceptualLoss(losses.perceptual).to(fabric.device)
-    term_weights = {"content": losses.content.weight, "perceptual": losses.perceptual.weight}
+        functions["perceptual"] = _of_pictures(PerceptualLoss(losses.perceptual).to(fabric.device))
+    if losses.artifact:
+        functions["artifact"] = ArtifactLoss(players.ema)
+    term_weights = {
+        "content": losses.content.weight,
+        "perceptual": losses.perceptual.weight,
+        "artifact": losses.artifact,
+    }
 
-    def adversarial(lr: Tensor, hr: Tensor, step: int, rate: float) -> Terms:
+    def adversarial(batch: BatchSource, step: int, rate: float) -> Terms:
         _set_rate(players.generator_optimizer, rate)
         share = rate / stage.learning_rate
         _set_rate(players.discriminator_optimizer, share * stage.discriminator_learning_rate)
-        weight = losses.adversarial.weight * _ramp(stage, step)
-        return adversarial_step(
-            fabric,
-            players,
-            functions,
-            term_weights | {"adversarial": weight},
-            lr,
-            hr,
-            stage.clip_norm,
-            discriminator_alone=step < stage.discriminator_alone_steps,
-            measure=(step + 1) % recipe.log_steps == 0,
+        measure = (step + 1) % recipe.log_steps == 0
+        for _ in range(discriminator_steps(recipe)):
+            lr, hr = batch()
+            sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
+            terms = discriminator_step(fabric, players, hr, sr, stage.clip_norm)
+        if measure:
+            terms["discriminator_accuracy"] = accuracy(players, hr, sr.detach())
+        if step < stage.discriminator_alone_steps:
+            return terms
+        weights = term_weights | {"adversarial": losses.adversarial.weight * _ramp(stage, step)}
+        return terms | generator_step(
+            fabric, players, functions, weights, lr, hr, sr, stage.clip_norm, measure=measure
         )
 
     return adversarial
+
+
+def discriminator_steps(recipe: Recipe) -> int:
+    """Return how often the discriminator moves for each step of the generator."""
+    return recipe.adversarial.discriminator_steps or OBJECTIVES[recipe.objective].discriminator_steps
 
 
 def validate(generator: nn.Module, cache: PictureCache, crop_px: int = 256) -> dict[str, float]:
@@ -502,6 +522,10 @@ def _ema_of(generator: nn.Module, decay: float) -> AveragedModel:
     inner = getattr(generator, "module", generator)  # without Fabric's wrapper
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(inner, multi_avg_fn=average, use_buffers=True)
+
+
+def _of_pictures(loss: Callable[[Tensor, Tensor], Tensor]) -> TermFunction:
+    return lambda sr, hr, _lr: loss(sr, hr)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
