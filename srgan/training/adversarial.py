@@ -9,7 +9,7 @@ Every objective has the same methods, so the trainer's step does not change when
     state_dict(), load_state_dict() what must survive a resume
 
 D maps pictures (N,3,P,P) in [0,1] to logits, (N,1) or a map (N,1,h,w); BEGAN's maps them to pictures. Losses
-are means over all logits, in float32. Random numbers come from a CPU generator that the state carries.
+are means over all logits, in float32. Random numbers come from `random`, a CPU generator.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Objective:
     discriminator_steps: ClassVar[int] = 1
 
     def __init__(self, recipe: AdversarialRecipe, random: torch.Generator) -> None:
-        self.recipe, self._random = recipe, random
+        self.recipe, self.random = recipe, random
 
     def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
         """Return what the discriminator minimises; a scalar."""
@@ -47,16 +47,15 @@ class Objective:
         return _logits(discriminator, pictures).flatten(1).mean(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must survive a resume."""
-        return {"random": self._random.get_state()}
+        """Return what must survive a resume, beside `random`, which each process has its own of."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` left off."""
-        self._random.set_state(state["random"])
 
     def _uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         """One number for each picture of `like`, uniform in [low, high), shaped to broadcast against it."""
-        noise = torch.rand(len(like), *[1] * (like.dim() - 1), generator=self._random)
+        noise = torch.rand(len(like), *[1] * (like.dim() - 1), generator=self.random)
         return (low + (high - low) * noise).to(like.device)
 
 
@@ -145,7 +144,7 @@ class Dragan(NonSaturating):
 
     def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
         """Return the cross-entropy + λ (slope - 1)² at real pictures under noise of half their deviation."""
-        noise = torch.rand(hr.shape, generator=self._random).to(hr.device)
+        noise = torch.rand(hr.shape, generator=self.random).to(hr.device)
         near = hr + self._uniform(hr) * 0.5 * hr.std() * noise
         penalty = gradient_penalty(discriminator, near)
         return super().discriminator_loss(discriminator, hr, sr) + self.recipe.gradient_penalty * penalty
@@ -180,13 +179,12 @@ class Began(Objective):
         return -self._errors_of(discriminator, pictures)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what must survive a resume, k among it."""
-        return super().state_dict() | {"k": self.k}
+        """Return k."""
+        return {"k": self.k}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` left off."""
-        super().load_state_dict(state)
-        self.k = state["k"]
+        self.k = float(state["k"])
 
     def _errors_of(self, discriminator: nn.Module, pictures: Tensor) -> Tensor:
         errors: Tensor = (pictures - discriminator(pictures).float()).abs()

@@ -1,55 +1,113 @@
-"""The full state of a training run as one file: all that is needed to go on as if never stopped."""
+"""The full state of a training run as one file: all that is needed to go on as if never stopped.
+
+A checkpoint is one line, `srgan-checkpoint 1 SHA256`, and what `torch.save` made of the state; the hash tells a
+torn file from a whole one. Loading never executes code.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from srgan.errors import WeightsError
+from srgan.errors import TrainingError, WeightsError
 from srgan.files import write_atomically
+from srgan.training.config import GeneratorRecipe
 from srgan.training.models import Generator
 from srgan.weights import METADATA_KEY, ModelMetadata
 
-FORMAT = 1
-FILE_NAME = "checkpoint.pt"
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"  # in the run's folder
+BEST = "best"  # what the name of the best checkpoint of a stage ends with
+_MAGIC = b"srgan-checkpoint 1 "
+_HEADER_BYTES = len(_MAGIC) + 64 + 1
 
 
-def save_checkpoint(run: Path, state: dict[str, Any]) -> Path:
-    """Write `state` (tensors, numbers, strings, nested) as RUN/checkpoint.pt, whole or not at all."""
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, nested), whole or not at all.
+
+    Raises TrainingError if the disk is full or forbids it; an existing file is then as it was.
+    """
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
-    path = run / FILE_NAME
-    write_atomically(path, buffer.getvalue())
-    return path
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written: {error.strerror}. It needs {len(payload) / 1e6:.0f} MB: make room or "
+            "choose another --run, then go on with --resume"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what `save_checkpoint` wrote, on the CPU; never executes code. Raises WeightsError."""
-    if not path.is_file():
-        raise WeightsError(f"no checkpoint {path}: start without --resume")
+    """Return what `save_checkpoint` wrote, on the CPU. Raises WeightsError if it is torn, foreign or missing."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    header, payload = content[:_HEADER_BYTES], content[_HEADER_BYTES:]
+    if not header.startswith(_MAGIC):
+        raise WeightsError(f"{path} is not a checkpoint of this version of srgan")
+    if header[len(_MAGIC) :] != hashlib.sha256(payload).hexdigest().encode() + b"\n":
+        raise WeightsError(f"{path} is damaged: restore an intact copy, or remove it to go on from the one before")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (
         RuntimeError,
         pickle.UnpicklingError,
         EOFError,
-        IndexError,
+        LookupError,
         ValueError,
-        OSError,
+        TypeError,
         zipfile.BadZipFile,
     ) as error:
         # torch's own text is not passed on: it advises to switch the protection off.
-        raise WeightsError(f"{path} is damaged or not a checkpoint of srgan: restore an intact copy") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise WeightsError(f"{path} is not a checkpoint of this version of srgan")
+        raise WeightsError(f"{path} holds something else than a training state; it was not loaded") from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} holds something else than a training state")
     return state
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the numbered checkpoints of `run`, oldest first; names sort by stage and step."""
+    return sorted(path for path in (run / FOLDER).glob("*.pt") if not path.stem.endswith(BEST))
+
+
+def checkpoint_path(run: Path, stage_number: int, stage: str, step: int | None) -> Path:
+    """Return where the checkpoint of `stage` at `step` lies, or with None the best of the stage."""
+    name = BEST if step is None else f"{step:09d}"
+    return run / FOLDER / f"{stage_number}-{stage}-{name}.pt"
+
+
+def latest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the newest intact checkpoint of `run`; a torn one is named in the log and the one before is used.
+
+    Raises WeightsError if there is none.
+    """
+    for path in reversed(checkpoints(run)):
+        try:
+            return path, load_checkpoint(path)
+        except WeightsError as error:
+            log.warning("%s", error)
+    raise WeightsError(f"no intact checkpoint in {run / FOLDER}: start without --resume")
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the last `keep` numbered checkpoints."""
+    for path in checkpoints(run)[:-keep]:
+        path.unlink(missing_ok=True)
 
 
 def load_generator(path: Path) -> tuple[Generator, ModelMetadata]:
@@ -68,19 +126,33 @@ def load_generator(path: Path) -> tuple[Generator, ModelMetadata]:
         raise WeightsError(f"{path} carries no srgan metadata: it was not written by this program")
     metadata = ModelMetadata.from_json(text, str(path))
     try:
-        generator = Generator(**metadata.architecture)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: its architecture is unknown to this version ({error})") from error
+        recipe = GeneratorRecipe.model_validate(metadata.architecture)  # bounds, before anything is built
+    except ValidationError as error:
+        raise WeightsError(
+            f"{path}: its architecture is unknown to this version: {metadata.architecture}"
+        ) from error
+    generator = Generator(**recipe.model_dump())
     fill(generator, state, str(path))
     return generator, metadata
 
 
 def fill(module: nn.Module, state: dict[str, Any], source: str) -> None:
-    """Load `state` into `module`; names, shapes and finite values must be exact. Raises WeightsError."""
+    """Load `state` into `module`, only if it is exactly what `module` needs.
+
+    Names, shapes and dtypes must be the same, every tensor dense, no larger in storage than in shape, and
+    finite. Raises WeightsError otherwise, before anything is copied.
+    """
     expected = module.state_dict()
-    if state.keys() != expected.keys() or any(state[name].shape != expected[name].shape for name in expected):
+    if not isinstance(state, dict) or state.keys() != expected.keys():
         raise WeightsError(f"{source} belongs to another architecture: use the recipe it was made with")
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
-        raise WeightsError(f"{source}: {broken[0]} holds values that are not finite")
+    for name, wanted in expected.items():
+        tensor = state[name]
+        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+            raise WeightsError(f"{source}: {name} is not a plain tensor")
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            raise WeightsError(f"{source} belongs to another architecture: {name} has another shape or type")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise WeightsError(f"{source}: {name} claims more numbers than the file holds")
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{source}: {name} holds values that are not finite")
     module.load_state_dict(state)

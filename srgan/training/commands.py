@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srgan.errors import UsageError, WeightsError
-from srgan.training import checkpoint
+from srgan.training import checkpoint, trainer
 from srgan.training.config import load_recipe, validated
 from srgan.training.data import build_cache
-from srgan.training.trainer import export_ema
-from srgan.training.trainer import train as run_training
 
-log = logging.getLogger("srgan.training")
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -23,33 +21,50 @@ def train(
     overrides: Sequence[str] = (),
     minutes: float | None = None,
     resume: bool = False,
+    devices: int = 1,
+    nodes: int = 1,
 ) -> None:
-    """Train `recipe` on the pictures below `data` and leave everything in the folder `run`."""
+    """Train `recipe` on the pictures below `data` and leave everything in the folder `run`.
+
+    `devices`: GPUs, or CPU processes where there is no GPU, on each of `nodes` machines.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("srgan").setLevel(logging.INFO)  # the libraries keep to warnings
     settings = load_recipe(recipe, overrides)
     if minutes is not None and not minutes > 0:
         raise UsageError(f"--minutes {minutes}: give a positive number")
-    cache = build_cache(data, run.parent / "cache" if run.parent != Path() else Path("cache"))
+    if devices < 1 or nodes < 1:
+        raise UsageError(f"--devices {devices} --nodes {nodes}: give at least 1 of each")
+    fabric = trainer.make_fabric(settings, devices, nodes)
+    fabric.launch()
+    with fabric.rank_zero_first():  # the others then only map what the first has packed
+        cache = build_cache(data, run.parent / "cache")
+    if not fabric.is_global_zero:
+        logging.getLogger("srgan").setLevel(logging.WARNING)
     megapixels = float((cache.heights * cache.widths).sum()) / 1e6
     log.info("%d pictures, %.0f megapixels", len(cache), megapixels)
-    for path in run_training(settings, cache, run, minutes=minutes, resume=resume):
+    for path in trainer.train(settings, cache, run, minutes=minutes, resume=resume, fabric=fabric):
         log.info("written: %s", path)
 
 
-def export(checkpoint_path: Path, out: Path, name: str | None = None) -> None:
-    """Write the averaged generator of a checkpoint as safetensors and ONNX into the folder `out`."""
-    path = checkpoint_path / checkpoint.FILE_NAME if checkpoint_path.is_dir() else checkpoint_path
-    state = checkpoint.load_checkpoint(path)
+def export(source: Path, out: Path, name: str | None = None) -> None:
+    """Write the averaged generator of a checkpoint as safetensors and ONNX into the folder `out`.
+
+    `source`: a checkpoint, or a run's folder, whose last intact checkpoint is taken. Prints both paths.
+    """
+    if source.is_dir():
+        path, state = checkpoint.latest_checkpoint(source)
+    else:
+        path, state = source, checkpoint.load_checkpoint(source)
     try:
         recipe = validated(state["recipe"], str(path))
         prefix = "module."
         weights = {
             key.removeprefix(prefix): value for key, value in state["ema"].items() if key.startswith(prefix)
         }
-        default_name: str = getattr(recipe, state["position"]["stage"]).export_name
+        own_name: str = getattr(recipe, state["position"]["stage"]).export_name
         data_sha256: str = state["data_sha256"]
-    except (KeyError, AttributeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is not a training checkpoint: it lacks {error}") from error
-    for written in export_ema(weights, recipe, name or default_name, data_sha256, {}, out):
+    for written in trainer.export_ema(weights, recipe, name or own_name, data_sha256, {}, out):
         print(written)

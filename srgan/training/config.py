@@ -97,6 +97,7 @@ class LossesRecipe(_Strict):
 class StageRecipe(_Strict):
     """What both stages have; the learning rate warms up, holds, then falls on a half cosine to its floor."""
 
+    export_name: str  # of the files that the stage ends with
     steps: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16  # Ledig et al. 2017, section 3.2
     patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
@@ -129,11 +130,22 @@ class AdversarialStageRecipe(StageRecipe):
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly
     hold: Fraction = 0.5
     discriminator_learning_rate: Positive = 1e-4
-    discriminator_steps: Annotated[int, Field(ge=0, le=100)] = (
-        0  # per generator step; 0: the objective's own number
-    )
+    # Steps of the discriminator for each of the generator; 0: the objective's own number.
+    discriminator_steps: Annotated[int, Field(ge=0, le=100)] = 0
     discriminator_alone_steps: Annotated[int, Field(ge=0)] = 0  # before the generator moves
     ramp_steps: Annotated[int, Field(ge=0)] = 0  # over which the adversarial weight grows from 0
+
+
+class GuardsRecipe(_Strict):
+    """When a run looks after itself."""
+
+    bad_steps: Annotated[int, Field(ge=1)] = 20  # steps in a row without finite gradients before rolling back
+    rollbacks: Annotated[int, Field(ge=0)] = 3  # before giving up
+    rollback_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # what a rollback multiplies the learning rates by
+    accuracy_above: Fraction = 0.95  # a discriminator that is right more often teaches little ...
+    accuracy_steps: Annotated[int, Field(ge=1)] = 1000  # ... and after so many such steps an alarm is raised
+    ease_discriminator: bool = False  # then also halve its learning rate
+    patience: Annotated[int, Field(ge=0)] = 0  # validations without a better LPIPS before a stage ends; 0: never
 
 
 class Recipe(_Strict):
@@ -151,8 +163,10 @@ class Recipe(_Strict):
     losses: LossesRecipe = LossesRecipe()
     pretrain: PretrainRecipe = PretrainRecipe()
     adversarial: AdversarialStageRecipe = AdversarialStageRecipe()
+    guards: GuardsRecipe = GuardsRecipe()
     log_steps: Annotated[int, Field(ge=1)] = 100
     checkpoint_minutes: Positive = 5.0
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2  # the last ones, beside the best
     validation_minutes: Positive = 5.0
 
     @model_validator(mode="after")

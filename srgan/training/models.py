@@ -107,7 +107,14 @@ class Generator(nn.Module):
         """Return SR, not clamped."""
         shallow = self.head(lr)
         deep = shallow + self.trunk(self.blocks(shallow))
-        sr: Tensor = self.tail(self.upscale(deep)) + self.skip(lr)
+        features = self.upscale(deep)
+        if torch.is_autocast_enabled(lr.device.type):  # the last sum decides grey levels, so it stays float32
+            with torch.autocast(lr.device.type, enabled=False):
+                return self._pixels(features.float(), lr)
+        return self._pixels(features, lr)
+
+    def _pixels(self, features: Tensor, lr: Tensor) -> Tensor:
+        sr: Tensor = self.tail(features) + self.skip(lr)
         return sr
 
     @property

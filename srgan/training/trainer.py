@@ -1,9 +1,7 @@
-"""Two steps and one visible loop: pre-training on the content loss, then the adversarial game."""
+"""The steps and one visible loop: pre-training on the content loss, then the adversarial game."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import signal
 import time
@@ -14,24 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from srgan.errors import BackboneError, TrainingError, UsageError, WeightsError
-from srgan.evaluation import metrics
+from srgan.errors import TrainingError, UsageError, WeightsError
 from srgan.training import checkpoint, degradation
 from srgan.training.adversarial import OBJECTIVES, Objective
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
 from srgan.training.data import Patches, PictureCache, split
 from srgan.training.export import export_generator
+from srgan.training.guards import Guards
+from srgan.training.journal import Journal
 from srgan.training.losses import CONTENT_LOSSES, ArtifactLoss, PerceptualLoss
 from srgan.training.models import DISCRIMINATORS, SCALE, Generator
+from srgan.training.validation import sample_strip, validate
 from srgan.weights import ModelMetadata
-
-log = logging.getLogger(__name__)
 
 Terms = dict[str, Tensor]  # scalars by name
 TermFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (sr, hr, lr)
@@ -44,12 +41,12 @@ _FINISH_S = 15.0  # kept back from `--minutes` for the last validation, checkpoi
 class Players:
     """Everything that learns, with what moves it."""
 
-    generator: nn.Module
-    generator_optimizer: torch.optim.Optimizer
+    generator: Generator
     ema: AveragedModel
     discriminator: nn.Module
-    discriminator_optimizer: torch.optim.Optimizer
     objective: Objective
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
 
 
 @dataclass
@@ -60,86 +57,108 @@ class Position:
     step: int = 0
     elapsed_s: float = 0.0
     stage_began_s: float = 0.0
+    rate_scale: float = 1.0  # what rollbacks have multiplied the learning rates by
+    discriminator_rate_scale: float = 1.0  # what alarms have multiplied the discriminator's by
+    rollbacks: int = 0
+    best: float = math.inf  # lowest LPIPS (or minus PSNR) of the stage so far
+    validations_since_best: int = 0
+    confident_steps: int = 0  # in a row, with a discriminator that is nearly always right
 
 
 def train(
-    recipe: Recipe, cache: PictureCache, run: Path, *, minutes: float | None = None, resume: bool = False
+    recipe: Recipe,
+    cache: PictureCache,
+    run: Path,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    fabric: Fabric | None = None,
 ) -> list[Path]:
     """Train as `recipe` says and return the exported files, `NAME.safetensors` and `NAME.onnx` of each stage.
 
-    `cache`: the training pictures. `run`: folder for the checkpoint, `metrics.jsonl` and the exports. `minutes`:
-    stop by then, the schedules following the clock instead of the step count. `resume`: go on from
-    RUN/checkpoint.pt, on the CPU bit for bit as if never stopped (but with `minutes`, where the clock decides).
-    SIGINT and SIGTERM finish the step, write the checkpoint and raise KeyboardInterrupt or SystemExit(143).
-    Raises UsageError if `run` already holds a run and `resume` is not set, WeightsError if its checkpoint does
-    not fit, TrainingError if a loss is no longer finite.
+    `cache`: the training pictures. `run`: folder for checkpoints, `metrics.jsonl`, samples and exports.
+    `minutes`: stop by then, the schedules following the clock instead of the step count. `resume`: go on from
+    the last intact checkpoint, on the CPU bit for bit as if never stopped (but with `minutes`, where the clock
+    decides). `fabric`: devices and processes, already launched; each process draws `batch_size` patches of its
+    own, so the effective batch is `batch_size` times the processes. SIGINT and SIGTERM finish the step, write a
+    checkpoint and raise KeyboardInterrupt or SystemExit(143). Raises UsageError if `run` already holds a run and
+    `resume` is not set, WeightsError if its checkpoint does not fit, TrainingError if the run cannot go on.
     """
     began = time.monotonic()
-    fabric = Fabric(accelerator="auto", devices=1, precision=_precision(recipe))
-    torch.manual_seed(recipe.seed)
-    patch_random = torch.Generator().manual_seed(recipe.seed)
-    label_random = torch.Generator().manual_seed(recipe.seed + 1)
+    fabric = fabric or make_fabric(recipe)
+    torch.manual_seed(recipe.seed)  # the same networks in every process
+    patch_random, label_random = random_streams(recipe.seed, fabric)
     training, validation = split(cache, recipe.data.held_out, recipe.seed)
 
     players = make_players(recipe, fabric, label_random)
     position = Position()
+    save = partial(save_state, recipe, cache, players, patch_random, run, fabric)
+    load = partial(load_state, recipe, cache, players, patch_random, run, fabric)
     if resume:
-        position = restore(run, recipe, cache, players, patch_random)
+        position = load()
         began -= position.elapsed_s
-    elif (run / checkpoint.FILE_NAME).exists():
+    elif checkpoint.checkpoints(run):
         raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --run")
-    run.mkdir(parents=True, exist_ok=True)
 
     exported: list[Path] = []
-    with asked_to_stop() as stop, Journal(run, recipe, resume) as journal:
+    with asked_to_stop() as stop, Journal(run, recipe, speaks=fabric.is_global_zero) as journal:
         for name in STAGES[STAGES.index(position.stage) :]:
             stage: StageRecipe = getattr(recipe, name)
             if not stage.steps:
                 continue
             if position.stage != name or not resume:
                 begin_stage(players, stage)
-                position = Position(name, 0, position.elapsed_s, time.monotonic() - began)
+                position = Position(name, stage_began_s=time.monotonic() - began)
+                save(position)  # a full disk is found now, not in an hour
+                checkpoint.latest_checkpoint(run)
             resume = False
-            step = stage_step(name, recipe, players, fabric)
             patches = Patches(
                 training, stage.patch_hr_px + 2 * degradation.MARGIN_HR_PX, fabric.device, patch_random
             )
             batch = partial(draw_pair, patches, stage.batch_size)
+            step = stage_step(name, recipe, players, fabric)
+            guards = Guards(recipe.guards)
             ends_s = _stage_end_s(recipe, name, minutes)
-
             saved_s = validated_s = time.monotonic() - began
+
             while True:
-                now_s = time.monotonic() - began
+                now_s, stopping = agreed(fabric, time.monotonic() - began, stop())
                 done = _progress(stage, position, now_s, ends_s)
-                if done >= 1 or stop():
+                if done >= 1 or stopping or guards.out_of_patience(position.validations_since_best):
                     break
-                rate = learning_rate(stage, position.step, done)
-                terms = step(batch, position.step, rate)
+                terms = step(batch, position, learning_rate(stage, position.step, done))
                 position.step += 1
 
+                if guards.went_bad(terms["gradient_norm"]):
+                    journal.alarm(name, position.step, now_s, "gradients are not finite: rolled back")
+                    position = roll_back(load(), position, recipe, now_s)
+                    continue
                 if position.step % recipe.log_steps == 0:
                     scalars = {key: float(value) for key, value in terms.items()}
-                    journal.write(name, position.step, now_s, done, {"learning_rate": rate, **scalars})
-                    if not all(map(math.isfinite, scalars.values())):
-                        raise TrainingError(
-                            f"{name} step {position.step}: the loss is not finite. The last checkpoint is kept: "
-                            f"resume with a lower {name}.learning_rate"
-                        )
+                    journal.write(name, position.step, now_s, _left_s(position, now_s, done), scalars)
+                    alarm = guards.watch(position, scalars, recipe.log_steps)
+                    if alarm:
+                        journal.alarm(name, position.step, now_s, alarm)
                 if now_s - validated_s > 60 * recipe.validation_minutes:
-                    journal.write(name, position.step, now_s, done, validate(players.ema.module, validation))
+                    scores = look(players.ema.module, validation, journal, position, now_s)
                     validated_s = now_s
+                    if guards.is_best(position, scores):
+                        save(position, best=True)
                 if now_s - saved_s > 60 * recipe.checkpoint_minutes:
                     position.elapsed_s = saved_s = now_s
-                    checkpoint.save_checkpoint(run, state_of(recipe, cache, players, patch_random, position))
+                    save(position)
 
             position.elapsed_s = time.monotonic() - began
-            checkpoint.save_checkpoint(run, state_of(recipe, cache, players, patch_random, position))
-            if stop():
-                log.warning("stopped at %s step %d; go on with --resume", name, position.step)
+            save(position)
+            if stopping:
                 raise stop.reason()
-            scores = validate(players.ema.module, validation)
-            journal.write(name, position.step, time.monotonic() - began, 1.0, scores)
-            exported += export_stage(players, recipe, name, cache, scores, run)
+            scores = look(players.ema.module, validation, journal, position, position.elapsed_s)
+            if guards.is_best(position, scores):
+                save(position, best=True)
+            if fabric.is_global_zero:
+                exported += export_ema(
+                    players.ema.module.state_dict(), recipe, stage.export_name, cache.sha256, scores, run
+                )
     return exported
 
 
@@ -154,22 +173,24 @@ def pretrain_step(
     content: Callable[[Tensor, Tensor], Tensor],
     lr: Tensor,
     hr: Tensor,
-    clip: float,
+    clip_norm: float,
 ) -> Terms:
     """One update of the generator by the content loss alone."""
-    sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
-    loss = content(sr, hr)
-    norm = descend(fabric, players.generator, players.generator_optimizer, loss, clip)
+    with fabric.autocast():
+        sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
+        loss = content(sr.float(), hr)
+    norm = descend(fabric, players.generator, players.generator_optimizer, loss, clip_norm)
     players.ema.update_parameters(players.generator)
     return {"content": loss.detach(), "gradient_norm": norm}
 
 
-def discriminator_step(fabric: Fabric, players: Players, hr: Tensor, sr: Tensor, clip: float) -> Terms:
+def discriminator_step(fabric: Fabric, players: Players, hr: Tensor, sr: Tensor, clip_norm: float) -> Terms:
     """One update of the discriminator on real and generated pictures; the generator is not touched."""
-    loss = players.objective.discriminator_loss(players.discriminator, hr, sr.detach())
-    descend(fabric, players.discriminator, players.discriminator_optimizer, loss, clip)
+    with fabric.autocast():
+        loss = players.objective.discriminator_loss(players.discriminator, hr, sr.detach())
+    norm = descend(fabric, players.discriminator, players.discriminator_optimizer, loss, clip_norm)
     players.objective.after_discriminator_step(players.discriminator)
-    return {"discriminator": loss.detach()}
+    return {"discriminator": loss.detach(), "gradient_norm": norm}
 
 
 def generator_step(
@@ -180,7 +201,7 @@ def generator_step(
     lr: Tensor,
     hr: Tensor,
     sr: Tensor,
-    clip: float,
+    clip_norm: float,
     *,
     measure: bool = False,
 ) -> Terms:
@@ -191,24 +212,44 @@ def generator_step(
     with respect to SR, the balance that the weights really strike.
     """
     with frozen(players.discriminator):
-        terms = {name: loss(sr, hr, lr) for name, loss in losses.items()}
-        terms["adversarial"] = players.objective.generator_loss(players.discriminator, hr, sr)
+        with fabric.autocast():
+            terms = {name: loss(sr, hr, lr) for name, loss in losses.items()}
+            terms["adversarial"] = players.objective.generator_loss(players.discriminator, hr, sr)
         measured = gradient_norms(terms, weights, sr) if measure else {}
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        norm = descend(fabric, players.generator, players.generator_optimizer, total, clip)
+        norm = descend(fabric, players.generator, players.generator_optimizer, total, clip_norm)
     players.ema.update_parameters(players.generator)
     return {name: term.detach() for name, term in terms.items()} | measured | {"gradient_norm": norm}
 
 
 def descend(
-    fabric: Fabric, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float
+    fabric: Fabric, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float
 ) -> Tensor:
-    """One optimiser step on `loss`, gradients scaled down to the norm `clip` (0: never); returns their norm."""
+    """One optimiser step on `loss`, gradients scaled down to `clip_norm` (0: never); returns their norm.
+
+    Gradients are averaged over the processes. Where they are not finite the step is left out.
+    """
     optimizer.zero_grad(set_to_none=True)
-    fabric.backward(loss)
-    norm = nn.utils.clip_grad_norm_(module.parameters(), clip or math.inf)
-    optimizer.step()
+    loss.backward()  # type: ignore[no-untyped-call]
+    average_gradients(fabric, module)
+    norm = nn.utils.clip_grad_norm_(module.parameters(), clip_norm or math.inf)
+    if norm.isfinite():
+        optimizer.step()
     return norm.detach()
+
+
+def average_gradients(fabric: Fabric, module: nn.Module) -> None:
+    """Give every process the mean of all processes' gradients, in one exchange.
+
+    By hand and not by DistributedDataParallel: its wrapper expects one forward for every backward, and a game
+    that shares forwards, freezes players and differentiates gradients breaks that in four places.
+    """
+    if fabric.world_size == 1:
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    mean: Any = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduce_op="mean")
+    for gradient, share in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(share.view_as(gradient))
 
 
 @contextmanager
@@ -249,40 +290,45 @@ def learning_rate(stage: StageRecipe, step: int, progress: float) -> float:
     return floor + (full - floor) * (1 + math.cos(math.pi * fallen)) / 2
 
 
+def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
+    """Return the devices and processes to train on; GPUs where there are some, else CPU processes."""
+    precision: Any = recipe.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+
+
+def random_streams(seed: int, fabric: Fabric) -> tuple[torch.Generator, torch.Generator]:
+    """Return this process's generators for patches and for labels; no two streams share a seed."""
+    first = 2 * (seed * 1_000_003 + fabric.global_rank)  # a prime far above any number of processes
+    return torch.Generator().manual_seed(first), torch.Generator().manual_seed(first + 1)
+
+
 def make_players(recipe: Recipe, fabric: Fabric, label_random: torch.Generator) -> Players:
     """Build networks, optimisers, EMA and objective; the generator starts from `recipe.start` if given."""
     generator = Generator(**recipe.generator.model_dump())
     if recipe.start:
         started, _ = checkpoint.load_generator(Path(recipe.start))
         checkpoint.fill(generator, started.state_dict(), recipe.start)
-    stage = recipe.adversarial
+    pretrain, stage, judge = recipe.pretrain, recipe.adversarial, recipe.discriminator
     # Without a second stage the discriminator is never used; a token one keeps the checkpoint's shape.
-    kind, features, normalisation = (
-        recipe.discriminator.kind,
-        recipe.discriminator.features,
-        recipe.discriminator.normalisation,
+    discriminator = DISCRIMINATORS[judge.kind](
+        stage.patch_hr_px, judge.features if stage.steps else 1, judge.normalisation
     )
-    discriminator = DISCRIMINATORS[kind](stage.patch_hr_px, features if stage.steps else 1, normalisation)
-    channels_last: Any = torch.channels_last
-    generator, discriminator = (
-        generator.to(memory_format=channels_last),
-        discriminator.to(memory_format=channels_last),
-    )
-    pretrain = recipe.pretrain
-    fabric_generator, generator_optimizer = fabric.setup(
-        generator, torch.optim.Adam(generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas)
-    )
-    fabric_discriminator, discriminator_optimizer = fabric.setup(
-        discriminator,
-        torch.optim.Adam(discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=stage.betas),
-    )
+    for network in (generator, discriminator):
+        network.to(fabric.device).to(memory_format=torch.channels_last)
     return Players(
-        generator=fabric_generator,
-        generator_optimizer=generator_optimizer,
-        ema=_ema_of(fabric_generator, pretrain.ema_decay),
-        discriminator=fabric_discriminator,
-        discriminator_optimizer=discriminator_optimizer,
+        generator=generator,
+        ema=_ema_of(generator, pretrain.ema_decay),
+        discriminator=discriminator,
         objective=OBJECTIVES[recipe.objective](recipe.losses.adversarial, label_random),
+        generator_optimizer=torch.optim.Adam(
+            generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
+        ),
+        discriminator_optimizer=torch.optim.Adam(
+            discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=stage.betas
+        ),
     )
 
 
@@ -298,15 +344,16 @@ def begin_stage(players: Players, stage: StageRecipe) -> None:
 
 def stage_step(
     name: str, recipe: Recipe, players: Players, fabric: Fabric
-) -> Callable[[BatchSource, int, float], Terms]:
-    """Return the stage's step as a function of (source of batches, step, learning rate)."""
+) -> Callable[[BatchSource, Position, float], Terms]:
+    """Return the stage's step as a function of (source of batches, position, learning rate)."""
     if name == "pretrain":
         content = CONTENT_LOSSES[recipe.pretrain.content]
 
-        def pretrain(batch: BatchSource, step: int, rate: float) -> Terms:
-            _set_rate(players.generator_optimizer, rate)
+        def pretrain(batch: BatchSource, position: Position, rate: float) -> Terms:
+            _set_rate(players.generator_optimizer, rate * position.rate_scale)
             lr, hr = batch()
-            return pretrain_step(fabric, players, content, lr, hr, recipe.pretrain.clip_norm)
+            terms = pretrain_step(fabric, players, content, lr, hr, recipe.pretrain.clip_norm)
+            return terms | {"learning_rate": torch.tensor(rate * position.rate_scale)}
 
         return pretrain
 
@@ -324,20 +371,23 @@ def stage_step(
         "artifact": losses.artifact,
     }
 
-    def adversarial(batch: BatchSource, step: int, rate: float) -> Terms:
+    def adversarial(batch: BatchSource, position: Position, rate: float) -> Terms:
+        rate *= position.rate_scale
         _set_rate(players.generator_optimizer, rate)
-        share = rate / stage.learning_rate
+        share = position.discriminator_rate_scale * rate / stage.learning_rate
         _set_rate(players.discriminator_optimizer, share * stage.discriminator_learning_rate)
-        measure = (step + 1) % recipe.log_steps == 0
+        measure = (position.step + 1) % recipe.log_steps == 0
         for _ in range(discriminator_steps(recipe)):
             lr, hr = batch()
-            sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
+            with fabric.autocast():
+                sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
             terms = discriminator_step(fabric, players, hr, sr, stage.clip_norm)
         if measure:
             terms["discriminator_accuracy"] = accuracy(players, hr, sr.detach())
-        if step < stage.discriminator_alone_steps:
+        terms["learning_rate"] = torch.tensor(rate)
+        if position.step < stage.discriminator_alone_steps:
             return terms
-        weights = term_weights | {"adversarial": losses.adversarial.weight * _ramp(stage, step)}
+        weights = term_weights | {"adversarial": losses.adversarial.weight * _ramp(stage, position.step)}
         return terms | generator_step(
             fabric, players, functions, weights, lr, hr, sr, stage.clip_norm, measure=measure
         )
@@ -350,53 +400,24 @@ def discriminator_steps(recipe: Recipe) -> int:
     return recipe.adversarial.discriminator_steps or OBJECTIVES[recipe.objective].discriminator_steps
 
 
-def validate(generator: nn.Module, cache: PictureCache, crop_px: int = 256) -> dict[str, float]:
-    """Mean PSNR-Y (dB) and LPIPS of `generator` on the centres of held-out pictures; empty if there are none.
-
-    LPIPS is left out where AlexNet's weights cannot be had.
-    """
-    rows: list[dict[str, float]] = []
-    generator.eval()
-    device = next(generator.parameters()).device
-    for index in range(len(cache)):
-        hr = _centre(cache.picture(index), crop_px)
-        lr = degradation.bicubic(hr.permute(2, 0, 1)[None].float().to(device) / 255)
-        with torch.inference_mode():
-            sr = generator(lr)[0].permute(1, 2, 0).clamp(0, 1).mul(255).round().byte().cpu().numpy()
-        rows.append({"validation/psnr_y": metrics.psnr(sr, hr.numpy(), border=SCALE, y_only=True)})
-        try:
-            rows[-1]["validation/lpips"] = metrics.lpips(sr, hr.numpy())
-        except BackboneError as error:
-            if index == 0:
-                log.info("validation goes without LPIPS: %s", error)
-    return {key: float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else {})}
-
-
-def export_stage(
-    players: Players, recipe: Recipe, name: str, cache: PictureCache, scores: dict[str, float], run: Path
-) -> tuple[Path, Path]:
-    """Write the averaged generator of a finished stage into `run`."""
-    return export_ema(
-        {key: value.detach().cpu().clone() for key, value in players.ema.module.state_dict().items()},
-        recipe,
-        getattr(recipe, name).export_name,
-        cache.sha256,
-        scores,
-        run,
-    )
+def look(
+    generator: nn.Module, cache: PictureCache, journal: Journal, position: Position, now_s: float
+) -> dict[str, float]:
+    """Validate, record the figures and a sample strip, and return the figures."""
+    scores = validate(generator, cache)
+    if scores:
+        journal.write(position.stage, position.step, now_s, None, scores)
+        journal.sample(position.stage, position.step, sample_strip(generator, cache))
+    return scores
 
 
 def export_ema(
-    state: dict[str, Tensor],
-    recipe: Recipe,
-    name: str,
-    data_sha256: str,
-    scores: dict[str, float],
-    folder: Path,
+    state: dict[str, Any], recipe: Recipe, name: str, data_sha256: str, scores: dict[str, float], folder: Path
 ) -> tuple[Path, Path]:
     """Write generator weights as `NAME.safetensors` and `NAME.onnx`, with everything that made them."""
     architecture = recipe.generator.model_dump()
     generator = Generator(**architecture)
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     checkpoint.fill(generator, state, name)
     metadata = ModelMetadata(
         name=name,
@@ -410,76 +431,81 @@ def export_ema(
     return export_generator(generator, metadata, folder)
 
 
-def state_of(
-    recipe: Recipe, cache: PictureCache, players: Players, patch_random: torch.Generator, position: Position
-) -> dict[str, Any]:
-    """Return all that `restore` needs, as tensors, numbers and strings."""
-    return {
+def save_state(
+    recipe: Recipe,
+    cache: PictureCache,
+    players: Players,
+    patch_random: torch.Generator,
+    run: Path,
+    fabric: Fabric,
+    position: Position,
+    *,
+    best: bool = False,
+) -> None:
+    """Write everything that `load_state` needs, as a numbered checkpoint or as the best of its stage."""
+    state = {
         "recipe": recipe.model_dump(mode="json"),
         "data_sha256": cache.sha256,
         "position": asdict(position),
         "generator": players.generator.state_dict(),
-        "generator_optimizer": players.generator_optimizer.state_dict(),
         "ema": players.ema.state_dict(),
         "discriminator": players.discriminator.state_dict(),
-        "discriminator_optimizer": players.discriminator_optimizer.state_dict(),
         "objective": players.objective.state_dict(),
-        "patch_random": patch_random.get_state(),
+        "generator_optimizer": players.generator_optimizer.state_dict(),
+        "discriminator_optimizer": players.discriminator_optimizer.state_dict(),
+        # One row for each process.
+        "patch_random": _gathered(fabric, patch_random.get_state()),
+        "label_random": _gathered(fabric, players.objective.random.get_state()),
         "torch_random": torch.get_rng_state(),
     }
+    if fabric.is_global_zero:
+        number, step = STAGES.index(position.stage), None if best else position.step
+        checkpoint.save_checkpoint(checkpoint.checkpoint_path(run, number, position.stage, step), state)
+        checkpoint.prune(run, recipe.keep_checkpoints)
+    fabric.barrier()
 
 
-def restore(
-    run: Path, recipe: Recipe, cache: PictureCache, players: Players, patch_random: torch.Generator
+def load_state(
+    recipe: Recipe, cache: PictureCache, players: Players, patch_random: torch.Generator, run: Path, fabric: Fabric
 ) -> Position:
-    """Put everything back where RUN/checkpoint.pt left it. Raises WeightsError if it does not fit."""
-    path = run / checkpoint.FILE_NAME
-    state = checkpoint.load_checkpoint(path)
-    for section in ("generator", "discriminator", "objective", "seed"):
-        now, then = recipe.model_dump(mode="json")[section], state["recipe"][section]
-        if now != then:
-            raise WeightsError(f"{path} was made with {section} = {then}, the recipe says {now}: use the same")
-    if state["data_sha256"] != cache.sha256:
-        raise WeightsError(f"{path} was trained on other pictures: give --data the same folders")
-    checkpoint.fill(players.generator, state["generator"], str(path))
-    players.ema.load_state_dict(state["ema"])
-    checkpoint.fill(players.discriminator, state["discriminator"], str(path))
-    players.generator_optimizer.load_state_dict(state["generator_optimizer"])
-    players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-    players.objective.load_state_dict(state["objective"])
-    patch_random.set_state(state["patch_random"])
-    torch.set_rng_state(state["torch_random"])
-    return Position(**state["position"])
+    """Put everything back where the last intact checkpoint left it. Raises WeightsError if it does not fit."""
+    path, state = checkpoint.latest_checkpoint(run)
+    try:
+        _refuse_other_run(path, state, recipe, cache, fabric)
+        checkpoint.fill(players.generator, state["generator"], str(path))
+        checkpoint.fill(players.ema, state["ema"], str(path))
+        checkpoint.fill(players.discriminator, state["discriminator"], str(path))
+        players.objective.load_state_dict(state["objective"])
+        players.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        patch_random.set_state(state["patch_random"][fabric.global_rank])
+        players.objective.random.set_state(state["label_random"][fabric.global_rank])
+        torch.set_rng_state(state["torch_random"])
+        return Position(**state["position"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} lacks a part of the training state ({error})") from error
 
 
-class Journal:
-    """RUN/metrics.jsonl and TensorBoard events, one row a log interval, and a line for the person who waits."""
+def roll_back(then: Position, now: Position, recipe: Recipe, now_s: float) -> Position:
+    """Return the position to go on from after a rollback to `then`: slower, and counted. Raises TrainingError."""
+    if now.rollbacks >= recipe.guards.rollbacks:
+        raise TrainingError(
+            f"{now.stage} step {now.step}: gradients stay non-finite after {now.rollbacks} rollbacks. The last "
+            f"checkpoint is kept; start anew with a lower {now.stage}.learning_rate"
+        )
+    then.rollbacks = now.rollbacks + 1
+    then.rate_scale = now.rate_scale * recipe.guards.rollback_rate
+    then.elapsed_s = now_s
+    return then
 
-    def __init__(self, run: Path, recipe: Recipe, resume: bool) -> None:
-        from torch.utils.tensorboard import SummaryWriter
 
-        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"))
-        if not resume:
-            (run / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
-
-    def write(self, stage: str, step: int, elapsed_s: float, progress: float, scalars: dict[str, float]) -> None:
-        """Record `scalars` of `stage` at `step`."""
-        row = {"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), **scalars}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for key, value in scalars.items():
-            self._board.add_scalar(f"{stage}/{key}", value, step)
-        left_s = elapsed_s * (1 - progress) / max(progress, 1e-6)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
-        log.info("%s %d  %d%%  %dm left  %s", stage, step, round(100 * progress), round(left_s / 60), shown)
+def agreed(fabric: Fabric, now_s: float, stopping: bool) -> tuple[float, bool]:
+    """Return the first process's clock, and whether any process was asked to stop, the same everywhere."""
+    if fabric.world_size == 1:
+        return now_s, stopping
+    clock = fabric.broadcast(now_s)
+    asked: Any = fabric.all_reduce(torch.tensor(float(stopping)), reduce_op="sum")
+    return clock, bool(asked > 0)
 
 
 class _Stop:
@@ -512,16 +538,29 @@ def asked_to_stop() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _precision(recipe: Recipe) -> Any:
-    if recipe.precision != "auto":
-        return recipe.precision
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+def _refuse_other_run(
+    path: Path, state: dict[str, Any], recipe: Recipe, cache: PictureCache, fabric: Fabric
+) -> None:
+    now = recipe.model_dump(mode="json")
+    for section in ("generator", "discriminator", "objective", "seed"):
+        if now[section] != state["recipe"][section]:
+            raise WeightsError(
+                f"{path} was made with {section} = {state['recipe'][section]}, the recipe says {now[section]}: "
+                "use the same"
+            )
+    if state["data_sha256"] != cache.sha256:
+        raise WeightsError(f"{path} was trained on other pictures: give --data the same folders")
+    if len(state["patch_random"]) != fabric.world_size:
+        raise WeightsError(f"{path} was made by {len(state['patch_random'])} processes: use as many --devices")
+
+
+def _gathered(fabric: Fabric, state: Tensor) -> Tensor:
+    return torch.stack([fabric.broadcast(state, src=rank) for rank in range(fabric.world_size)])
 
 
 def _ema_of(generator: nn.Module, decay: float) -> AveragedModel:
-    inner = getattr(generator, "module", generator)  # without Fabric's wrapper
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(inner, multi_avg_fn=average, use_buffers=True)
+    return AveragedModel(generator, multi_avg_fn=average, use_buffers=True)
 
 
 def _of_pictures(loss: Callable[[Tensor, Tensor], Tensor]) -> TermFunction:
@@ -556,7 +595,5 @@ def _progress(stage: StageRecipe, position: Position, now_s: float, ends_s: floa
     return (now_s - position.stage_began_s) / max(ends_s - position.stage_began_s, 1e-3)
 
 
-def _centre(picture: Tensor, crop_px: int) -> Tensor:
-    height, width = (min(size, crop_px) // SCALE * SCALE for size in picture.shape[:2])
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return picture[top : top + height, left : left + width]
+def _left_s(position: Position, now_s: float, done: float) -> float:
+    return (now_s - position.stage_began_s) * (1 - done) / max(done, 1e-6)

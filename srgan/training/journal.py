@@ -1,0 +1,87 @@
+"""What a run tells: a row of figures for machines, curves for TensorBoard, a line for the person who waits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from srgan import pictures
+from srgan.errors import TrainingError
+from srgan.training.config import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """RUN/metrics.jsonl, RUN/tensorboard, RUN/samples and RUN/recipe.json; silent where `speaks` is false.
+
+    Of several processes only the first speaks. A row of metrics.jsonl holds "stage", "step", "elapsed_s" and
+    either scalars or an "alarm".
+    """
+
+    def __init__(self, run: Path, recipe: Recipe, *, speaks: bool) -> None:
+        self._run, self._speaks = run, speaks
+        if not speaks:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"{run} cannot be written: {error.strerror}; choose another --run") from error
+        self._board = SummaryWriter(str(run / "tensorboard"))
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._speaks:
+            self._file.close()
+            self._board.close()
+
+    def write(
+        self, stage: str, step: int, elapsed_s: float, left_s: float | None, scalars: dict[str, float]
+    ) -> None:
+        """Record `scalars` of `stage` at `step`; `left_s`: the time that the stage still needs."""
+        if not self._speaks:
+            return
+        # JSON has no NaN: a figure that is not finite becomes null.
+        finite = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
+        self._row({"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), **finite})
+        for key, value in scalars.items():
+            self._board.add_scalar(f"{stage}/{key}", value, step)
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
+        left = "" if left_s is None else f"  {_clock(left_s)} left"
+        log.info("%s %d%s  %s", stage, step, left, shown)
+
+    def alarm(self, stage: str, step: int, elapsed_s: float, text: str) -> None:
+        """Record that something is wrong, in words."""
+        if not self._speaks:
+            return
+        self._row({"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), "alarm": text})
+        log.warning("%s %d: %s", stage, step, text)
+
+    def sample(self, stage: str, step: int, strip: npt.NDArray[np.uint8]) -> None:
+        """Keep a picture of what the generator makes now: (H,W,3)."""
+        if not self._speaks:
+            return
+        folder = self._run / "samples"
+        folder.mkdir(exist_ok=True)
+        pictures.write_png(folder / f"{stage}-{step:09d}.png", strip)
+        self._board.add_image(f"{stage}/samples", strip, step, dataformats="HWC")
+
+    def _row(self, row: dict[str, object]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m"

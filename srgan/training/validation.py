@@ -1,0 +1,97 @@
+"""How good the averaged generator is on pictures that were never trained on."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srgan.errors import BackboneError
+from srgan.evaluation import metrics
+from srgan.training import degradation
+from srgan.training.data import PictureCache
+from srgan.training.models import SCALE
+
+log = logging.getLogger(__name__)
+
+_CROP_PX = 256  # of each held-out picture: enough to judge, and a second for eight of them on two cores
+_STRIP_PX = 128  # of each row of the sample strip
+_STRIP_ROWS = 4
+
+
+def validate(generator: nn.Module, cache: PictureCache) -> dict[str, float]:
+    """Return mean figures of `generator` over the centres of held-out pictures; empty if there are none.
+
+    validation/psnr_y (dB), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr (dB: SR
+    reduced again, against LR), /colour_shift (grey levels of 255 that SR's mean departs from LR's, the worst
+    channel) and /detail (deviation of SR's Laplacian over HR's: far below 1 is blur, far above is invention).
+    """
+    rows = [_row(generator, _centre(cache.picture(index), _CROP_PX)) for index in range(len(cache))]
+    return {f"validation/{key}": float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else {})}
+
+
+def sample_strip(generator: nn.Module, cache: PictureCache) -> npt.NDArray[np.uint8]:
+    """Return (H,W,3): a row for each of the first held-out pictures, LR enlarged by its pixels, SR and HR."""
+    rows = []
+    for index in range(min(len(cache), _STRIP_ROWS)):
+        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _STRIP_PX))
+        nearest = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        row = np.concatenate([nearest, sr, hr], axis=1)
+        missing = [(0, _STRIP_PX - row.shape[0]), (0, 3 * _STRIP_PX - row.shape[1]), (0, 0)]
+        rows.append(np.pad(row, missing, constant_values=255))  # for pictures smaller than a strip's row
+    return np.concatenate(rows)
+
+
+def _row(generator: nn.Module, hr_tensor: Tensor) -> dict[str, float]:
+    lr, sr, hr = _triple(generator, hr_tensor)
+    again = _reduced(sr)
+    row = {
+        "psnr_y": metrics.psnr(sr, hr, border=SCALE, y_only=True),
+        "ssim_y": metrics.ssim(sr, hr, border=SCALE, y_only=True),
+        "lr_psnr": min(metrics.psnr(again, lr, border=0, y_only=False), 99.0),  # inf has no mean
+        "colour_shift": float(np.abs(again.mean((0, 1)) - lr.mean((0, 1))).max()),
+        "detail": _detail(sr) / max(_detail(hr), 1e-6),
+    }
+    try:
+        row["lpips"] = metrics.lpips(sr, hr)
+    except BackboneError as error:
+        log.debug("validation goes without LPIPS: %s", error)
+    return row
+
+
+def _triple(generator: nn.Module, hr: Tensor) -> tuple[npt.NDArray[np.uint8], ...]:
+    """LR, SR and HR as (H,W,3) uint8."""
+    device = next(generator.parameters()).device
+    lr = degradation.bicubic(_tensor(hr).to(device))
+    generator.eval()
+    with torch.inference_mode():
+        sr = generator(lr)
+    return _picture(lr), _picture(sr), hr.numpy()
+
+
+def _reduced(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return _picture(degradation.bicubic(_tensor(torch.from_numpy(picture))))
+
+
+def _detail(picture: npt.NDArray[np.uint8]) -> float:
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    return float(F.conv2d(_tensor(torch.from_numpy(picture)).mean(1, keepdim=True), laplacian).std())
+
+
+def _tensor(picture: Tensor) -> Tensor:
+    return picture.permute(2, 0, 1)[None].float() / 255
+
+
+def _picture(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    levels = tensor[0].permute(1, 2, 0).clamp(0, 1).mul(255).round().byte()
+    return np.ascontiguousarray(levels.cpu().numpy())
+
+
+def _centre(picture: Tensor, crop_px: int) -> Tensor:
+    height, width = (min(size, crop_px) // SCALE * SCALE for size in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
