@@ -31,7 +31,8 @@ def load_features(network: Network, file: str | Path = "") -> nn.Sequential:
         try:
             features = build(weights="IMAGENET1K_V1").features
         except (OSError, RuntimeError) as error:
-            raise BackboneError(f"{network}: the download failed ({error}). {_remedy(network)}") from error
+            reason = " ".join(str(error).split())
+            raise BackboneError(f"{network}: the download failed ({reason}). {_remedy(network)}") from error
     else:
         with torch.device("meta"):  # the dense layers, half a gigabyte of VGG, are never made
             features = build(weights=None).features

@@ -26,12 +26,12 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (16, 16), (4, 200)])
 def test_equals_pillow_within_a_level(height: int, width: int) -> None:
-    hr = photograph(height, width)
+    hr = photograph(height, width) // 2 + 64  # Pillow also clamps between its two passes: keep away from the ends
     theirs = np.asarray(
         Image.fromarray(hr).resize((width // 4, height // 4), Image.Resampling.BICUBIC), dtype=np.int64
     )
     ours = (bicubic(tensor(hr))[0].permute(1, 2, 0).numpy() * 255).round().astype(np.int64)
-    assert np.abs(ours - theirs).max() <= 1  # Pillow rounds once more, between its two passes
+    assert np.abs(ours - theirs).max() <= 1  # and it rounds there
 
 
 def test_equals_pillow_on_float_pictures_up_to_rounding() -> None:
