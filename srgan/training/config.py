@@ -90,7 +90,10 @@ class LossesRecipe(_Strict):
 
     content: ContentRecipe = ContentRecipe()
     perceptual: PerceptualRecipe = PerceptualRecipe()
-    artifact: Weight = 0.0  # weight of the LDL term, Liang et al. 2022; not in the paper, so off
+    # Not in the paper, so off. A metric that is a loss is no judge any more: then report another one.
+    artifact: Weight = 0.0  # weight of the LDL term, Liang et al. 2022
+    lpips: Weight = 0.0  # weight of LPIPS (AlexNet), Zhang et al. 2018
+    structure_texture: Weight = 0.0  # weight of a DISTS-like term on VGG16, Ding et al. 2020
     adversarial: AdversarialRecipe = AdversarialRecipe()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from srgan import backbones
 from srgan.errors import RecipeError
+from srgan.evaluation import metrics
 from srgan.training.config import PerceptualRecipe
 
 
@@ -23,6 +25,53 @@ CONTENT_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "charbonnier": charbonnier,
 }
+
+
+class LpipsLoss(nn.Module):
+    """Mean LPIPS (Zhang et al. 2018, v0.1, AlexNet) of (N,3,H,W) SR and HR in [0,1]; a float32 scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(metrics.lpips_network())  # its own: validation keeps its network on the CPU
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the loss; its gradient reaches `sr` alone."""
+        with torch.autocast(sr.device.type, enabled=False):
+            distances: Tensor = self.network(2 * sr.float() - 1, 2 * hr.float() - 1)
+        return distances.mean()
+
+
+class StructureTextureLoss(nn.Module):
+    """1 - similarity of the means (texture) and of the correlations (structure) of VGG16's feature maps.
+
+    As DISTS (Ding et al. 2020, eq. 4 to 6), with equal weights for all channels in place of its learned ones.
+    Inputs are (N,3,H,W) SR and HR in [0,1]; returns a float32 scalar between 0 (alike) and 2.
+    """
+
+    _STABLE = 1e-6  # c1 and c2 of the paper
+
+    def __init__(self, file: str = "") -> None:
+        super().__init__()
+        layers = {"conv1_2": 1.0, "conv2_2": 1.0, "conv3_3": 1.0, "conv4_3": 1.0, "conv5_3": 1.0}
+        self.vgg = PerceptualLoss(PerceptualRecipe(network="vgg16", file=file, layers=layers))
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return the loss; its gradient reaches `sr` alone."""
+        with torch.autocast(sr.device.type, enabled=False):
+            with torch.no_grad():
+                targets = [hr.float(), *self.vgg.activations(hr.float()).values()]
+            maps = [sr.float(), *self.vgg.activations(sr.float()).values()]
+            likeness = [self._likeness(x, y) for x, y in zip(maps, targets, strict=True)]
+            return 1 - torch.cat(likeness).mean()
+
+    def _likeness(self, x: Tensor, y: Tensor) -> Tensor:
+        x_mean, y_mean = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
+        x_var, y_var = (x - x_mean).square().mean((2, 3)), (y - y_mean).square().mean((2, 3))
+        covariance = ((x - x_mean) * (y - y_mean)).mean((2, 3))
+        x_mean, y_mean = x_mean.flatten(1), y_mean.flatten(1)
+        texture = (2 * x_mean * y_mean + self._STABLE) / (x_mean.square() + y_mean.square() + self._STABLE)
+        structure = (2 * covariance + self._STABLE) / (x_var + y_var + self._STABLE)
+        return ((texture + structure) / 2).mean(1)  # each layer counts alike, however many channels it has
 
 
 class ArtifactLoss(nn.Module):

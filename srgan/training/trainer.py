@@ -20,12 +20,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from srgan.errors import TrainingError, UsageError, WeightsError
 from srgan.training import checkpoint, degradation
 from srgan.training.adversarial import OBJECTIVES, Objective
-from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
+from srgan.training.config import AdversarialStageRecipe, LossesRecipe, Recipe, StageRecipe
 from srgan.training.data import Patches, PictureCache, split
 from srgan.training.export import export_generator
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
-from srgan.training.losses import CONTENT_LOSSES, ArtifactLoss, PerceptualLoss
+from srgan.training.losses import (
+    CONTENT_LOSSES,
+    ArtifactLoss,
+    LpipsLoss,
+    PerceptualLoss,
+    StructureTextureLoss,
+)
 from srgan.training.models import DISCRIMINATORS, SCALE, Generator
 from srgan.training.validation import sample_strip, validate
 from srgan.weights import ModelMetadata
@@ -358,18 +364,7 @@ def stage_step(
         return pretrain
 
     stage, losses = recipe.adversarial, recipe.losses
-    functions: dict[str, TermFunction] = {}
-    if losses.content.weight:
-        functions["content"] = _of_pictures(CONTENT_LOSSES[losses.content.kind])
-    if losses.perceptual.weight:
-        functions["perceptual"] = _of_pictures(PerceptualLoss(losses.perceptual).to(fabric.device))
-    if losses.artifact:
-        functions["artifact"] = ArtifactLoss(players.ema)
-    term_weights = {
-        "content": losses.content.weight,
-        "perceptual": losses.perceptual.weight,
-        "artifact": losses.artifact,
-    }
+    functions, term_weights = generator_terms(losses, players.ema, fabric.device)
 
     def adversarial(batch: BatchSource, position: Position, rate: float) -> Terms:
         rate *= position.rate_scale
@@ -393,6 +388,22 @@ def stage_step(
         )
 
     return adversarial
+
+
+def generator_terms(
+    losses: LossesRecipe, average: nn.Module, device: torch.device
+) -> tuple[dict[str, TermFunction], dict[str, float]]:
+    """Return the terms beside the adversarial one whose weight is not 0, and their weights, by name."""
+    content, perceptual = losses.content, losses.perceptual
+    makers: dict[str, tuple[float, Callable[[], TermFunction]]] = {
+        "content": (content.weight, lambda: _of_pictures(CONTENT_LOSSES[content.kind])),
+        "perceptual": (perceptual.weight, lambda: _of_pictures(PerceptualLoss(perceptual).to(device))),
+        "lpips": (losses.lpips, lambda: _of_pictures(LpipsLoss().to(device))),
+        "structure_texture": (losses.structure_texture, lambda: _of_pictures(StructureTextureLoss().to(device))),
+        "artifact": (losses.artifact, lambda: ArtifactLoss(average)),
+    }
+    chosen = {name: (weight, make) for name, (weight, make) in makers.items() if weight}
+    return {name: make() for name, (_, make) in chosen.items()}, {name: w for name, (w, _) in chosen.items()}
 
 
 def discriminator_steps(recipe: Recipe) -> int:
