@@ -1,0 +1,204 @@
+"""Weights of generators: what a file says of itself, where bundled ones lie, and whether a file is intact."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srgan.errors import UnknownModelError, UsageError, WeightsError
+from srgan.files import write_atomically
+
+MANIFEST = "manifest.json"  # in the folder of the weights: what lies there and the hash of each file
+METADATA_KEY = "srgan"  # of the ONNX file's metadata_props and of the safetensors header
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a weights file says of itself; stored as JSON under `METADATA_KEY`.
+
+    `scale`: output pixels per input pixel. `halo_lr_px`: how far an output pixel can see, in LR pixels; context
+    of this width makes tiling exact. `architecture`: keyword arguments of the generator. `recipe`: the training
+    recipe, whole. `data_sha256`: hash of the list of training pictures. `metrics`: figures of the run's own
+    validation.
+    """
+
+    name: str
+    scale: int
+    halo_lr_px: int
+    architecture: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data_sha256: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    format: int = 1
+
+    def to_json(self) -> str:
+        """Return the metadata as one line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> ModelMetadata:
+        """Read what `to_json` wrote; `source` names the file in the error.
+
+        Raises WeightsError if it is not that, or its numbers are out of range.
+        """
+        try:
+            metadata = cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise WeightsError(f"{source}: its srgan metadata cannot be read ({error})") from error
+        if metadata.format != 1:
+            raise WeightsError(f"{source}: format {metadata.format} is newer than this program; update srgan")
+        if not (isinstance(metadata.scale, int) and 1 <= metadata.scale <= 16):
+            raise WeightsError(f"{source}: scale {metadata.scale!r} is not between 1 and 16")
+        if not (isinstance(metadata.halo_lr_px, int) and 0 <= metadata.halo_lr_px <= 1024):
+            raise WeightsError(f"{source}: halo_lr_px {metadata.halo_lr_px!r} is not between 0 and 1024")
+        return metadata
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A generator's ONNX file, read and found intact.
+
+    `name`: of the bundled model, or the stem of a user's file. `path`: where it was read. `onnx`: its bytes, the
+    very ones that were checked.
+    """
+
+    name: str
+    path: Path
+    onnx: bytes
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """What the manifest says of a bundled model, before its files are opened."""
+
+    name: str
+    description: str
+    scale: int
+    is_default: bool
+
+
+def find_weights(model: str | Path | None = None) -> Weights:
+    """Return the weights of a bundled model by name, of an ONNX file by path, or of the default model.
+
+    A file that the manifest lists is compared with its sha256, every time. Raises UnknownModelError if there is
+    no such name or file, UsageError for a safetensors file, WeightsError if a file is missing, unreadable or not
+    what the manifest says.
+    """
+    if model is not None and Path(model).suffix.lower() in (".onnx", ".safetensors"):
+        name, path, sha256 = _users_file(Path(model))
+    else:
+        name, path, sha256 = _bundled_file(model)
+    try:
+        onnx = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    if sha256 is not None and hashlib.sha256(onnx).hexdigest() != sha256:
+        raise WeightsError(
+            f"{path}: its sha256 is not the one in {MANIFEST}, so the file is damaged or was exchanged; "
+            "install srgan again"
+        )
+    return Weights(name, path, onnx)
+
+
+def bundled_models() -> list[BundledModel]:
+    """Return what the manifest lists, in its order. Raises WeightsError if there is no readable manifest."""
+    manifest = _read_manifest(bundled_folder())
+    return [
+        BundledModel(name, entry["description"], entry["scale"], name == manifest["default"])
+        for name, entry in manifest["models"].items()
+    ]
+
+
+def bundled_folder() -> Path:
+    """Return the folder of the bundled weights: inside an installed package, or beside it in a checkout."""
+    package = Path(str(importlib.resources.files("srgan")))
+    installed = package / "bundled"
+    return installed if installed.is_dir() else package.parent / "weights"
+
+
+def add_to_manifest(
+    folder: Path, name: str, description: str, metadata: ModelMetadata, *, default: bool = False
+) -> None:
+    """Write or replace the entry of `name` in the manifest of `folder`, from its files there.
+
+    The files are `NAME.onnx`, which must exist, and `NAME.safetensors`, which may. `default`: make it the model
+    that is used when none is named; the first model of a new manifest always is. The manifest is written whole
+    or not at all. Raises WeightsError if there is no ONNX file or the existing manifest cannot be read.
+    """
+    if not (folder / f"{name}.onnx").is_file():
+        raise WeightsError(f"{folder}: no {name}.onnx there; run `srgan export` first")
+    manifest: dict[str, Any] = {"format": 1, "default": name, "models": {}}
+    if (folder / MANIFEST).exists():
+        manifest = _read_manifest(folder)
+    if default:
+        manifest["default"] = name
+    files = {}
+    for kind in ("onnx", "safetensors"):
+        path = folder / f"{name}.{kind}"
+        if path.is_file():
+            content = path.read_bytes()
+            files[kind] = {
+                "file": path.name,
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+    manifest["models"][name] = {
+        "description": description,
+        "scale": metadata.scale,
+        "halo_lr_px": metadata.halo_lr_px,
+        "files": files,
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / MANIFEST, text.encode())
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        if manifest["format"] != 1:
+            raise WeightsError(f"{path}: format {manifest['format']} is newer than this program; update srgan")
+        for entry in manifest["models"].values():
+            if not (isinstance(entry["description"], str) and isinstance(entry["scale"], int)):
+                raise TypeError("a description or scale of the wrong type")
+        if manifest["default"] not in manifest["models"]:
+            raise ValueError("its default is not one of its models")
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}; install srgan again") from error
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{path}: not a manifest of weights ({error!r}); install srgan again") from error
+    return manifest
+
+
+def _bundled_file(model: str | Path | None) -> tuple[str, Path, str]:
+    """Return name, path and sha256 of a bundled model's ONNX file; None means the default model."""
+    folder = bundled_folder()
+    manifest = _read_manifest(folder)
+    name = manifest["default"] if model is None else str(model)
+    if name not in manifest["models"]:
+        names = ", ".join(manifest["models"])
+        raise UnknownModelError(f"no model {name!r}: choose one of {names}, or give the path of an .onnx file")
+    try:
+        listed = manifest["models"][name]["files"]["onnx"]
+        file, sha256 = listed["file"], listed["sha256"]
+        # A plain name only: a manifest must not reach out of its own folder.
+        if Path(file).name != file or "\\" in file or not isinstance(sha256, str):
+            raise ValueError(f"{file!r} is not the name of a file in this folder")
+    except (TypeError, KeyError, ValueError) as error:
+        raise WeightsError(f"{folder / MANIFEST}: the entry of {name} is wrong ({error!r})") from error
+    return name, folder / file, sha256
+
+
+def _users_file(path: Path) -> tuple[str, Path, str | None]:
+    """Return name and path of a user's ONNX file, with a sha256 only if it is in fact a bundled one."""
+    if path.suffix.lower() == ".safetensors":
+        raise UsageError(f"{path}: safetensors files are for training; make an .onnx file with `srgan export`")
+    if not path.is_file():
+        raise UnknownModelError(f"{path}: no such file; `srgan models` lists the bundled models")
+    if path.resolve().parent == bundled_folder().resolve():
+        return _bundled_file(path.stem)
+    return path.stem, path, None
