@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from srgan.errors import TrainingError, WeightsError
-from srgan.files import write_atomically
+from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.training.config import GeneratorRecipe
 from srgan.training.models import Generator
 from srgan.weights import METADATA_KEY, ModelMetadata
@@ -102,6 +102,12 @@ def latest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
         except WeightsError as error:
             log.warning("%s", error)
     raise WeightsError(f"no intact checkpoint in {run / FOLDER}: start without --resume")
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process left half-written in `run`."""
+    for path in run.rglob(f".*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def prune(run: Path, keep: int) -> None:

@@ -152,10 +152,10 @@ def _picture_paths(folders: Sequence[Path]) -> list[Path]:
         path
         for folder in folders
         for path in folder.rglob("*")
-        if path.suffix.lower() in pictures.SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in pictures.PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not paths:
-        raise UsageError(f"no pictures below {_listed(folders)}: expected {', '.join(sorted(pictures.SUFFIXES))}")
+        raise UsageError(f"no pictures below {_listed(folders)}: expected {', '.join(sorted(pictures.PICTURE_SUFFIXES))}")
     return paths
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from srgan import pictures
 from srgan.errors import TrainingError
+from srgan.files import write_atomically
+from srgan.pictures import Picture, encode
 from srgan.training.config import Recipe
 
 log = logging.getLogger(__name__)
@@ -20,11 +23,12 @@ log = logging.getLogger(__name__)
 class Journal:
     """RUN/metrics.jsonl, RUN/tensorboard, RUN/samples and RUN/recipe.json; silent where `speaks` is false.
 
-    Of several processes only the first speaks. A row of metrics.jsonl holds "stage", "step", "elapsed_s" and
-    either scalars or an "alarm".
+    A row of metrics.jsonl holds "stage", "step", "elapsed_s" and either scalars or an "alarm". `since`: (stages,
+    step) where the run goes on; rows of a sitting that was killed later than that are dropped, so that the
+    record reads as that of a run that never stopped. Of several processes only the first speaks.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, *, speaks: bool) -> None:
+    def __init__(self, run: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
         self._run, self._speaks = run, speaks
         if not speaks:
             return
@@ -33,7 +37,9 @@ class Journal:
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
+            rows = run / "metrics.jsonl"
+            write_atomically(rows, "".join(_rows_until(rows, *since)).encode())
+            self._file = rows.open("a", encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"{run} cannot be written: {error.strerror}; choose another --run") from error
         self._board = SummaryWriter(str(run / "tensorboard"))
@@ -74,12 +80,21 @@ class Journal:
             return
         folder = self._run / "samples"
         folder.mkdir(exist_ok=True)
-        pictures.write_png(folder / f"{stage}-{step:09d}.png", strip)
+        write_atomically(folder / f"{stage}-{step:09d}.png", encode(Picture(strip), "png"))
         self._board.add_image(f"{stage}/samples", strip, step, dataformats="HWC")
 
     def _row(self, row: dict[str, object]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+
+def _rows_until(path: Path, stages: Sequence[str], step: int) -> Iterator[str]:
+    """Lines of `path` up to `step` of the last of `stages`; torn lines are left out."""
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError):
+            row = json.loads(line)
+            if row["stage"] in stages[:-1] or (row["stage"] == stages[-1] and row["step"] <= step):
+                yield line
 
 
 def _clock(seconds: float) -> str:

@@ -100,6 +100,8 @@ def train(
     position = Position()
     save = partial(save_state, recipe, cache, players, patch_random, run, fabric)
     load = partial(load_state, recipe, cache, players, patch_random, run, fabric)
+    if fabric.is_global_zero:
+        checkpoint.sweep(run)
     if resume:
         position = load()
         began -= position.elapsed_s
@@ -107,7 +109,9 @@ def train(
         raise UsageError(f"{run} already holds a run: add --resume to go on with it, or choose another --run")
 
     exported: list[Path] = []
-    with asked_to_stop() as stop, Journal(run, recipe, speaks=fabric.is_global_zero) as journal:
+    stages_until_now = STAGES[: STAGES.index(position.stage) + 1]
+    journal = Journal(run, recipe, speaks=fabric.is_global_zero, since=(stages_until_now, position.step))
+    with asked_to_stop() as stop, journal:
         for name in STAGES[STAGES.index(position.stage) :]:
             stage: StageRecipe = getattr(recipe, name)
             if not stage.steps:
