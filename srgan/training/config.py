@@ -39,9 +39,77 @@ class DiscriminatorRecipe(_Strict):
 
 
 class DataRecipe(_Strict):
-    """Which pictures serve for what."""
+    """Which pictures serve for what, and which places of them."""
 
     held_out: Annotated[int, Field(ge=0, le=1000)] = 8  # pictures kept for validation, never trained on
+    # Share of the patches drawn by detail instead of evenly. The paper draws evenly, so off; sky teaches little.
+    energy_weighting: Fraction = 0.0
+    max_bad_share: Fraction = 0.5  # files left out beyond this share mean the wrong folder, not a few bad files
+
+
+class PassRecipe(_Strict):
+    """One pass of the realistic degradation: blur, resize, noise; the ranges are drawn from evenly.
+
+    Its chances and ranges are milder than those of Wang et al. 2021 (Real-ESRGAN, appendix A), given in brackets:
+    they restored films and scans, and a generator of this size that has seen as much gives up texture for safety.
+    """
+
+    blur: Fraction = 0.8  # share of pictures blurred (paper: always)
+    blur_sigma: Range = (0.2, 2.0)  # pixels (0.2 to 3)
+    sinc: Fraction = 0.1  # share of the blurs that ring instead, as sharpened pictures do (0.1)
+    anisotropic: Fraction = 0.4  # share of the other blurs with a direction, as a shaking camera gives (about 0.4)
+    generalised: Fraction = 0.2  # share of them with heavier or lighter tails than a Gaussian (about 0.2)
+    plateau: Fraction = 0.1  # share of them flat in the middle, as a lens out of focus (about 0.2)
+    resize: Range = (0.4, 1.2)  # factor on the HR side (0.15 to 1.5); a quarter is all the detail that LR can hold
+    noise: Fraction = 0.7  # share of pictures with noise (always)
+    gaussian: Fraction = 0.5  # share of the noise that is Gaussian (0.5); the rest is Poisson, growing with light
+    gaussian_sigma: Range = (0.5, 8.0)  # grey levels of 255 (1 to 30); 10 is a telephone's picture by night
+    poisson_scale: Range = (0.05, 1.0)  # times the noise of 255 photons at white (0.05 to 3)
+    grey_noise: Fraction = 0.4  # share of the noise that is the same in all three colours (0.4)
+
+
+class SecondPassRecipe(PassRecipe):
+    """The second pass, weaker than the first; its resize factor is on the LR side."""
+
+    blur: Fraction = 0.5  # (0.8)
+    blur_sigma: Range = (0.2, 1.0)  # (0.2 to 1.5)
+    resize: Range = (0.6, 1.2)  # (0.3 to 1.2)
+    gaussian_sigma: Range = (0.5, 5.0)  # (1 to 25)
+    poisson_scale: Range = (0.05, 0.7)  # (0.05 to 2.5)
+
+
+class DegradationRecipe(_Strict):
+    """From HR to LR: the benchmarks' bicubic, or what cameras and the web do to a picture.
+
+    realistic: Wang et al. 2021, "Real-ESRGAN", section 3: two passes with JPEG between them, then JPEG and the
+    resize to LR with a sinc filter, in either order.
+    """
+
+    kind: Literal["bicubic", "realistic"] = "bicubic"
+    first: PassRecipe = PassRecipe()
+    second: SecondPassRecipe = SecondPassRecipe()
+    second_order: Fraction = 0.5  # share of the draws that take the second pass (always)
+    aliased: Fraction = 0.3  # share of the resizes without antialiasing, as in hasty software (always)
+    final_sinc: Fraction = 0.3  # share of pictures that ring at the end (0.8)
+    jpeg_quality: Range = (40.0, 95.0)  # libjpeg's scale (30 to 95); below 40 the web shows little
+
+    @model_validator(mode="after")
+    def _ranges_make_sense(self) -> Self:
+        ranges = {"jpeg_quality": (self.jpeg_quality, 1.0, 100.0)}
+        for name, one in (("first", self.first), ("second", self.second)):
+            ranges[f"{name}.blur_sigma"] = (one.blur_sigma, 0.05, 10.0)
+            ranges[f"{name}.resize"] = (one.resize, 0.1, 4.0)
+            ranges[f"{name}.gaussian_sigma"] = (one.gaussian_sigma, 0.0, 255.0)
+            ranges[f"{name}.poisson_scale"] = (one.poisson_scale, 0.0, 10.0)
+        for name, ((low, high), least, most) in ranges.items():
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} must ascend within {least:g} to {most:g}, not {low:g} to {high:g}")
+        for name, one in (("first", self.first), ("second", self.second)):
+            if one.generalised + one.plateau > 1:
+                raise ValueError(
+                    f"{name}.generalised and {name}.plateau are shares of one whole: at most 1 together"
+                )
+        return self
 
 
 class ContentRecipe(_Strict):
@@ -163,6 +231,7 @@ class Recipe(_Strict):
     generator: GeneratorRecipe = GeneratorRecipe()
     discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
     data: DataRecipe = DataRecipe()
+    degradation: DegradationRecipe = DegradationRecipe()
     losses: LossesRecipe = LossesRecipe()
     pretrain: PretrainRecipe = PretrainRecipe()
     adversarial: AdversarialStageRecipe = AdversarialStageRecipe()
