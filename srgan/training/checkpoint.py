@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,22 @@ FOLDER = "checkpoints"  # in the run's folder
 BEST = "best"  # what the name of the best checkpoint of a stage ends with
 _MAGIC = b"srgan-checkpoint 1 "
 _HEADER_BYTES = len(_MAGIC) + 64 + 1
+
+# What torch's reader raises on hostile content, as met by damaging it at random.
+_UNPICKLING_ERRORS = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -64,15 +81,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is damaged: restore an intact copy, or remove it to go on from the one before")
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _UNPICKLING_ERRORS as error:
         # torch's own text is not passed on: it advises to switch the protection off.
         raise WeightsError(f"{path} holds something else than a training state; it was not loaded") from error
     if not isinstance(state, dict):
