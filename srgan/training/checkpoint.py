@@ -80,7 +80,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if header[len(_MAGIC) :] != hashlib.sha256(payload).hexdigest().encode() + b"\n":
         raise WeightsError(f"{path} is damaged: restore an intact copy, or remove it to go on from the one before")
     try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch guesses aloud about files that are not its own
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except _UNPICKLING_ERRORS as error:
         # torch's own text is not passed on: it advises to switch the protection off.
         raise WeightsError(f"{path} holds something else than a training state; it was not loaded") from error
