@@ -114,6 +114,24 @@ def available_cores() -> int:
         return bound
 
 
+def available_bytes() -> int:
+    """Return how much memory may be taken: what is free, within the limit of this process's control group.
+
+    Where the system does not say, 2 GiB.
+    """
+    try:
+        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        free = 2 * 2**30
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or the limit reads "max"
+        return free
+    return max(0, min(free, limit))
+
+
 def _read(model: bytes | Path, source: str) -> openvino.Model:
     from openvino.frontend import FrontEndManager
 

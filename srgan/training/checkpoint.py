@@ -11,6 +11,7 @@ import io
 import logging
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
