@@ -28,15 +28,18 @@ def export_generator(generator: Generator, metadata: ModelMetadata, folder: Path
 
     The ONNX file takes "lr" (N,3,H,W) float32 in [0,1] to "sr" (N,3,4H,4W), not clamped, for any N, H and W.
     Both are written whole or not at all, and the ONNX file only after OpenVINO has reproduced torch's output
-    within `PARITY_TOLERANCE`. Raises WeightsError if it does not.
+    within `PARITY_TOLERANCE`. Raises WeightsError if it does not, or if a weight is not finite.
     """
     generator = generator.eval().cpu().float()
+    for name, tensor in generator.state_dict().items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{metadata.name}: {name} holds values that are not finite; nothing was written")
     onnx_bytes = onnx_from(generator, metadata)
     difference = parity(generator, onnx_bytes)
     if not difference <= PARITY_TOLERANCE:
         raise WeightsError(
             f"{metadata.name}: the exported file differs from torch by {difference:.2g} (allowed "
-            f"{PARITY_TOLERANCE:g}); nothing was written. Check the weights for values that are not finite"
+            f"{PARITY_TOLERANCE:g}); nothing was written"
         )
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}

@@ -1,0 +1,207 @@
+"""Exported files: two runtimes against torch, at sizes the exporter never saw."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from srgan.engine import OpenVinoEngine
+from srgan.errors import WeightsError
+from srgan.training import export
+from srgan.training.checkpoint import load_generator
+from srgan.training.export import PARITY_TOLERANCE, export_generator, onnx_from, parity
+from srgan.training.models import Generator
+from srgan.weights import METADATA_KEY, ModelMetadata
+
+KINDS = ("none", "batch")
+SHAPES = [(1, 24, 20), (1, 1, 1), (2, 7, 33), (3, 16, 5), (1, 40, 41)]
+
+
+def generator(normalisation: str) -> Generator:
+    """As after some training: no parameter where it started, statistics that are not 0 and 1."""
+    torch.manual_seed(11)
+    made = Generator(2, 6, normalisation)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for buffer_name, buffer in made.named_buffers():
+            if "running" in buffer_name:
+                buffer.add_(0.3 * torch.rand_like(buffer))
+    return made
+
+
+def metadata(normalisation: str = "none") -> ModelMetadata:
+    return ModelMetadata(
+        name="mine-x4",
+        scale=4,
+        halo_lr_px=12,
+        architecture={"blocks": 2, "features": 6, "normalisation": normalisation},
+        recipe={"seed": 3, "text": "ünïcode"},
+        data_sha256="ab" * 32,
+        metrics={"validation/psnr_y": 30.25},
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Both files, by kind of normalisation."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {kind: export_generator(generator(kind), metadata(kind), folder / kind) for kind in KINDS}
+
+
+def expected(kind: str, lr: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return generator(kind).eval()(torch.from_numpy(lr)).numpy()
+
+
+def noise(count: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).random((count, 3, height, width), dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_runtime_equals_torch(exported: dict[str, tuple[Path, Path]], kind: str) -> None:
+    session = onnxruntime.InferenceSession(exported[kind][1].read_bytes(), providers=["CPUExecutionProvider"])
+    for shape in SHAPES:
+        lr = noise(*shape)
+        (sr,) = session.run(["sr"], {"lr": lr})
+        np.testing.assert_allclose(sr, expected(kind, lr), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_openvino_equals_torch(exported: dict[str, tuple[Path, Path]], kind: str) -> None:
+    engine = OpenVinoEngine(exported[kind][1])
+    for shape in SHAPES:
+        lr = noise(*shape)
+        np.testing.assert_allclose(engine.run(lr), expected(kind, lr), rtol=0, atol=1e-5)
+
+
+def test_the_output_is_not_clamped(tmp_path: Path) -> None:
+    bright = generator("none")
+    with torch.no_grad():
+        bright.tail.bias.fill_(2.0)  # type: ignore[union-attr]
+    _, path = export_generator(bright, metadata(), tmp_path)
+    assert OpenVinoEngine(path).run(noise(1, 8, 8)).min() > 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_outputs_and_dynamic_axes(exported: dict[str, tuple[Path, Path]], kind: str) -> None:
+    model = onnx.load(exported[kind][1])
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in model.graph.input] == ["lr"]
+    assert [value.name for value in model.graph.output] == ["sr"]
+    for value in (*model.graph.input, *model.graph.output):
+        sizes = value.type.tensor_type.shape.dim
+        assert [bool(size.dim_param) for size in sizes] == [True, False, True, True]
+        assert sizes[1].dim_value == 3
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_files_say_the_same_of_themselves(exported: dict[str, tuple[Path, Path]], kind: str) -> None:
+    tensors, graph = exported[kind]
+    with safe_open(tensors, framework="np") as file:
+        said = file.metadata()[METADATA_KEY]
+    (prop,) = onnx.load(graph).metadata_props
+    assert (prop.key, prop.value) == (METADATA_KEY, said)
+    assert ModelMetadata.from_json(said, "x") == metadata(kind) == OpenVinoEngine(graph).metadata
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_safetensors_hold_the_generator(exported: dict[str, tuple[Path, Path]], kind: str) -> None:
+    loaded, _ = load_generator(exported[kind][0])
+    state = generator(kind).state_dict()
+    assert loaded.state_dict().keys() == state.keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_names_and_folder(exported: dict[str, tuple[Path, Path]]) -> None:
+    paths = exported["none"]
+    assert [path.name for path in paths] == ["mine-x4.safetensors", "mine-x4.onnx"]
+    assert sorted(paths[0].parent.iterdir()) == sorted(paths)
+
+
+def test_the_file_is_hardly_larger_than_its_weights(tmp_path: Path) -> None:
+    made = Generator(4, 32)
+    _, path = export_generator(made, metadata(), tmp_path)
+    weights = 4 * sum(tensor.numel() for tensor in made.state_dict().values())
+    fixed = 4 * made.skip.kernel.numel()
+    assert weights < path.stat().st_size < weights + fixed + 30_000
+
+
+def test_no_trace_of_the_machine_that_exported(exported: dict[str, tuple[Path, Path]]) -> None:
+    """The exporter writes source paths on every node; a shared file should not carry them."""
+    for kind in KINDS:
+        content = exported[kind][1].read_bytes()
+        assert str(Path(export.__file__).parent).encode() not in content
+        assert b"site-packages" not in content
+        assert b"stack_trace" not in content
+
+
+def test_exporting_leaves_weights_and_random_numbers_alone(tmp_path: Path) -> None:
+    made = generator("batch").train()
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    export_generator(made, metadata("batch"), tmp_path)
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (export_generator(generator("none"), metadata(), tmp_path / name) for name in ("a", "b"))
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    made = generator("none")
+    with torch.no_grad():
+        made.tail.bias[1] = value  # type: ignore[index]
+    with pytest.raises(WeightsError, match=r"^mine-x4: tail\.bias holds values that are not finite"):
+        export_generator(made, metadata(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = generator("none")
+    with torch.no_grad():
+        other.tail.bias[0] += 3 * PARITY_TOLERANCE  # type: ignore[index, operator]
+    wrong = onnx_from(other, metadata())
+    monkeypatch.setattr(export, "onnx_from", lambda *_: wrong)
+    with pytest.raises(WeightsError, match=r"mine-x4: .* differs from torch by 0\.0003.*nothing was written"):
+        export_generator(generator("none"), metadata(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parity_measures_the_largest_difference() -> None:
+    made = generator("none").eval()
+    model = onnx_from(made, metadata())
+    assert parity(made, model) < 1e-5
+
+    class Shifted(nn.Module):
+        def forward(self, lr: torch.Tensor) -> torch.Tensor:
+            sr: torch.Tensor = made(lr)
+            sr[0, 2, 5, 9] += 0.25
+            return sr
+
+    assert parity(Shifted(), model) == pytest.approx(0.25, abs=1e-4)
+
+
+def test_an_exporter_that_returns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: None)
+    with pytest.raises(WeightsError, match="mine-x4: torch's ONNX exporter returned nothing"):
+        onnx_from(generator("none"), metadata())
+
+
+def test_the_model_is_one_file(exported: dict[str, tuple[Path, Path]]) -> None:
+    """No weights beside it that could be lost: bytes alone are enough."""
+    model = onnx.load(io.BytesIO(exported["none"][1].read_bytes()))
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
