@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from srgan import pictures
-from srgan.errors import PictureError, UsageError
-from srgan.files import write_atomically
+from srgan.errors import PictureError, TrainingError, UsageError
+from srgan.files import TEMPORARY_SUFFIX, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -106,18 +109,18 @@ class Patches:
 def build_cache(folders: Sequence[Path], cache_folder: Path) -> PictureCache:
     """Decode every picture below `folders` once; later calls with the same files only map the result.
 
-    Unreadable pictures are counted, named in the log and left out. The key is made of the paths, sizes and
-    modification times, so a changed folder is packed anew. Raises UsageError for a folder that does not exist or
-    holds no readable picture.
+    Unreadable pictures are named in the log and left out. The key is made of the paths, sizes and modification
+    times, so a changed folder is packed anew. Raises UsageError for a folder that does not exist or holds no
+    readable picture, TrainingError if the cache cannot be written.
     """
     paths = _picture_paths(folders)
-    stamps = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
     pixels_path, index_path = cache_folder / f"{key}.pixels", cache_folder / f"{key}.json"
-    if not index_path.exists():  # written last, so it vouches for the pixels
-        cache_folder.mkdir(parents=True, exist_ok=True)
+    index = _index(index_path, pixels_path)
+    if index is None:
         _pack(paths, pixels_path, index_path)
-    index = json.loads(index_path.read_text(encoding="utf-8"))
+        index = json.loads(index_path.read_text(encoding="utf-8"))
     if not index["names"]:
         raise UsageError(f"none of the {len(paths)} files below {_listed(folders)} could be read as a picture")
     # Mode "c" (copy on write) because torch has no read-only tensors; nothing ever writes.
@@ -149,37 +152,68 @@ def _picture_paths(folders: Sequence[Path]) -> list[Path]:
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder: give --data a folder of pictures")
     paths = sorted(
-        path
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.suffix.lower() in pictures.PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        {  # a set: folders that overlap must not bring a picture into training and validation
+            path.resolve()
+            for folder in folders
+            for path in folder.rglob("*")
+            if path.suffix.lower() in pictures.PICTURE_SUFFIXES
+            and not path.name.startswith(".")
+            and path.is_file()
+        }
     )
     if not paths:
-        raise UsageError(f"no pictures below {_listed(folders)}: expected {', '.join(sorted(pictures.PICTURE_SUFFIXES))}")
+        raise UsageError(
+            f"no pictures below {_listed(folders)}: expected {', '.join(sorted(pictures.PICTURE_SUFFIXES))}"
+        )
     return paths
 
 
+def _index(index_path: Path, pixels_path: Path) -> dict[str, Any] | None:
+    """Return the index if it is there and the pixels that it speaks of are, whole; else None."""
+    try:
+        index: dict[str, Any] = json.loads(index_path.read_text(encoding="utf-8"))
+        expected_bytes = sum(3 * height * width for height, width in index["sizes"])
+        return index if pixels_path.stat().st_size == expected_bytes else None
+    except FileNotFoundError:
+        return None
+
+
 def _pack(paths: Sequence[Path], pixels_path: Path, index_path: Path) -> None:
-    temporary = pixels_path.with_suffix(".partial")
+    # A random name, so that two runs that start together do not write into one file.
+    temporary = pixels_path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     digest, names, sizes = hashlib.sha256(), [], []
-    with temporary.open("wb") as packed:
-        for path in paths:
-            try:
-                picture = pictures.decode(path)
-            except PictureError as error:
-                log.warning("left out: %s", error)
-                continue
-            pixels = (
-                picture.pixels if picture.pixels.ndim == 3 else np.repeat(picture.pixels[..., None], 3, axis=2)
-            )
-            data = np.ascontiguousarray(pixels).tobytes()
-            packed.write(data)
-            digest.update(f"{path.name} {hashlib.sha256(data).hexdigest()}\n".encode())
-            names.append(path.name)
-            sizes.append(pixels.shape[:2])
-    temporary.replace(pixels_path)
-    index = {"names": names, "sizes": sizes, "sha256": digest.hexdigest()}
-    write_atomically(index_path, json.dumps(index).encode())
+    try:
+        pixels_path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as packed:
+            for path in paths:
+                pixels = _decoded(path)
+                if pixels is None:
+                    continue
+                data = pixels.tobytes()
+                packed.write(data)
+                digest.update(f"{path.name} {hashlib.sha256(data).hexdigest()}\n".encode())
+                names.append(path.name)
+                sizes.append(pixels.shape[:2])
+        temporary.replace(pixels_path)
+        index = {"names": names, "sizes": sizes, "sha256": digest.hexdigest()}
+        write_atomically(index_path, json.dumps(index).encode())
+    except OSError as error:
+        raise TrainingError(
+            f"{pixels_path.parent} cannot hold the decoded pictures: {error.strerror}; make room or choose "
+            "another --run"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _decoded(path: Path) -> npt.NDArray[np.uint8] | None:
+    """Return (H,W,3), or None for a picture that cannot be read."""
+    try:
+        pixels = pictures.decode(path).pixels
+    except PictureError as error:
+        log.warning("left out: %s", error)
+        return None
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
 def _listed(folders: Sequence[Path]) -> str:
