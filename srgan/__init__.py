@@ -1,1 +1,54 @@
-"""Photographs four times larger, by SRGAN (Ledig et al. 2017)."""
+"""Photographs four times larger, by SRGAN (Ledig et al. 2017).
+
+    from pathlib import Path
+    from srgan import Upscaler, decode, encode
+
+    picture = Upscaler().upscale(decode(Path("photo.jpg")))
+    Path("photo_x4.png").write_bytes(encode(picture, "png"))
+
+The names below are loaded when they are first used: `import srgan` itself reads nothing and imports nothing large.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from srgan.errors import SrganError
+
+if TYPE_CHECKING:
+    from srgan.engine import Engine, OpenVinoEngine
+    from srgan.pictures import Picture, decode, encode
+    from srgan.upscale import Upscaler
+    from srgan.weights import bundled_models
+
+__all__ = [
+    "Engine",
+    "OpenVinoEngine",
+    "Picture",
+    "SrganError",
+    "Upscaler",
+    "bundled_models",
+    "decode",
+    "encode",
+]
+
+_HOMES = {
+    "Engine": "srgan.engine",
+    "OpenVinoEngine": "srgan.engine",
+    "Picture": "srgan.pictures",
+    "Upscaler": "srgan.upscale",
+    "bundled_models": "srgan.weights",
+    "decode": "srgan.pictures",
+    "encode": "srgan.pictures",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'srgan' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

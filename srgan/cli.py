@@ -1,0 +1,293 @@
+"""The `srgan` command. Commands read their options, call the library and say what happened; nothing else is here.
+
+Results go to standard output, one line per file; errors, warnings and the progress bar go to standard error. Exit
+codes: 0 all done, 1 something failed, 2 the request made no sense, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from srgan.errors import SrganError, UsageError
+
+if TYPE_CHECKING:
+    from srgan.batch import FileReport
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+# What only training and evaluation need; where one of them is missing, the extra is.
+_TRAIN_EXTRA = {"lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard", "torch", "torchvision"}
+
+app = typer.Typer(
+    help="Photographs four times larger, by SRGAN.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich costs as much start-up time as everything else together
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line and exit with its code; the entry point of `srgan`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not be able to show every name
+    # Pillow's notes on odd metadata; what matters of them comes as an error or as a warning of our own.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        app(prog_name="srgan")
+    except SrganError as error:
+        _say("error", str(error))
+        sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"srgan {version('srgan')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _srgan(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before the command."""
+
+
+@app.command()
+def upscale(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Pictures, or folders of them.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="Folder for the results, or a file for one picture."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("-n", "--model", help="Bundled model (see `srgan models`), or the path of an .onnx file."),
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option("-s", "--scale", help="Times larger, 1 to 16; default: the model's own.")
+    ] = None,
+    tile: Annotated[
+        str, typer.Option("-t", "--tile", metavar="auto|off|N", help="Side of a tile, in pixels of the input.")
+    ] = "auto",
+    format: Annotated[
+        str,
+        typer.Option("-f", "--format", help="auto (that of the input), png, jpg, webp, avif, tiff, bmp or ppm."),
+    ] = "auto",
+    quality: Annotated[
+        int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")
+    ] = None,
+) -> None:
+    """Upscale pictures: photo.jpg becomes photo_x4.jpg, a folder becomes the same tree in OUT."""
+    from srgan import batch
+    from srgan.upscale import Upscaler, check_scale
+
+    if scale is not None:
+        check_scale(scale)
+    if quality is not None and not 1 <= quality <= 100:
+        raise UsageError(f"quality {quality} is out of range: choose one from 1 to 100")
+    upscaler = Upscaler(model, tile_lr_px=_tile(tile))
+    plan = batch.plan(inputs, out, scale=scale or upscaler.scale, format=format)
+
+    reports: list[FileReport] = []
+    total = len(plan.jobs) + len(plan.unreadable)
+    try:
+        with _progress_bar(total) as bar:
+            for report in batch.run(plan, upscaler, scale=scale, quality=quality, progress=bar.within_file):
+                reports.append(report)
+                bar.file_done()
+                _tell(report)
+    except KeyboardInterrupt:
+        _say("interrupted", f"{total - len(reports)} of {total} not done")
+        raise typer.Exit(INTERRUPTED) from None
+    failed = sum(report.status == "failed" for report in reports)
+    if total > 1:
+        print(f"{total - failed} written, {failed} failed")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def models() -> None:
+    """List the bundled models and check that their files are intact."""
+    from srgan.weights import bundled_models, find_weights
+
+    damaged = 0
+    for model in bundled_models():
+        state = "intact"
+        try:
+            find_weights(model.name)
+        except SrganError as error:
+            state = "DAMAGED"
+            damaged += 1
+            _say("error", str(error))
+        default = " (default)" if model.is_default else ""
+        print(_one_line(f"{model.name}{default}  x{model.scale}  {state}  {model.description}"))
+    if damaged:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="tiny, srresnet_x4, srgan_x4 or the path of a TOML file.", show_default=False)
+    ],
+    data: Annotated[
+        list[Path], typer.Option("--data", metavar="DIR", help="Folder of pictures; may be given again.")
+    ],
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder for checkpoints, logs and results.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Finish in this time, with the schedule fitted to it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run.")] = False,
+    devices: Annotated[int, typer.Option("--devices", help="GPUs, or processes on a CPU, per machine.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", help="Machines.")] = 1,
+) -> None:
+    """Train a generator on folders of pictures."""
+    with _train_extra():
+        from srgan.training import commands
+
+        commands.train(recipe, data, run, overrides or [], minutes, resume, devices, nodes)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the files.")] = Path(),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model; default: the recipe's.")] = None,
+) -> None:
+    """Write the generator of a checkpoint as NAME.onnx and NAME.safetensors."""
+    with _train_extra():
+        from srgan.training import commands
+
+        commands.export(checkpoint, out, name)
+
+
+@app.command()
+def evaluate(
+    hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of true high-resolution pictures.")],
+    lr: Annotated[
+        Path | None,
+        typer.Option("--lr", metavar="DIR", help="Their low-resolution versions; default: made by bicubic."),
+    ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("-n", "--model", help="Model to measure; may be given again.")
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
+    ] = None,
+) -> None:
+    """Measure models on pictures whose truth is known: PSNR, SSIM and LPIPS."""
+    with _train_extra():
+        from srgan.evaluation import benchmark
+
+        benchmark.evaluate_command(hr, lr, models or [], json_path)
+
+
+def _tile(text: str) -> int | Literal["auto", "off"]:
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    if text.isascii() and text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"tile {text!r} is not understood: give auto, off or the side of a tile in pixels")
+
+
+@contextlib.contextmanager
+def _train_extra() -> Iterator[None]:
+    """Turn the absence of a package that only training needs into what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _TRAIN_EXTRA:
+            raise
+        raise UsageError(f'this needs {missing}, which is not installed: pip install "srgan[train]"') from error
+
+
+def _tell(report: FileReport) -> None:
+    for warning in report.warnings:
+        _say("warning", f"{report.source}: {warning}")
+    if report.error is not None:
+        _say("error", report.error)
+    if report.size is not None and report.source_size is not None:
+        before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
+        speed = report.size[0] * report.size[1] / 1e6 / report.seconds
+        line = f"{report.source} -> {report.target}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
+        print(_one_line(line), flush=True)
+
+
+def _say(kind: str, message: str) -> None:
+    print(_one_line(f"srgan: {kind}: {message}"), file=sys.stderr, flush=True)
+
+
+def _one_line(text: str) -> str:
+    """Return `text` with what could break the line or drive the terminal written as escapes.
+
+    File names may hold anything but a slash and a zero byte.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+class _Bar:
+    """Progress over all files: does nothing here, and draws where a terminal can show it."""
+
+    def within_file(self, fraction: float) -> None:
+        """Take the finished fraction of the file at hand."""
+
+    def file_done(self) -> None:
+        """Count a file."""
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int) -> Iterator[_Bar]:
+    if not sys.stderr.isatty():
+        yield _Bar()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    columns = BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # a line printed to a file or a pipe must stay in it
+    ) as progress:
+        task = progress.add_task("", total=total)
+
+        class Drawn(_Bar):
+            finished = 0
+
+            def within_file(self, fraction: float) -> None:
+                progress.update(task, completed=self.finished + fraction)
+
+            def file_done(self) -> None:
+                self.finished += 1
+                progress.update(task, completed=self.finished)
+
+        yield Drawn()
