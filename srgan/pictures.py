@@ -225,6 +225,38 @@ def resized(picture: Picture, height: int, width: int) -> Picture:
     return replace(picture, pixels=resize(picture.pixels), alpha=alpha)
 
 
+def jpeg_quality(path: Path) -> int | None:
+    """Return the quality, 1..100 on libjpeg's scale, that a JPEG file was written with; None for other formats.
+
+    Estimated from its luma quantisation table: the scale of the standard's own table (ITU T.81, annex K) that is
+    nearest, which is exact for files written by libjpeg. No pixel is decoded. Raises PictureError if the file
+    cannot be read.
+    """
+    with (
+        _open_regular_file(path) as file,
+        _guarded(str(path), "is damaged or incomplete"),
+        Image.open(file, formats=_OPENED) as opened,
+    ):
+        if not isinstance(opened, JpegImagePlugin.JpegImageFile) or not opened.quantization:
+            return None
+        table = np.sort(next(iter(opened.quantization.values())))  # sorted: in whatever order Pillow gives them
+    quality = np.arange(1, 101)[:, None]
+    percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    scaled = np.sort(((_LUMA_QUANTISATION * percent + 50) // 100).clip(1, 255))
+    return int(np.abs(scaled - table).sum(1).argmin()) + 1
+
+
+# ITU T.81, table K.1.
+_LUMA_QUANTISATION = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
+
+
 @contextlib.contextmanager
 def _open_regular_file(path: Path) -> Iterator[BinaryIO]:
     try:
