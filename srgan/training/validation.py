@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import numpy as np
@@ -56,11 +57,20 @@ def _row(generator: nn.Module, hr_tensor: Tensor) -> dict[str, float]:
         "colour_shift": float(np.abs(again.mean((0, 1)) - lr.mean((0, 1))).max()),
         "detail": _detail(sr) / max(_detail(hr), 1e-6),
     }
-    try:
+    if _lpips_can_be_had():
         row["lpips"] = metrics.lpips(sr, hr)
-    except BackboneError as error:
-        log.debug("validation goes without LPIPS: %s", error)
     return row
+
+
+@functools.cache
+def _lpips_can_be_had() -> bool:
+    """Whether AlexNet's weights are there; asked once, since the answer may cost a download that fails slowly."""
+    try:
+        metrics.lpips_network()
+    except BackboneError as error:
+        log.warning("validation goes without LPIPS: %s", error)
+        return False
+    return True
 
 
 def _triple(generator: nn.Module, hr: Tensor) -> tuple[npt.NDArray[np.uint8], ...]:
