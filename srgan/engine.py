@@ -71,6 +71,8 @@ class OpenVinoEngine:
 
         Raises EngineError if OpenVINO fails, or returns another shape or values that are not finite.
         """
+        if lr.ndim != 4 or lr.shape[1] != 3 or lr.dtype != "float32":
+            raise EngineError(f"expected (N,3,H,W) float32, got {lr.shape} {lr.dtype}")
         try:
             # A request of its own for every call: two threads never share input or output memory.
             request = self._compiled_for(lr.shape).create_infer_request()

@@ -1,0 +1,50 @@
+"""What several tests share: the optional shared folder and a generator small enough to run hundreds of times."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from srgan.engine import OpenVinoEngine
+from srgan.training.export import onnx_from
+from srgan.training.models import Generator
+from srgan.weights import ModelMetadata
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of large test data (benchmarks, backbones, odd files), which a checkout does not hold."""
+    folder = Path(os.environ.get("SRGAN_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data in {folder}; name its folder in SRGAN_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of a generator with 2 blocks and 8 features whose every layer shows in its output."""
+    torch.manual_seed(0)
+    generator = Generator(blocks=2, features=8)
+    with torch.no_grad():
+        # It starts near bicubic, where wrong tiles could hide: undo the tenths, so that its full reach is seen.
+        for block in generator.blocks:
+            block.conv2.weight.mul_(10)
+        generator.tail.weight.mul_(10)
+    metadata = ModelMetadata(
+        name="tiny-x4",
+        scale=4,
+        halo_lr_px=generator.halo_lr_px,
+        architecture={"blocks": 2, "features": 8, "normalisation": "none"},
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny-x4.onnx"
+    path.write_bytes(onnx_from(generator, metadata))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model: Path) -> OpenVinoEngine:
+    """The tiny model, loaded."""
+    return OpenVinoEngine(tiny_model)
