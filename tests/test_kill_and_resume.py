@@ -44,7 +44,7 @@ def photos(tmp_path: Path) -> Path:
 
 def command(photos: Path, run: Path, *more: str) -> list[str]:
     arguments = ["train", str(photos.parent / "recipe.toml"), "--data", str(photos), "--run", str(run), *more]
-    return [sys.executable, "-m", "srgan.cli", *arguments]
+    return [sys.executable, "-m", "srgan", *arguments]
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Any]:

@@ -468,10 +468,9 @@ def save_state(
         "objective": players.objective.state_dict(),
         "generator_optimizer": players.generator_optimizer.state_dict(),
         "discriminator_optimizer": players.discriminator_optimizer.state_dict(),
-        # One row for each process.
+        # One row for each process. No step draws from torch's global stream, so it is not kept.
         "patch_random": _gathered(fabric, patch_random.get_state()),
         "label_random": _gathered(fabric, players.objective.random.get_state()),
-        "torch_random": torch.get_rng_state(),
     }
     if fabric.is_global_zero:
         number, step = STAGES.index(position.stage), None if best else position.step
@@ -495,7 +494,6 @@ def load_state(
         players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         patch_random.set_state(state["patch_random"][fabric.global_rank])
         players.objective.random.set_state(state["label_random"][fabric.global_rank])
-        torch.set_rng_state(state["torch_random"])
         return Position(**state["position"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} lacks a part of the training state ({error})") from error
