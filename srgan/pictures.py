@@ -188,6 +188,8 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
         options["icc_profile"] = picture.icc
     if target.holds_exif and picture.exif:
         options["exif"] = picture.exif
+        if format == "tiff":
+            del options["compression"]  # Pillow writes EXIF into uncompressed TIFF only
     image = _image_of(picture)
     buffer = io.BytesIO()
     with _guarded(f"as {target.pillow}", "cannot be encoded"):
