@@ -75,16 +75,18 @@ def tiles_within(height: int, width: int, *, max_read_px: int, halo_lr_px: int) 
     of the time on context.
     """
     smallest = max(1, halo_lr_px)
-    best: tuple[int, int, int] | None = None
+    plans = []
     for down in range(1, _count(height, smallest, halo_lr_px) + 1):
         read_height = _read_length(height, down, halo_lr_px)
         across = _fewest(width, max_read_px // read_height, halo_lr_px, smallest)
         if across is not None:
-            cost = down * across * read_height * _read_length(width, across, halo_lr_px)
-            best = min(best or (cost, down, across), (cost, down, across))
-    if best is None:
+            tiles = down * across
+            cost = tiles * read_height * _read_length(width, across, halo_lr_px)
+            plans.append((cost, tiles, down, across))
+    if not plans:
         return tiles_of_size(height, width, tile_lr_px=smallest, halo_lr_px=halo_lr_px)
-    return _grid(_spans(height, best[1], halo_lr_px), _spans(width, best[2], halo_lr_px))
+    _, _, down, across = min(plans)
+    return _grid(_spans(height, down, halo_lr_px), _spans(width, across, halo_lr_px))
 
 
 def _count(length: int, tile_lr_px: int, halo_lr_px: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +13,10 @@ from srgan.engine import OpenVinoEngine
 from srgan.training.export import onnx_from
 from srgan.training.models import Generator
 from srgan.weights import ModelMetadata
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("srgan", deadline=None)
+hypothesis.settings.load_profile("srgan")
 
 
 @pytest.fixture(scope="session")

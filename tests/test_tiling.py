@@ -28,7 +28,7 @@ def check(tiles: list[Tile], height: int, width: int, halo: int) -> tuple[int, i
     return shapes.pop()
 
 
-@given(sides, sides, st.integers(1, 128), halos)
+@given(sides, sides, st.integers(5, 128), halos)
 def test_tiles_of_size(height: int, width: int, tile: int, halo: int) -> None:
     tiles = tiles_of_size(height, width, tile_lr_px=tile, halo_lr_px=halo)
     read = check(tiles, height, width, halo)

@@ -1,0 +1,335 @@
+"""The upscaler: exact tiles, faithful levels, no state, no papering over."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srgan import tiling, upscale
+from srgan.engine import OpenVinoEngine
+from srgan.errors import EngineError, PictureTooLargeError, SrganError, UnknownModelError, UsageError
+from srgan.pictures import Picture
+from srgan.upscale import Upscaler
+from srgan.weights import ModelMetadata
+
+HALO = 12  # of the tiny model
+METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
+
+
+class NearestEngine:
+    """Repeats every pixel 4x4: what the upscaler does around an engine is then seen exactly."""
+
+    def __init__(self, metadata: ModelMetadata = METADATA) -> None:
+        self.metadata = metadata
+        self.calls: list[tuple[int, ...]] = []
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        self.calls.append(lr.shape)
+        assert lr.dtype == np.float32
+        assert lr.flags.c_contiguous
+        return lr.repeat(4, axis=2).repeat(4, axis=3)
+
+
+class FailingEngine(NearestEngine):
+    """Fails from its second tile on."""
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        if self.calls:
+            raise EngineError("out of order")
+        return super().run(lr)
+
+
+def levels(height: int, width: int, channels: int | None = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels is None else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32)
+
+
+# Tiled equals whole
+
+TILE = 16
+# Where the plan changes: one halo, two (all is in reach), and one, two or three tiles.
+EDGES = [edge + step for edge in (HALO, 2 * HALO, 2 * HALO + TILE, 2 * HALO + 2 * TILE) for step in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("height", [1, 2, *EDGES, 97])
+def test_tiled_equals_whole_around_every_edge(tiny_engine: OpenVinoEngine, height: int) -> None:
+    for width in (1, 2 * HALO + 2 * TILE + 1):
+        lr = noise(height, width)
+        whole = Upscaler(engine=tiny_engine, tile_lr_px="off").upscale_array(lr)
+        tiled = Upscaler(engine=tiny_engine, tile_lr_px=TILE).upscale_array(lr)
+        assert np.abs(tiled - whole).max() <= 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 211), (101, 103)])
+@pytest.mark.parametrize("tile", [1, 7, 64])
+def test_tiled_equals_whole_in_odd_sizes(tiny_engine: OpenVinoEngine, size: tuple[int, int], tile: int) -> None:
+    if tile == 1 and min(size) > 1:
+        size = (31, 33)  # a tile for every pixel is slow
+    picture = Picture(levels(*size))
+    whole = Upscaler(engine=tiny_engine, tile_lr_px="off").upscale(picture).pixels
+    tiled = Upscaler(engine=tiny_engine, tile_lr_px=tile).upscale(picture).pixels
+    assert whole.shape == (4 * size[0], 4 * size[1], 3)
+    assert np.abs(tiled.astype(int) - whole).max() <= 1
+
+
+@settings(max_examples=10)
+@given(height=st.integers(1, 80), width=st.integers(1, 80), tile=st.integers(8, 40))
+def test_tiled_equals_whole(tiny_engine: OpenVinoEngine, height: int, width: int, tile: int) -> None:
+    lr = noise(height, width)
+    tiled = Upscaler(engine=tiny_engine, tile_lr_px=tile).upscale_array(lr)
+    assert np.abs(tiled - tiny_engine.run(lr)).max() <= 1e-5
+
+
+def test_a_smaller_halo_shows_seams(tiny_engine: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail: every pixel of the halo matters."""
+    lr = noise(60, 60)
+    whole = tiny_engine.run(lr)
+    for halo, least in ((0, 1e-2), (HALO - 2, 1e-5)):
+        monkeypatch.setattr(tiny_engine, "metadata", replace(tiny_engine.metadata, halo_lr_px=halo))
+        tiled = Upscaler(engine=tiny_engine, tile_lr_px=16).upscale_array(lr)
+        assert np.abs(tiled - whole).max() > least
+
+
+def test_auto_is_whole_when_small_and_tiled_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = NearestEngine()
+    Upscaler(engine=engine).upscale(Picture(levels(300, 300)))
+    assert engine.calls == [(1, 3, 300, 300)]
+    monkeypatch.setattr(upscale, "available_bytes", lambda: 3 * 8192 * 10_000)
+    engine.calls.clear()
+    result = Upscaler(engine=engine).upscale(Picture(levels(300, 300)))
+    np.testing.assert_array_equal(result.pixels, levels(300, 300).repeat(4, 0).repeat(4, 1))
+    assert len(engine.calls) == 9
+    assert all(shape[2] * shape[3] <= 10_000 for shape in engine.calls)
+
+
+def test_auto_bounds_the_tile_whatever_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upscale, "available_bytes", lambda: 2**50)
+    tiles = Upscaler(engine=NearestEngine(replace(METADATA, halo_lr_px=40)))._plan(3000, 4000)
+    read = tiles[0].read
+    assert (read[0].stop - read[0].start) * (read[1].stop - read[1].start) <= 592 * 592
+    assert Upscaler(engine=NearestEngine())._plan(512, 512) == tiling.whole(512, 512)
+
+
+# Levels
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_levels_survive_the_way_through_float(channels: int | None) -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = every if channels is None else np.stack([every, every.T, 255 - every], -1)
+    result = Upscaler(engine=NearestEngine()).upscale(Picture(pixels))
+    np.testing.assert_array_equal(result.pixels, pixels.repeat(4, 0).repeat(4, 1))
+
+
+def test_values_are_clamped_and_rounded() -> None:
+    class Shifted(NearestEngine):
+        def run(self, lr: np.ndarray) -> np.ndarray:
+            return super().run(lr) + np.float32(0.6 / 255)
+
+    pixels = np.array([[0, 100, 255]], np.uint8)
+    result = Upscaler(engine=Shifted()).upscale(Picture(pixels))
+    np.testing.assert_array_equal(result.pixels[0, ::4], [1, 101, 255])
+
+
+def test_grey_stays_grey_and_equals_equal_channels(tiny_engine: OpenVinoEngine) -> None:
+    grey = levels(20, 20, None)
+    result = Upscaler(engine=tiny_engine).upscale(Picture(grey))
+    assert result.is_grey
+    as_rgb = tiny_engine.run(np.stack([grey] * 3)[None].astype(np.float32) / 255)[0]
+    np.testing.assert_allclose(result.pixels, as_rgb.mean(axis=0).clip(0, 1) * 255, atol=0.5 + 1e-3)
+
+
+def test_what_a_picture_carries_is_kept() -> None:
+    picture = Picture(levels(5, 4), None, b"profile", b"exif", "webp", ("a warning",))
+    result = Upscaler(engine=NearestEngine()).upscale(picture)
+    assert (result.icc, result.exif, result.format, result.warnings) == (
+        b"profile",
+        b"exif",
+        "webp",
+        ("a warning",),
+    )
+
+
+# Transparency
+
+
+def disc(ground: tuple[int, int, int], size: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A hard-edged disc of two colours on a transparent ground with a colour of its own."""
+    rows, columns = np.mgrid[0:size, 0:size] - (size - 1) / 2
+    inside = rows**2 + columns**2 < (size / 3) ** 2
+    colour = np.where((rows < 0)[..., None], (200, 120, 40), (150, 60, 90)).astype(np.uint8)
+    return np.where(inside[..., None], colour, np.uint8(ground)), inside * np.uint8(255), inside
+
+
+@pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])
+def test_the_rim_takes_no_colour_from_the_transparent_ground(
+    tiny_engine: OpenVinoEngine, ground: tuple[int, int, int]
+) -> None:
+    pixels, alpha, _ = disc(ground)
+    upscaler = Upscaler(engine=tiny_engine)
+    result = upscaler.upscale(Picture(pixels, alpha))
+    neutral = upscaler.upscale(Picture(disc((175, 90, 65))[0], alpha))
+    # Whatever the hidden colour was, it is gone before the generator sees the picture.
+    np.testing.assert_array_equal(result.pixels, neutral.pixels)
+
+
+@pytest.mark.parametrize("behind", [0, 255])
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_composited_rim_stays_between_the_colours_and_the_ground(ground: int, behind: int) -> None:
+    from PIL import Image
+
+    class Bicubic(NearestEngine):
+        """What a generator near its start does; it overshoots at an edge of 200 levels by more than ten."""
+
+        def run(self, lr: np.ndarray) -> np.ndarray:
+            planes = [
+                Image.fromarray(plane).resize((4 * lr.shape[3], 4 * lr.shape[2]), Image.Resampling.BICUBIC)
+                for plane in lr[0]
+            ]
+            return np.stack([np.asarray(plane) for plane in planes])[None]
+
+    pixels, alpha, inside = disc((ground,) * 3)
+    pixels[inside] = (200, 120, 40)
+    result = Upscaler(engine=Bicubic(replace(METADATA, halo_lr_px=2))).upscale(Picture(pixels, alpha))
+    assert result.alpha is not None
+    opacity = result.alpha[..., None] / 255
+    composite = result.pixels * opacity + behind * (1 - opacity)
+    low, high = np.minimum((200, 120, 40), behind), np.maximum((200, 120, 40), behind)
+    assert (composite >= low - 1).all()
+    assert (composite <= high + 1).all()
+
+
+def test_opaque_and_clear_areas_stay_exactly_so(tiny_engine: OpenVinoEngine) -> None:
+    pixels, alpha, inside = disc((0, 0, 0))
+    result = Upscaler(engine=tiny_engine).upscale(Picture(pixels, alpha)).alpha
+    assert result is not None
+    padded = np.pad(inside, 1, mode="edge")
+    around = np.stack([padded[y : y + 40, x : x + 40] for y in range(3) for x in range(3)])
+    deep, outside = around.all(0).repeat(4, 0).repeat(4, 1), ~around.any(0).repeat(4, 0).repeat(4, 1)
+    assert (result[deep] == 255).all()
+    assert (result[outside] == 0).all()
+    assert len(np.unique(result)) > 10  # and the rim between them is drawn
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_even_transparency_needs_no_inference(value: int) -> None:
+    engine = NearestEngine()
+    picture = Picture(levels(6, 5), np.full((6, 5), value, np.uint8))
+    result = Upscaler(engine=engine).upscale(picture)
+    assert result.alpha is not None
+    assert result.alpha.shape == (24, 20)
+    assert (result.alpha == value).all()
+    assert len(engine.calls) == 1
+    np.testing.assert_array_equal(result.pixels, picture.pixels.repeat(4, 0).repeat(4, 1))
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+@pytest.mark.parametrize("size", [(1, 7), (13, 10), (32, 32)])
+def test_visible_colours_are_not_changed_by_the_bleeding(size: tuple[int, int], channels: int | None) -> None:
+    pixels, alpha = levels(*size, channels), levels(*size, None, seed=1) // 86 * np.uint8(100)
+    bled = upscale._bled(pixels, alpha)
+    np.testing.assert_array_equal(bled[alpha > 0], pixels[alpha > 0])
+    low, high = pixels[alpha > 0].min(axis=0), pixels[alpha > 0].max(axis=0)
+    assert ((bled >= low) & (bled <= high)).all()
+
+
+# Scale
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"),
+    [(4, (28, 20)), (None, (28, 20)), (2, (14, 10)), (3.5, (24, 18)), (1, (7, 5)), (6, (42, 30))],
+)
+def test_any_scale(scale: float | None, size: tuple[int, int]) -> None:
+    picture = Picture(np.full((7, 5, 3), 77, np.uint8), levels(7, 5, None))
+    result = Upscaler(engine=NearestEngine()).upscale(picture, scale)
+    assert result.pixels.shape == (*size, 3)
+    assert (result.pixels == 77).all()
+    assert result.alpha is not None
+    assert result.alpha.shape == size
+
+
+@pytest.mark.parametrize("scale", [0, -4, 0.5, 16.1, float("nan"), float("inf")])
+def test_scales_out_of_range(scale: float) -> None:
+    with pytest.raises(UsageError, match="out of range"):
+        Upscaler(engine=NearestEngine()).upscale(Picture(levels(4, 4)), scale)
+
+
+def test_a_result_above_the_limit_is_refused_before_any_work() -> None:
+    engine = NearestEngine()
+    upscaler = Upscaler(engine=engine, max_output_megapixels=0.016)
+    assert upscaler.upscale(Picture(levels(25, 40))).pixels.shape == (100, 160, 3)
+    engine.calls.clear()
+    for height, scale in ((26, None), (26, 1.0), (24, 4.2)):
+        with pytest.raises(PictureTooLargeError, match="megapixels"):
+            upscaler.upscale(Picture(levels(height, 40)), scale)
+    assert engine.calls == []
+
+
+@pytest.mark.parametrize("tile", [0, -1])
+def test_tiles_out_of_range(tile: int) -> None:
+    with pytest.raises(UsageError, match="tile"):
+        Upscaler(engine=NearestEngine(), tile_lr_px=tile)
+
+
+# Failure, threads, progress
+
+
+def test_an_engine_that_fails_fails_the_picture() -> None:
+    with pytest.raises(EngineError, match="out of order"):
+        Upscaler(engine=FailingEngine(), tile_lr_px=4).upscale(Picture(levels(9, 9)))
+
+
+def test_progress_rises_to_one_and_can_stop_the_work() -> None:
+    seen: list[float] = []
+    picture = Picture(levels(9, 9), levels(9, 9, None))
+    Upscaler(engine=NearestEngine(), tile_lr_px=4).upscale(picture, progress=seen.append)
+    assert seen == sorted(set(seen))
+    assert len(seen) == 18  # nine tiles of colour and nine of transparency
+    assert seen[-1] == 1
+
+    def stop(fraction: float) -> None:
+        raise SrganError("enough")
+
+    engine = NearestEngine()
+    with pytest.raises(SrganError, match="enough"):
+        Upscaler(engine=engine, tile_lr_px=4).upscale(picture, progress=stop)
+    assert len(engine.calls) == 1
+
+
+def test_pictures_of_two_threads_never_meet(tiny_engine: OpenVinoEngine) -> None:
+    upscaler = Upscaler(engine=tiny_engine, tile_lr_px=16)
+    pictures = [Picture(levels(30 + 10 * (index % 2), 40, seed=index)) for index in range(8)]
+    expected = [upscaler.upscale(picture).pixels for picture in pictures]
+    results: list[np.ndarray | None] = [None] * len(pictures)
+    start = threading.Barrier(len(pictures))
+
+    def work(index: int) -> None:
+        start.wait()
+        results[index] = upscaler.upscale(pictures[index]).pixels
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(pictures))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, got in zip(expected, results, strict=True):
+        np.testing.assert_array_equal(got, one)
+
+
+def test_loads_a_model_by_path(tiny_model: Path) -> None:
+    upscaler = Upscaler(tiny_model)
+    assert (upscaler.scale, upscaler.metadata.name) == (4, "tiny-x4")
+    assert upscaler.upscale(Picture(levels(3, 2))).pixels.shape == (12, 8, 3)
+    with pytest.raises(UnknownModelError):
+        Upscaler("nowhere.onnx")
