@@ -42,16 +42,16 @@ class Engine(Protocol):
 class OpenVinoEngine:
     """A generator in an ONNX file, run by OpenVINO on the CPU in float32.
 
-    `model`: the file or its bytes; it must carry this package's metadata. `threads`: how many cores one
-    inference uses; by default all that this process may use. One model is compiled per input shape, because a
-    static shape runs fastest, and a few are kept. Any number of threads may call `run`.
+    `model`: the file or its bytes, which errors call `name`; it must carry this package's metadata. `threads`:
+    how many cores one inference uses; by default all that this process may use. One model is compiled per input
+    shape, because a static shape runs fastest, and a few are kept. Any number of threads may call `run`.
     Raises WeightsError if the file is not such a model.
     """
 
-    def __init__(self, model: bytes | Path, *, threads: int | None = None) -> None:
+    def __init__(self, model: bytes | Path, *, threads: int | None = None, name: str = "the model") -> None:
         import openvino  # 0.1 s and 30 MB, so only where it is needed
 
-        source = str(model) if isinstance(model, Path) else "the model"
+        source = str(model) if isinstance(model, Path) else name
         self._model = _read(model, source)
         self.metadata = _metadata_of(self._model, source)
         self._core = openvino.Core()

@@ -53,7 +53,7 @@ class Upscaler:
             raise UsageError(f'a tile of {tile_lr_px} pixels is none: give 1 or more, "auto" or "off"')
         self._tile_lr_px = tile_lr_px
         self._max_output_megapixels = max_output_megapixels
-        self._engine = engine or OpenVinoEngine(find_weights(model).onnx)
+        self._engine = engine or _engine_for(model)
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -167,6 +167,11 @@ def check_scale(scale: float) -> None:
     """Raise UsageError if `scale` is out of range or not a number."""
     if not (math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE):
         raise UsageError(f"scale {scale:g} is out of range: choose one from {MIN_SCALE:g} to {MAX_SCALE:g}")
+
+
+def _engine_for(model: str | Path | None) -> Engine:
+    weights = find_weights(model)
+    return OpenVinoEngine(weights.onnx, name=str(weights.path))
 
 
 def _to_nchw(levels: np.ndarray) -> np.ndarray:

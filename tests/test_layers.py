@@ -1,0 +1,150 @@
+"""Who may import whom, read from the source and seen in a fresh process."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import srgan
+
+PACKAGE = Path(srgan.__file__).parent
+MODULES = {
+    ".".join(("srgan", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+# Each library's only users. A name stands for the module and, of a package, all below it.
+OWNERS = {
+    "PIL": {"srgan.pictures"},
+    "typer": {"srgan.cli"},
+    "openvino": {"srgan.engine"},
+    "lpips": {"srgan.evaluation.metrics"},
+    "skimage": {"srgan.evaluation.metrics"},
+    "torch": {"srgan.training", "srgan.evaluation", "srgan.backbones"},
+    "torchvision": {"srgan.training", "srgan.evaluation", "srgan.backbones"},
+    "lightning": {"srgan.training"},
+}
+
+# From the top down: what each module of the upscaling side may use, and no other.
+BELOW = {
+    "srgan.cli": {
+        "srgan.batch",
+        "srgan.errors",
+        "srgan.evaluation",
+        "srgan.training",
+        "srgan.upscale",
+        "srgan.weights",
+    },
+    "srgan.batch": {"srgan.errors", "srgan.files", "srgan.pictures", "srgan.upscale"},
+    "srgan.upscale": {"srgan.engine", "srgan.errors", "srgan.pictures", "srgan.tiling", "srgan.weights"},
+    "srgan.engine": {"srgan.errors", "srgan.weights"},
+    "srgan.pictures": {"srgan.errors"},
+    "srgan.weights": {"srgan.errors", "srgan.files"},
+    "srgan.tiling": set(),
+    "srgan.files": set(),
+    "srgan.errors": set(),
+}
+
+
+def imported(path: Path, *, when_running_only: bool = False) -> Iterator[str]:
+    """Absolute names of the modules that a file imports, anywhere in it.
+
+    `when_running_only`: without those that only a type checker imports.
+    """
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    if when_running_only:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                skipped.update(child for statement in node.body for child in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+
+
+def within(name: str, parents: set[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_one_owner_for_each_library(library: str) -> None:
+    users = {
+        name
+        for name, path in MODULES.items()
+        for module in imported(path, when_running_only=True)
+        if within(module, {library})
+    }
+    assert {name for name in users if not within(name, OWNERS[library])} == set()
+    assert users, f"nobody uses {library}: take it out of the list"
+
+
+@pytest.mark.parametrize("module", BELOW)
+def test_imports_point_downwards(module: str) -> None:
+    used = {name for name in imported(MODULES[module]) if within(name, {"srgan"})}
+    assert {name for name in used if not within(name, BELOW[module])} == set()
+
+
+def test_upscaling_and_training_meet_only_in_weights_and_below() -> None:
+    allowed = {"srgan.engine", "srgan.errors", "srgan.files", "srgan.weights", "srgan.pictures", "srgan.backbones"}
+    allowed |= {"srgan.training", "srgan.evaluation"}
+    for name, path in MODULES.items():
+        if within(name, {"srgan.training"}):
+            used = {module for module in imported(path) if within(module, {"srgan"})}
+            assert {module for module in used if not within(module, allowed)} == set(), name
+
+
+def test_the_package_never_imports_the_service() -> None:
+    for path in MODULES.values():
+        assert not any(within(module, {"service"}) for module in imported(path))
+
+
+@pytest.mark.parametrize("statement", ["import srgan", "import srgan.cli", "import srgan.weights, srgan.tiling"])
+def test_importing_is_light(statement: str) -> None:
+    loaded = modules_after(statement)
+    assert not loaded & {"numpy", "PIL", "openvino", "torch", "rich", "pydantic", "safetensors"}
+
+
+def test_a_whole_upscale_loads_no_torch(tmp_path: Path, tiny_model: Path) -> None:
+    from srgan.pictures import Picture, encode, np
+
+    (tmp_path / "a.png").write_bytes(encode(Picture(np.zeros((4, 4), np.uint8)), "png"))
+    arguments = ["srgan", "upscale", str(tmp_path / "a.png"), "-n", str(tiny_model)]
+    loaded = modules_after(
+        f"import sys; sys.argv = {arguments!r}",
+        "import contextlib, io, srgan.cli",
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): srgan.cli.main()",
+    )
+    assert (tmp_path / "a_x4.png").exists()
+    assert "openvino" in loaded
+    assert not loaded & {"torch", "torchvision", "lightning", "skimage", "onnx", "scipy", "rich"}
+
+
+def test_public_names_are_there() -> None:
+    for name in srgan.__all__:
+        assert getattr(srgan, name).__module__.startswith("srgan")
+    assert set(srgan.__all__) <= set(dir(srgan))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = srgan.nonsense
+
+
+def modules_after(*lines: str) -> set[str]:
+    """Names of the top-level modules that a fresh process has loaded after `lines`."""
+    report = "import sys, json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([*lines, report])], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
