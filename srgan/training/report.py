@@ -207,12 +207,20 @@ class _Chart:
 
 
 # A term keeps its colour from chart to chart.
-_COLOURS = {"content": 0, "perceptual": 1, "artifact": 2, "adversarial": 3, "discriminator": 4, "lpips": 5}
+_COLOURS = {
+    "content": 0,
+    "perceptual": 1,
+    "artifact": 2,
+    "adversarial": 3,
+    "discriminator": 4,
+    "lpips": 5,
+    "structure_texture": 6,
+}
 
 _CHARTS = (
     _Chart(
         "Losses of the generator",
-        {"content", "perceptual", "artifact", "lpips", "dists"}.__contains__,
+        {"content", "perceptual", "artifact", "lpips", "structure_texture"}.__contains__,
         "before their weights",
         log=True,
     ),
