@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from srgan.errors import RecipeError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
@@ -124,7 +125,7 @@ class PerceptualRecipe(_Strict):
 
     network: Literal["vgg19", "vgg16"] = "vgg19"
     file: str = ""  # safetensors of `features.*`; empty: SRGAN_BACKBONES, then torchvision's download
-    layers: dict[str, Positive] = {"conv5_4": 1.0}  # the paper's best, φ5,4
+    layers: Annotated[dict[str, Positive], Field(min_length=1)] = {"conv5_4": 1.0}  # the paper's best, φ5,4
     after_activation: bool = True  # as the paper defines φ; before it is sharper (Wang et al. 2018)
     kind: Literal["mse", "l1"] = "mse"
     # 0.006 = 1/12.75² belongs to Caffe-scale features; torchvision's are about 6.8 times smaller, so they are
@@ -176,7 +177,7 @@ class StageRecipe(_Strict):
     final_learning_rate: Positive
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     hold: Fraction = 0.0  # share of the stage at the full learning rate before it falls
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     clip_norm: Weight = 1.0  # gradients above this norm are scaled down; 0: never
     ema_decay: Fraction = 0.999
     time_share: Positive = 1.0  # of `--minutes`, relative to the other stage
@@ -222,7 +223,7 @@ class GuardsRecipe(_Strict):
 class Recipe(_Strict):
     """A whole training run. Defaults are Ledig et al. 2017."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 on GPUs that have it
     start: str = ""  # safetensors weights of a generator to start from; empty: from scratch
     objective: Literal[

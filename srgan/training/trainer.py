@@ -97,6 +97,8 @@ def train(
     training, validation = split(cache, recipe.data.held_out, recipe.seed)
 
     players = make_players(recipe, fabric, label_random)
+    if recipe.adversarial.steps:  # a backbone that is missing is found now, not after the pre-training
+        generator_terms(recipe.losses, players.ema, fabric.device)
     position = Position()
     save = partial(save_state, recipe, cache, players, patch_random, run, fabric)
     load = partial(load_state, recipe, cache, players, patch_random, run, fabric)
@@ -494,7 +496,10 @@ def load_state(
         players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         patch_random.set_state(state["patch_random"][fabric.global_rank])
         players.objective.random.set_state(state["label_random"][fabric.global_rank])
-        return Position(**state["position"])
+        position = Position(**state["position"])
+        # The average's decay is its stage's, and a function, so it is not part of any state.
+        players.ema.multi_avg_fn = _averaging(getattr(recipe, position.stage).ema_decay)
+        return position
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} lacks a part of the training state ({error})") from error
 
@@ -572,8 +577,11 @@ def _gathered(fabric: Fabric, state: Tensor) -> Tensor:
 
 
 def _ema_of(generator: nn.Module, decay: float) -> AveragedModel:
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(generator, multi_avg_fn=average, use_buffers=True)
+    return AveragedModel(generator, multi_avg_fn=_averaging(decay), use_buffers=True)
+
+
+def _averaging(decay: float) -> Any:
+    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
 
 def _of_pictures(loss: Callable[[Tensor, Tensor], Tensor]) -> TermFunction:

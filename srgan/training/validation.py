@@ -20,6 +20,7 @@ from srgan.training.models import SCALE
 log = logging.getLogger(__name__)
 
 _CROP_PX = 256  # of each held-out picture: enough to judge, and a second for eight of them on two cores
+_LEAST_PX = 64  # a side: AlexNet has no output below 31, and a window of SSIM says little of a smaller one
 _STRIP_PX = 128  # of each row of the sample strip
 _STRIP_ROWS = 4
 
@@ -27,24 +28,33 @@ _STRIP_ROWS = 4
 def validate(generator: nn.Module, cache: PictureCache) -> dict[str, float]:
     """Return mean figures of `generator` over the centres of held-out pictures; empty if there are none.
 
+    Pictures below 64 px a side are passed over: LPIPS and SSIM cannot judge them.
+
     validation/psnr_y (dB), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr (dB: SR
     reduced again, against LR), /colour_shift (grey levels of 255 that SR's mean departs from LR's, the worst
     channel) and /detail (deviation of SR's Laplacian over HR's: far below 1 is blur, far above is invention).
     """
-    rows = [_row(generator, _centre(cache.picture(index), _CROP_PX)) for index in range(len(cache))]
+    rows = [_row(generator, _centre(cache.picture(index), _CROP_PX)) for index in _large_enough(cache)]
     return {f"validation/{key}": float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else {})}
 
 
 def sample_strip(generator: nn.Module, cache: PictureCache) -> npt.NDArray[np.uint8]:
-    """Return (H,W,3): a row for each of the first held-out pictures, LR enlarged by its pixels, SR and HR."""
+    """Return (H,W,3): a row for each of the first held-out pictures, LR enlarged by its pixels, SR and HR.
+
+    Pictures below 64 px a side are passed over as in `validate`; one at least must be larger.
+    """
     rows = []
-    for index in range(min(len(cache), _STRIP_ROWS)):
+    for index in _large_enough(cache)[:_STRIP_ROWS]:
         lr, sr, hr = _triple(generator, _centre(cache.picture(index), _STRIP_PX))
         nearest = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
         row = np.concatenate([nearest, sr, hr], axis=1)
         missing = [(0, _STRIP_PX - row.shape[0]), (0, 3 * _STRIP_PX - row.shape[1]), (0, 0)]
         rows.append(np.pad(row, missing, constant_values=255))  # for pictures smaller than a strip's row
     return np.concatenate(rows)
+
+
+def _large_enough(cache: PictureCache) -> list[int]:
+    return [index for index in range(len(cache)) if min(cache.heights[index], cache.widths[index]) >= _LEAST_PX]
 
 
 def _row(generator: nn.Module, hr_tensor: Tensor) -> dict[str, float]:
