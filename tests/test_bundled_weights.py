@@ -1,0 +1,108 @@
+"""The weights that come with the package: intact, and on the benchmarks at least as good as was promised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srgan import pictures
+from srgan.backbones import FOLDER_VARIABLE
+from srgan.engine import OpenVinoEngine
+from srgan.evaluation import metrics
+from srgan.evaluation.metrics import lpips, psnr
+from srgan.training.checkpoint import load_generator
+from srgan.training.degradation import bicubic
+from srgan.training.export import PARITY_TOLERANCE, parity
+from srgan.upscale import Upscaler
+from srgan.weights import bundled_folder, bundled_models, find_weights
+
+MODELS = ("srresnet-x4", "srgan-x4")
+
+# What the bundled weights must beat, by benchmark: PSNR-Y (dB) of srresnet-x4, LPIPS of srgan-x4.
+FLOOR_PSNR_Y = {"Set5": 30.3, "Set14": 27.3, "BSD100": 26.8}
+CEILING_LPIPS = {"Set5": 0.20, "Set14": 0.29, "BSD100": 0.36}
+
+BENCHMARKS = ["Set5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Set14", "BSD100"))]
+
+
+@pytest.fixture
+def alexnet(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """LPIPS with the local AlexNet, forgotten again afterwards."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(shared / "backbones"))
+    metrics.lpips_network.cache_clear()
+    yield
+    metrics.lpips_network.cache_clear()
+
+
+def results(model: str, benchmark: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(LR, SR, HR) of every picture of a benchmark."""
+    upscaler = Upscaler(model)
+    paths = sorted((benchmark / "LRx4").glob("*.png"))
+    assert len(paths) >= 5
+    for path in paths:
+        lr, hr = (pictures.decode(folder / path.name) for folder in (path.parent, benchmark / "HR"))
+        sr = upscaler.upscale(lr)
+        lr_rgb, sr_rgb, hr_rgb = (
+            p.pixels if p.pixels.ndim == 3 else np.repeat(p.pixels[..., None], 3, axis=2) for p in (lr, sr, hr)
+        )
+        yield lr_rgb, sr_rgb, hr_rgb[: sr_rgb.shape[0], : sr_rgb.shape[1]]
+
+
+def test_the_manifest_lists_both_models_and_one_is_the_default() -> None:
+    models = {model.name: model for model in bundled_models()}
+    assert set(MODELS) <= models.keys()
+    assert sum(model.is_default for model in models.values()) == 1
+    assert all(model.scale == 4 and model.description for model in models.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_are_intact_and_say_what_they_are(name: str) -> None:
+    weights = find_weights(name)  # compares the hash
+    metadata = OpenVinoEngine(weights.onnx).metadata
+    assert (metadata.name, metadata.scale, metadata.halo_lr_px) == (name, 4, 40)
+    assert metadata.architecture == {"blocks": 16, "features": 64, "normalisation": "none"}
+    assert metadata.recipe
+    assert len(metadata.data_sha256) == 64
+    assert metadata.metrics["validation/psnr_y"] > 20
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_files_of_a_model_hold_the_same_generator(name: str) -> None:
+    generator, metadata = load_generator(bundled_folder() / f"{name}.safetensors")
+    onnx = find_weights(name).onnx
+    assert parity(generator.eval(), onnx) <= PARITY_TOLERANCE
+    assert OpenVinoEngine(onnx).metadata == metadata
+    assert sum(parameter.numel() for parameter in generator.parameters()) == pytest.approx(1.55e6, rel=0.01)
+
+
+def test_the_model_card_names_both() -> None:
+    card = (bundled_folder() / "README.md").read_text(encoding="utf-8")
+    assert all(name in card for name in MODELS)
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_srresnet_is_faithful(benchmark: str, shared: Path) -> None:
+    pairs = results("srresnet-x4", shared / "data" / "benchmarks" / benchmark)
+    assert np.mean([psnr(sr, hr, border=4, y_only=True) for _, sr, hr in pairs]) > FLOOR_PSNR_Y[benchmark]
+
+
+@pytest.mark.usefixtures("alexnet")
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_srgan_is_close_to_the_eye(benchmark: str, shared: Path) -> None:
+    pairs = results("srgan-x4", shared / "data" / "benchmarks" / benchmark)
+    assert np.mean([lpips(sr, hr) for _, sr, hr in pairs]) < CEILING_LPIPS[benchmark]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_colour_shift_and_no_invention_at_lr(name: str, shared: Path) -> None:
+    """SR reduced again is LR: its mean within a level, its pixels within noise; the game may not drift."""
+    import torch
+
+    for lr, sr, _ in results(name, shared / "data" / "benchmarks" / "Set5"):
+        again = bicubic(torch.from_numpy(sr).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0) * 255
+        reduced = again.round().byte().numpy()
+        assert np.abs(reduced.mean((0, 1)) - lr.mean((0, 1))).max() < 1.0
+        assert psnr(reduced, lr, border=0, y_only=False) > 34
