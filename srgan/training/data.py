@@ -1,26 +1,45 @@
-"""Image folders to HR patches: pictures decoded once into a packed cache, patches gathered from it."""
+"""Image folders to training patches: pictures decoded once into a packed cache, patches gathered from it."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from srgan import pictures
-from srgan.errors import PictureError, TrainingError, UsageError
-from srgan.files import TEMPORARY_SUFFIX, write_atomically
+from srgan.errors import TrainingError, UsageError
+from srgan.files import write_atomically
+from srgan.training.degradation import Degradation
+from srgan.training.models import SCALE
+from srgan.training.sources import (
+    ENERGY_BLOCK_PX,
+    THUMBNAIL_PX,
+    File,
+    Source,
+    in_order,
+    list_files,
+    listed,
+    shown,
+    try_examine,
+)
 
 log = logging.getLogger(__name__)
+
+_FORMAT = 1  # of the cache; part of its key, so that another version packs anew
+_PACKING_SUFFIX = ".packing"
+_BAD_FILES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,11 @@ class PictureCache:
 
     `pixels`: (bytes,) uint8, memory-mapped. `offsets`, `heights`, `widths`: (count,) int64. `names`: where each
     came from. `sha256`: hash of the names and contents, so that a run can say what it was trained on.
+
+    What `build_cache` adds, each (count, ...): `lr_offsets`: where the shipped LR picture begins in `pixels`, -1
+    without one. `sources`: number of the source. `energy_offsets`: into `energy`, `Examined.energy` of all
+    pictures one after another. `thumbnails`, `jpeg_qualities`, `notes`: as in `Examined`. `source_weights`: one
+    for each source, or None if patches come as positions do. `skipped`: (name, reason) of files left out.
     """
 
     pixels: Tensor
@@ -37,104 +61,260 @@ class PictureCache:
     widths: Tensor
     names: list[str]
     sha256: str
+    lr_offsets: Tensor | None = None
+    sources: Tensor | None = None
+    energy_offsets: Tensor | None = None
+    energy: Tensor | None = None
+    thumbnails: Tensor | None = None
+    jpeg_qualities: Tensor | None = None
+    notes: list[str] | None = None
+    source_weights: tuple[float, ...] | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def picture(self, index: int) -> Tensor:
         """Return picture `index` as (H,W,3) uint8, a view."""
-        height, width = int(self.heights[index]), int(self.widths[index])
-        start = int(self.offsets[index])
-        return self.pixels[start : start + height * width * 3].view(height, width, 3)
+        return self._view(int(self.offsets[index]), int(self.heights[index]), int(self.widths[index]))
+
+    def lr_picture(self, index: int) -> Tensor | None:
+        """Return the shipped LR of picture `index` as (H/4,W/4,3) uint8, a view, or None if it has none."""
+        if self.lr_offsets is None or self.lr_offsets[index] < 0:
+            return None
+        height, width = int(self.heights[index]) // SCALE, int(self.widths[index]) // SCALE
+        return self._view(int(self.lr_offsets[index]), height, width)
 
     def subset(self, indices: Sequence[int]) -> PictureCache:
         """Return a cache of these pictures alone, sharing the pixels."""
         keep = torch.as_tensor(list(indices), dtype=torch.int64)
-        return PictureCache(
-            self.pixels,
-            self.offsets[keep],
-            self.heights[keep],
-            self.widths[keep],
-            [self.names[i] for i in keep.tolist()],
-            self.sha256,
-        )
+        columns: dict[str, Any] = {}
+        for name in (
+            *("offsets", "heights", "widths", "lr_offsets", "sources"),
+            *("energy_offsets", "thumbnails", "jpeg_qualities"),
+        ):
+            column = getattr(self, name)
+            columns[name] = None if column is None else column[keep]
+        notes = None if self.notes is None else [self.notes[i] for i in keep.tolist()]
+        return replace(self, names=[self.names[i] for i in keep.tolist()], notes=notes, **columns)
+
+    def _view(self, start: int, height: int, width: int) -> Tensor:
+        return self.pixels[start : start + height * width * 3].view(height, width, 3)
 
 
 class Patches:
     """Random HR patches with the eight dihedral flips, every position of every picture equally likely.
 
+    Weights of sources and `energy_weighting` change that: this share of the patches is drawn in proportion to
+    the gradient magnitude around them, the rest evenly. Pictures with a shipped LR are cut on its grid.
+
     One index computation gathers a whole batch from the packed cache, on the CPU from the memory map, or on a
-    GPU from its own memory when `device` is one. All randomness comes from `random`, a CPU generator that the
-    checkpoint stores.
+    GPU from its own memory when `device` is one and has room. All randomness comes from `random`, a CPU generator
+    that the checkpoint stores.
     """
 
-    def __init__(self, cache: PictureCache, patch_px: int, device: torch.device, random: torch.Generator) -> None:
+    def __init__(
+        self,
+        cache: PictureCache,
+        patch_px: int,
+        device: torch.device,
+        random: torch.Generator,
+        energy_weighting: float = 0.0,
+    ) -> None:
         too_small = int(((cache.heights < patch_px) | (cache.widths < patch_px)).sum())
         if too_small:
             log.warning("%d pictures are smaller than a patch of %d px and are not used", too_small, patch_px)
-        self._rows = (cache.heights - patch_px + 1).clamp(min=0)
-        self._columns = (cache.widths - patch_px + 1).clamp(min=0)
-        self._columns[self._rows == 0] = 0
-        self._ends = (self._rows * self._columns).cumsum(0)
-        if not len(cache) or not int(self._ends[-1]):
+        if too_small == len(cache):
             raise UsageError(f"no training picture is at least {patch_px} px on both sides: add larger pictures")
-        self._cache, self._patch_px, self._random = cache, patch_px, random
-        self._pixels = cache.pixels.to(device)
-        self._grid = torch.arange(patch_px)
+        self._cache, self._patch_px, self._device, self._random = cache, patch_px, device, random
+        self._lr_offsets = torch.full((len(cache),), -1) if cache.lr_offsets is None else cache.lr_offsets
+        self._steps = torch.where(self._lr_offsets < 0, 1, SCALE)
+        self._cells = _Cells.of(cache, patch_px, self._steps, energy_weighting)
+        self._ends = self._cells.mass.cumsum(0)
+        self._pixels = cache.pixels.to(device) if _fits(cache.pixels, device) else cache.pixels
 
     def draw(self, count: int) -> Tensor:
         """Return (count,3,P,P) float32 in [0,1] on the device, channels_last."""
-        place = torch.randint(int(self._ends[-1]), (count,), generator=self._random)
-        which = torch.searchsorted(self._ends, place, right=True)
-        place = place - (self._ends[which] - self._rows[which] * self._columns[which])
-        top, left = place // self._columns[which], place % self._columns[which]
-        flips = torch.randint(8, (count,), generator=self._random)
-        index = self._index(which, top, left, flips).to(self._pixels.device)
-        patches = self._pixels[index]  # (count,P,P,3)
+        which, top, left, flips = self._places(count)
+        return self._gather(
+            self._cache.offsets[which], self._cache.widths[which], top, left, flips, self._patch_px
+        )
+
+    def pairs(self, count: int, degrade: Degradation) -> tuple[Tensor, Tensor]:
+        """Return LR (count,3,h,w) and HR (count,3,4h,4w) in [0,1] on the device, of the same places.
+
+        4h is the patch without the margin of `degrade`, which makes LR where no LR picture was shipped.
+        """
+        which, top, left, flips = self._places(count)
+        cache, margin = self._cache, degrade.margin_hr_px
+        outer = self._gather(cache.offsets[which], cache.widths[which], top, left, flips, self._patch_px)
+        shipped = (self._lr_offsets[which] >= 0).nonzero()[:, 0]
+        if not len(shipped):
+            return degrade(outer)
+        given = self._gather(
+            self._lr_offsets[which][shipped],
+            cache.widths[which][shipped] // SCALE,
+            (top[shipped] + margin) // SCALE,
+            (left[shipped] + margin) // SCALE,
+            flips[shipped],
+            (self._patch_px - 2 * margin) // SCALE,
+        )
+        if len(shipped) == count:
+            return given, outer[..., margin : self._patch_px - margin, margin : self._patch_px - margin]
+        lr, hr = degrade(outer)
+        return lr.index_copy(0, shipped.to(lr.device), given), hr
+
+    def _places(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw (count,) each of: picture, top, left, flips in 0..7."""
+        # float64: 53 bits place a patch evenly among all positions of a million pictures.
+        chance = torch.rand(4, count, dtype=torch.float64, generator=self._random)
+        cells = self._cells
+        cell = torch.searchsorted(self._ends, chance[0] * self._ends[-1], right=True).clamp(
+            max=len(self._ends) - 1
+        )
+        which = cells.picture[cell]
+        step = self._steps[which]
+        top = cells.top[cell] + step * (chance[1] * cells.rows[cell]).long()
+        left = cells.left[cell] + step * (chance[2] * cells.columns[cell]).long()
+        return which, top, left, (chance[3] * 8).long()
+
+    def _gather(
+        self, offsets: Tensor, widths: Tensor, top: Tensor, left: Tensor, flips: Tensor, side_px: int
+    ) -> Tensor:
+        """Cut (count,3,side,side) float32 in [0,1]; flips and transposition are index arithmetic."""
+        device = self._pixels.device
+        offsets, widths, top, left, flips = (
+            column.view(-1, 1, 1).to(device) for column in (offsets, widths, top, left, flips)
+        )
+        grid, last = torch.arange(side_px, device=device), side_px - 1
+        down, across = grid.view(1, -1, 1), grid.view(1, 1, -1)
+        transposed, upside_down, mirrored = ((flips >> bit) & 1 == 1 for bit in range(3))
+        y, x = torch.where(transposed, across, down), torch.where(transposed, down, across)
+        y, x = torch.where(upside_down, last - y, y), torch.where(mirrored, last - x, x)
+        first = offsets + 3 * ((top + y) * widths + left + x)
+        index = first.unsqueeze(-1) + torch.arange(3, device=device)
+        patches = self._pixels[index].to(self._device)  # (count,side,side,3)
         return patches.permute(0, 3, 1, 2).float().div_(255)  # permuted NHWC is channels_last as it stands
 
-    def _index(self, which: Tensor, top: Tensor, left: Tensor, flips: Tensor) -> Tensor:
-        """Positions in the packed pixels, (count,P,P,3), with flips and transposition as index arithmetic."""
-        last = self._patch_px - 1
-        down = self._grid.view(1, -1, 1).expand(len(which), -1, self._patch_px)
-        across = self._grid.view(1, 1, -1).expand(len(which), self._patch_px, -1)
-        bit = [((flips >> shift) & 1).bool().view(-1, 1, 1) for shift in range(3)]
-        y, x = torch.where(bit[0], across, down), torch.where(bit[0], down, across)
-        y, x = torch.where(bit[1], last - y, y), torch.where(bit[2], last - x, x)
-        row = (top.view(-1, 1, 1) + y) * self._cache.widths[which].view(-1, 1, 1)
-        pixel = row + left.view(-1, 1, 1) + x
-        return (self._cache.offsets[which].view(-1, 1, 1) + 3 * pixel).unsqueeze(-1) + torch.arange(3)
+
+@dataclass(frozen=True)
+class _Cells:
+    """Rectangles of patch positions with one density each: rows by columns of them from (top, left)."""
+
+    picture: Tensor
+    top: Tensor
+    left: Tensor
+    rows: Tensor
+    columns: Tensor
+    mass: Tensor  # float64
+
+    @staticmethod
+    def of(cache: PictureCache, patch_px: int, steps: Tensor, energy_weighting: float) -> _Cells:
+        """Return the cells of all pictures that hold a patch; `steps`: (count,) pixels between positions."""
+        if energy_weighting and (cache.energy is None or cache.energy_offsets is None):
+            raise ValueError("energy weighting needs a cache made by build_cache")
+        usable = ((cache.heights >= patch_px) & (cache.widths >= patch_px)).nonzero()[:, 0]
+        step = steps[usable]
+        rows = (cache.heights[usable] - patch_px) // step + 1
+        columns = (cache.widths[usable] - patch_px) // step + 1
+        side = ENERGY_BLOCK_PX // step if energy_weighting else torch.maximum(rows, columns)
+        high, wide = (rows + side - 1) // side, (columns + side - 1) // side
+        picture = torch.repeat_interleave(torch.arange(len(usable)), high * wide)
+        place = torch.arange(len(picture)) - ((high * wide).cumsum(0) - high * wide)[picture]
+        i, j = place // wide[picture], place % wide[picture]
+        cells = _Cells(
+            picture=usable[picture],
+            top=i * (side * step)[picture],
+            left=j * (side * step)[picture],
+            rows=torch.minimum(side[picture], rows[picture] - i * side[picture]),
+            columns=torch.minimum(side[picture], columns[picture] - j * side[picture]),
+            mass=torch.empty(0),
+        )
+        mass = (cells.rows * cells.columns * step[picture] ** 2).double()
+        detail = mass * _energies(cache, cells, patch_px) if energy_weighting else mass
+        if cache.source_weights is None or cache.sources is None:
+            return replace(cells, mass=_mixed(mass, detail, energy_weighting))
+        sources = cache.sources[cells.picture]
+        for source, weight in enumerate(cache.source_weights):
+            of_source = sources == source
+            mass[of_source] = weight * _mixed(mass[of_source], detail[of_source], energy_weighting)
+        if not mass.sum() > 0:
+            raise UsageError("no source with a weight above 0 has a picture as large as a patch: add larger ones")
+        return replace(cells, mass=mass)
 
 
-def build_cache(folders: Sequence[Path], cache_folder: Path) -> PictureCache:
-    """Decode every picture below `folders` once; later calls with the same files only map the result.
+def _mixed(mass: Tensor, detail: Tensor, share: float) -> Tensor:
+    """Blend two masses, each made to sum to 1; pictures without any detail are drawn evenly."""
+    even = mass / mass.sum()
+    return even if not detail.sum() > 0 else (1 - share) * even + share * detail / detail.sum()
 
-    Unreadable pictures are named in the log and left out. The key is made of the paths, sizes and modification
-    times, so a changed folder is packed anew. Raises UsageError for a folder that does not exist or holds no
-    readable picture, TrainingError if the cache cannot be written.
-    """
-    paths = _picture_paths(folders)
-    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
-    pixels_path, index_path = cache_folder / f"{key}.pixels", cache_folder / f"{key}.json"
-    index = _index(index_path, pixels_path)
-    if index is None:
-        _pack(paths, pixels_path, index_path)
-        index = json.loads(index_path.read_text(encoding="utf-8"))
-    if not index["names"]:
-        raise UsageError(f"none of the {len(paths)} files below {_listed(folders)} could be read as a picture")
-    # Mode "c" (copy on write) because torch has no read-only tensors; nothing ever writes.
-    packed = np.memmap(pixels_path, dtype=np.uint8, mode="c")
-    sizes = torch.tensor(index["sizes"], dtype=torch.int64)
-    lengths = sizes[:, 0] * sizes[:, 1] * 3
-    return PictureCache(
-        torch.from_numpy(packed),
-        lengths.cumsum(0) - lengths,
-        sizes[:, 0],
-        sizes[:, 1],
-        index["names"],
-        index["sha256"],
+
+def _energies(cache: PictureCache, cells: _Cells, patch_px: int) -> Tensor:
+    """Mean energy of the blocks that the patches of each cell touch, (cells,) float64."""
+    assert cache.energy is not None  # noqa: S101 - checked by the caller
+    assert cache.energy_offsets is not None  # noqa: S101 - likewise
+    reach = (ENERGY_BLOCK_PX + patch_px - 2) // ENERGY_BLOCK_PX + 1  # blocks under the patches of a cell
+    numbers, counts = np.unique(cells.picture.numpy(), return_counts=True)
+    ends, energies = counts.cumsum(), []
+    for picture, begin, end in zip(numbers.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True):
+        high, wide = (-(-int(size[picture]) // ENERGY_BLOCK_PX) for size in (cache.heights, cache.widths))
+        first = int(cache.energy_offsets[picture])
+        sums = torch.zeros(high + 1, wide + 1, dtype=torch.float64)
+        blocks = cache.energy[first : first + high * wide].view(high, wide)
+        sums[1:, 1:] = blocks.double().cumsum(0).cumsum(1)
+        i, j = cells.top[begin:end] // ENERGY_BLOCK_PX, cells.left[begin:end] // ENERGY_BLOCK_PX
+        bottom, right = (i + reach).clamp(max=high), (j + reach).clamp(max=wide)
+        total = sums[bottom, right] - sums[i, right] - sums[bottom, j] + sums[i, j]
+        energies.append((total / ((bottom - i) * (right - j))).clamp(min=0))
+    return torch.cat(energies)
+
+
+def _fits(pixels: Tensor, device: torch.device) -> bool:
+    """Whether the cache may live on `device`; half of what a GPU has free is left to the networks."""
+    return device.type == "cpu" or (
+        device.type == "cuda" and pixels.numel() <= torch.cuda.mem_get_info(device)[0] // 2
     )
+
+
+def build_cache(
+    folders: Sequence[Source | Path], cache_folder: Path, *, max_bad_share: float = 1.0
+) -> PictureCache:
+    """Decode every picture of `folders` once; later calls with the same files only map the result.
+
+    Unreadable, unmatched and vanished pictures are counted, named in the log and left out. The pixels are stored
+    under the hash of their content, the index under that of the paths, sizes and modification times, so a changed
+    folder is packed anew. The index is written last and whole, so a kill leaves nothing that is trusted later;
+    one process packs at a time. Raises UsageError for a folder that does not exist, or if more than
+    `max_bad_share` of the files had to be left out, or all; TrainingError if the cache cannot be written.
+    """
+    sources = _as_sources(folders)
+    files = list_files(sources)
+    index_path = cache_folder / f"{_key(files)}.index"
+    try:
+        cache = _load(index_path)
+        if cache is None:
+            cache_folder.mkdir(parents=True, exist_ok=True)
+            with _alone(cache_folder) as alone:
+                if alone:
+                    _sweep(cache_folder)
+                cache = _load(index_path) or _pack(files, cache_folder, index_path)
+    except OSError as error:
+        raise TrainingError(
+            f"{cache_folder} cannot hold the decoded pictures: {error.strerror or error}; make room or choose "
+            "another --run"
+        ) from error
+    _refuse_if_bad(cache, max_bad_share, sources)
+    return _weighted(cache, sources)
+
+
+def survey(folders: Sequence[Source | Path]) -> PictureCache:
+    """Decode every picture of `folders` as `build_cache` does, but keep and write no pixels.
+
+    Raises UsageError for a folder that does not exist or has no picture in it.
+    """
+    sources = _as_sources(folders)
+    header, columns = _decode_all(list_files(sources), None)
+    return _weighted(_assembled(header, columns, torch.empty(0, dtype=torch.uint8)), sources)
 
 
 def split(cache: PictureCache, held_out: int, seed: int) -> tuple[PictureCache, PictureCache]:
@@ -147,74 +327,158 @@ def split(cache: PictureCache, held_out: int, seed: int) -> tuple[PictureCache, 
     return cache.subset(sorted(order[count:])), cache.subset(sorted(order[:count]))
 
 
-def _picture_paths(folders: Sequence[Path]) -> list[Path]:
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder: give --data a folder of pictures")
-    paths = sorted(
-        {  # a set: folders that overlap must not bring a picture into training and validation
-            path.resolve()
-            for folder in folders
-            for path in folder.rglob("*")
-            if path.suffix.lower() in pictures.PICTURE_SUFFIXES
-            and not path.name.startswith(".")
-            and path.is_file()
-        }
-    )
-    if not paths:
-        raise UsageError(
-            f"no pictures below {_listed(folders)}: expected {', '.join(sorted(pictures.PICTURE_SUFFIXES))}"
-        )
-    return paths
+def _as_sources(folders: Sequence[Source | Path]) -> list[Source]:
+    return [folder if isinstance(folder, Source) else Source(folder) for folder in folders]
 
 
-def _index(index_path: Path, pixels_path: Path) -> dict[str, Any] | None:
-    """Return the index if it is there and the pixels that it speaks of are, whole; else None."""
+def _key(files: Sequence[File]) -> str:
+    """Hash of the format, paths, sizes and modification times."""
+    stamps: list[Any] = [_FORMAT]
+    for file in files:
+        for path in (file.path, file.lr_path):
+            stamps.append([file.source, *_stamp(path)] if path else None)
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> list[Any]:
     try:
-        index: dict[str, Any] = json.loads(index_path.read_text(encoding="utf-8"))
-        expected_bytes = sum(3 * height * width for height, width in index["sizes"])
-        return index if pixels_path.stat().st_size == expected_bytes else None
-    except FileNotFoundError:
-        return None
+        status = path.stat()
+    except OSError:  # vanished since it was listed; reading it will say so
+        return [str(path.absolute()), None, None]
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def _pack(paths: Sequence[Path], pixels_path: Path, index_path: Path) -> None:
-    # A random name, so that two runs that start together do not write into one file.
-    temporary = pixels_path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
-    digest, names, sizes = hashlib.sha256(), [], []
+def _pack(files: Sequence[File], folder: Path, index_path: Path) -> PictureCache:
+    log.info("decoding %d files into %s", len(files), folder)
+    temporary = folder / f".{secrets.token_hex(8)}{_PACKING_SUFFIX}"
     try:
-        pixels_path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as packed:
-            for path in paths:
-                pixels = _decoded(path)
-                if pixels is None:
-                    continue
-                data = pixels.tobytes()
-                packed.write(data)
-                digest.update(f"{path.name} {hashlib.sha256(data).hexdigest()}\n".encode())
-                names.append(path.name)
-                sizes.append(pixels.shape[:2])
-        temporary.replace(pixels_path)
-        index = {"names": names, "sizes": sizes, "sha256": digest.hexdigest()}
-        write_atomically(index_path, json.dumps(index).encode())
-    except OSError as error:
-        raise TrainingError(
-            f"{pixels_path.parent} cannot hold the decoded pictures: {error.strerror}; make room or choose "
-            "another --run"
-        ) from error
+            header, columns = _decode_all(files, packed)
+            packed.flush()
+            os.fsync(packed.fileno())
+            header["bytes"] = packed.tell()
+        # Named by content: the same pictures under other paths or dates share one file, and two processes that
+        # saw different ones never share it.
+        header["pixels"] = f"{header['sha256'][:32]}.pixels"
+        temporary.replace(folder / header["pixels"])
     finally:
         temporary.unlink(missing_ok=True)
+    text = torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
+    write_atomically(index_path, save({**columns, "header": text}))
+    cache = _load(index_path)
+    if cache is None:
+        raise OSError(f"{index_path} could not be read back")
+    return cache
 
 
-def _decoded(path: Path) -> npt.NDArray[np.uint8] | None:
-    """Return (H,W,3), or None for a picture that cannot be read."""
+def _load(index_path: Path) -> PictureCache | None:
+    """Map a packed cache, or return None if there is none, or not the whole of one."""
     try:
-        pixels = pictures.decode(path).pixels
-    except PictureError as error:
-        log.warning("left out: %s", error)
+        with safe_open(index_path, framework="pt") as index:
+            columns = {name: index.get_tensor(name) for name in index.keys()}  # noqa: SIM118 - not a dict
+        header = json.loads(columns.pop("header").numpy().tobytes())
+        path = index_path.parent / header["pixels"]
+        if path.stat().st_size != header["bytes"]:
+            return None
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return None
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    # Mode "c" (copy on write) because torch has no read-only tensors; nothing ever writes.
+    packed = np.memmap(path, dtype=np.uint8, mode="c") if header["bytes"] else np.empty(0, dtype=np.uint8)
+    return _assembled(header, columns, torch.from_numpy(packed))
 
 
-def _listed(folders: Sequence[Path]) -> str:
-    return ", ".join(str(folder) for folder in folders)
+def _assembled(header: dict[str, Any], columns: dict[str, Tensor], pixels: Tensor) -> PictureCache:
+    fields: dict[str, Any] = {**columns, **{key: header[key] for key in ("names", "notes", "sha256")}}
+    return PictureCache(pixels, skipped=tuple(map(tuple, header["skipped"])), **fields)
+
+
+def _decode_all(files: Sequence[File], packed: IO[bytes] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Examine all files in parallel and write the pixels, in order, to `packed` if given."""
+    digest, skipped, names, notes = hashlib.sha256(), [], [], []
+    rows: list[tuple[int, ...]] = []
+    energies, thumbnails = [np.empty(0, np.float32)], []
+    offset = energy_offset = 0
+    for file, found in in_order(try_examine, files):
+        if isinstance(found, str):
+            skipped.append((file.path.name, found))
+            continue
+        height, width = found.hr.shape[:2]
+        lr_offset = -1 if found.lr is None else offset + found.hr.nbytes
+        rows.append((offset, height, width, lr_offset, file.source, energy_offset, found.jpeg_quality))
+        for pixels in (found.hr, found.lr):
+            if pixels is not None:
+                data = pixels.data
+                digest.update(
+                    f"{file.path.name} {hashlib.sha256(data).hexdigest()}\n".encode(errors="surrogateescape")
+                )
+                offset += pixels.nbytes
+                if packed is not None:
+                    packed.write(data)
+        energies.append(found.energy.ravel())
+        energy_offset += found.energy.size
+        thumbnails.append(found.thumbnail)
+        names.append(file.path.name)
+        notes.append(found.note)
+    keys = ("offsets", "heights", "widths", "lr_offsets", "sources", "energy_offsets", "jpeg_qualities")
+    table = torch.tensor(rows, dtype=torch.int64).view(-1, len(keys))
+    columns = {key: column.contiguous() for key, column in zip(keys, table.unbind(1), strict=True)}
+    columns["energy"] = torch.from_numpy(np.concatenate(energies))
+    columns["thumbnails"] = torch.from_numpy(
+        np.array(thumbnails, dtype=np.uint8).reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
+    )
+    header = {"names": names, "notes": notes, "skipped": skipped, "sha256": digest.hexdigest()}
+    return header, columns
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Hold `folder` against other processes that pack, and yield whether that could be done.
+
+    The lock falls when this process does, however it ends. Without one, two processes may do the same work twice.
+    """
+    if os.name == "nt":
+        yield False
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # some network file systems have no locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left; only for who holds the folder alone."""
+    for left_over in folder.glob(f".*{_PACKING_SUFFIX}"):
+        left_over.unlink()
+
+
+def _refuse_if_bad(cache: PictureCache, max_bad_share: float, sources: Sequence[Source]) -> None:
+    bad, total = len(cache.skipped), len(cache.skipped) + len(cache)
+    if not bad:
+        return
+    some = "; ".join(shown(reason) for _, reason in cache.skipped[:_BAD_FILES_SHOWN])
+    said = f"{bad} of {total} files below {listed(sources)} cannot be used: {some}"
+    said += "; ..." if bad > _BAD_FILES_SHOWN else ""
+    if not len(cache):
+        raise UsageError(f"none of the {total} files below {listed(sources)} could be read as a picture: {some}")
+    if bad > max_bad_share * total:
+        raise UsageError(
+            f"{said}. That is more than data.max_bad_share = {max_bad_share:g} allows: is it the right folder?"
+        )
+    log.warning("left out: %s", said)
+
+
+def _weighted(cache: PictureCache, sources: Sequence[Source]) -> PictureCache:
+    """Add the sources' weights, which are not in the files; a source without one has 1 beside others."""
+    if all(source.weight is None for source in sources):
+        return cache
+    weights = tuple(1.0 if source.weight is None else source.weight for source in sources)
+    sha256 = hashlib.sha256(f"{cache.sha256} {weights}".encode()).hexdigest()  # it is another training set
+    return replace(cache, source_weights=weights, sha256=sha256)
