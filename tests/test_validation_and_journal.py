@@ -1,0 +1,142 @@
+"""What a run says of itself: validation figures against other implementations, and a record without gaps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from srgan.errors import TrainingError
+from srgan.training.config import Recipe
+from srgan.training.data import PictureCache
+from srgan.training.journal import Journal
+from srgan.training.validation import sample_strip, validate
+
+
+class Enlarge(nn.Module):
+    """Stands in for a generator: bicubic, times `gain`."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.gain * F.interpolate(lr, scale_factor=4, mode="bicubic", antialias=True)
+
+
+def cache_of(*pictures: np.ndarray) -> PictureCache:
+    sizes = torch.tensor([picture.shape[:2] for picture in pictures])
+    lengths = sizes.prod(1) * 3
+    packed = torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures]))
+    names = [str(index) for index in range(len(pictures))]
+    return PictureCache(packed, lengths.cumsum(0) - lengths, sizes[:, 0], sizes[:, 1], names, "sha")
+
+
+def smooth_noise(height: int, width: int, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(40, 200, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def test_figures_equal_those_computed_with_pillow_and_numpy() -> None:
+    hr = smooth_noise(96, 120, 0)
+    scores = validate(Enlarge(), cache_of(hr))
+    lr = Image.fromarray(hr).resize((30, 24), Image.Resampling.BICUBIC)
+    sr = np.asarray(lr.resize((120, 96), Image.Resampling.BICUBIC)).astype(float)
+    luma = np.array([65.481, 128.553, 24.966]) / 255
+    error = ((sr - hr)[4:-4, 4:-4] @ luma) ** 2
+    assert scores["validation/psnr_y"] == pytest.approx(10 * np.log10(255**2 / error.mean()), abs=0.05)
+    again = np.asarray(Image.fromarray(sr.astype(np.uint8)).resize((30, 24), Image.Resampling.BICUBIC))
+    lr_error = (again.astype(float) - np.asarray(lr).astype(float)) ** 2
+    assert scores["validation/lr_psnr"] == pytest.approx(10 * np.log10(255**2 / lr_error.mean()), abs=1)
+    assert scores["validation/colour_shift"] < 0.2
+    assert 0.2 < scores["validation/detail"] < 1  # enlargement blurs
+
+
+def test_a_darkening_generator_shows_as_colour_shift() -> None:
+    hr = smooth_noise(64, 64, 1)
+    shift = validate(Enlarge(0.9), cache_of(hr))["validation/colour_shift"]
+    assert shift == pytest.approx(0.1 * hr.mean((0, 1)).max(), rel=0.05)
+
+
+def test_means_are_over_pictures_and_nothing_held_out_gives_nothing() -> None:
+    one, other = smooth_noise(64, 64, 2), smooth_noise(80, 72, 3)
+    apart = [validate(Enlarge(), cache_of(picture))["validation/psnr_y"] for picture in (one, other)]
+    together = validate(Enlarge(), cache_of(one, other))["validation/psnr_y"]
+    assert together == pytest.approx(np.mean(apart))
+    assert validate(Enlarge(), cache_of(one).subset([])) == {}
+
+
+def test_the_strip_shows_lr_sr_and_hr_side_by_side() -> None:
+    large, small = smooth_noise(200, 200, 4), smooth_noise(64, 100, 5)
+    strip = sample_strip(Enlarge(), cache_of(large, small))
+    assert strip.shape == (256, 384, 3)
+    np.testing.assert_array_equal(strip[:128, 256:], large[36:164, 36:164])  # HR
+    blocks = strip[:128, :128].reshape(32, 4, 32, 4, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all()  # LR by its pixels
+    np.testing.assert_array_equal(strip[128 : 128 + 64, 200:300], small)
+    assert (strip[192:] == 255).all()  # a smaller picture leaves the rest white
+
+
+def journal(run: Path, stages: tuple[str, ...] = ("pretrain",), step: int = 0, *, speaks: bool = True) -> Journal:
+    return Journal(run, Recipe(), speaks=speaks, since=(stages, step))
+
+
+def rows(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rows_alarms_and_samples_are_kept(tmp_path: Path) -> None:
+    with journal(tmp_path) as book:
+        book.write("pretrain", 10, 1.23, 60.0, {"content": 0.5, "gradient_norm": float("nan")})
+        book.alarm("pretrain", 11, 2.0, "something")
+        book.sample("pretrain", 12, np.zeros((8, 8, 3), np.uint8))
+    assert rows(tmp_path) == [
+        {"stage": "pretrain", "step": 10, "elapsed_s": 1.2, "content": 0.5, "gradient_norm": None},
+        {"stage": "pretrain", "step": 11, "elapsed_s": 2.0, "alarm": "something"},
+    ]
+    with Image.open(tmp_path / "samples" / "pretrain-000000012.png") as sample:
+        assert sample.size == (8, 8)
+    assert Recipe.model_validate_json((tmp_path / "recipe.json").read_text()) == Recipe()
+
+
+def test_a_resumed_journal_forgets_what_happened_after_the_checkpoint(tmp_path: Path) -> None:
+    with journal(tmp_path) as book:
+        for step in (10, 20, 30):
+            book.write("pretrain", step, 1.0, None, {"content": 1.0})
+        book.write("adversarial", 10, 1.0, None, {"content": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "adversarial", "st')  # torn by a kill
+    with journal(tmp_path, ("pretrain",), 20):
+        assert [(row["stage"], row["step"]) for row in rows(tmp_path)] == [("pretrain", 10), ("pretrain", 20)]
+    with journal(tmp_path) as book:
+        book.write("pretrain", 30, 1.0, None, {"content": 1.0})
+    assert len(rows(tmp_path)) == 1
+
+
+def test_later_stages_keep_all_rows_of_earlier_ones(tmp_path: Path) -> None:
+    with journal(tmp_path) as book:
+        book.write("pretrain", 900, 1.0, None, {})
+        for step in (5, 15):
+            book.write("adversarial", step, 1.0, None, {})
+    with journal(tmp_path, ("pretrain", "adversarial"), 5):
+        assert [row["step"] for row in rows(tmp_path)] == [900, 5]
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    with journal(tmp_path / "run", speaks=False) as book:
+        book.write("pretrain", 1, 1.0, None, {"content": 1.0})
+        book.alarm("pretrain", 1, 1.0, "x")
+        book.sample("pretrain", 1, np.zeros((8, 8, 3), np.uint8))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="--run"):
+        journal(tmp_path / "file" / "run")
