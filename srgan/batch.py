@@ -109,8 +109,10 @@ def run(
         started = time.perf_counter()
         try:
             picture = decode(job.source)
+            # Before the inference, which would be lost if its result cannot be written.
+            format, target, warnings = _destination(picture, job, scale or upscaler.scale, taken)
             result = upscaler.upscale(picture, scale, progress)
-            target, warnings = _write(result, job, quality, taken)
+            _write(target, encode(result, format, quality=quality))
             report = FileReport(
                 job.source,
                 target,
@@ -129,14 +131,19 @@ def run(
         yield replace(report, seconds=time.perf_counter() - started)
 
 
-def _write(result: Picture, job: Job, quality: int | None, taken: set[str]) -> tuple[Path, tuple[str, ...]]:
-    """Write `result` and return where, which is not `job.target` if the format had to be another."""
+def _destination(picture: Picture, job: Job, scale: float, taken: set[str]) -> tuple[str, Path, tuple[str, ...]]:
+    """Return format and place of the result, and what is to be said of them.
+
+    The place is not `job.target` if the format has to be another than the name of the input promised.
+    """
     format, target, warnings = job.format, job.target, []
     if format == AUTO:
-        format = result.format
-        if reason := why_not(result, format):
+        format = picture.format
+        if reason := why_not(picture, format, enlarged=scale):
             format = "png"
             warnings.append(f"{reason}, so the result is PNG")
+    elif reason := why_not(picture, format, enlarged=scale):
+        raise PictureError(f"{reason}; choose another format, PNG holds everything")
     if target.suffix.lower() not in FORMATS[format].suffixes:
         target = target.with_suffix(FORMATS[format].suffixes[0])
         if _identity(target) in taken:
@@ -144,13 +151,15 @@ def _write(result: Picture, job: Job, quality: int | None, taken: set[str]) -> t
         taken.add(_identity(target))
         if not warnings:
             warnings.append(f"the file is in truth {format.upper()}, so the result is named {target.name}")
-    data = encode(result, format, quality=quality)
+    return format, target, tuple(warnings)
+
+
+def _write(target: Path, data: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, data)
     except OSError as error:
         raise PictureError(f"{target}: cannot be written: {error.strerror}") from error
-    return target, tuple(warnings)
 
 
 class _Tree:

@@ -150,7 +150,10 @@ def train(
         str, typer.Argument(help="tiny, srresnet_x4, srgan_x4 or the path of a TOML file.", show_default=False)
     ],
     data: Annotated[
-        list[Path], typer.Option("--data", metavar="DIR", help="Folder of pictures; may be given again.")
+        list[str],
+        typer.Option(
+            "--data", metavar="DIR[=WEIGHT]", help="Folder of pictures, or HR_DIR:LR_DIR; may be given again."
+        ),
     ],
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder for checkpoints, logs and results.")],
     overrides: Annotated[
@@ -181,6 +184,20 @@ def export(
         from srgan.training import commands
 
         commands.export(checkpoint, out, name)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: report.html in the run.")
+    ] = None,
+) -> None:
+    """Show a training run as one HTML page: curves, samples over time, recipe and final figures."""
+    with _train_extra():
+        from srgan.training.report import report_command
+
+        print(_one_line(str(report_command(run, out))))
 
 
 @app.command()

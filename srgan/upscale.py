@@ -28,6 +28,9 @@ _WORKING_BYTES_PER_LR_PX_AT_X4 = 8192
 # The largest tile that is worth its memory (2.6 GB): a core of 512 pixels a side and its halos.
 _MAX_READ_PX = 592 * 592
 
+# Opacity of 255 below which a colour is too imprecise to be upscaled.
+_FAINT = 16
+
 Progress = Callable[[float], None]
 
 
@@ -182,31 +185,32 @@ def _to_nchw(levels: np.ndarray) -> np.ndarray:
 
 
 def _bled(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return `pixels` with the colour of fully transparent ones taken from the visible ones nearby.
+    """Return `pixels` with the colour of clear and faint ones taken from the visible ones nearby.
 
-    That colour is arbitrary (often black or white), and a generator would draw it into the rim. Nearby: the
-    smallest square of 2, 4, 8, ... pixels around that holds anything visible.
+    The colour under full transparency is arbitrary, often black or white, and that of faint pixels is little more
+    (of eight bits, few survive the programs that premultiply), but a generator would draw either into the rim.
+    Nearby: the smallest square of 2, 4, 8, ... pixels around that holds anything visible, weighted by opacity.
     """
-    if alpha.all() or not alpha.any():
+    if (alpha >= _FAINT).all() or not alpha.any():
         return pixels
     colour = pixels.astype(np.float32).reshape(*alpha.shape, -1)
-    filled: np.ndarray = np.rint(_fill(colour, alpha.astype(np.float32)))
+    filled: np.ndarray = np.rint(_fill(colour, alpha.astype(np.float32), least=_FAINT))
     return filled.astype(np.uint8).reshape(pixels.shape)
 
 
-def _fill(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Replace `colour` (H,W,C) where `weight` (H,W) is 0 by the weighted mean of a coarser picture of itself."""
-    if weight.all():
+def _fill(colour: np.ndarray, weight: np.ndarray, least: float) -> np.ndarray:
+    """Replace `colour` (H,W,C) where `weight` (H,W) is below `least` by that of a coarser picture of itself."""
+    if (weight >= least).all():
         return colour
     height, width = weight.shape
     odd = ((0, height % 2), (0, width % 2))
     squares = (height + 1) // 2, 2, (width + 1) // 2, 2
     coarse_weight = np.pad(weight, odd).reshape(squares).sum(axis=(1, 3))
     weighted = np.pad(colour * weight[..., None], (*odd, (0, 0)))
-    coarse = weighted.reshape(*squares, -1).sum(axis=(1, 3)) / np.maximum(coarse_weight, 1e-9)[..., None]
-    coarse = _fill(coarse, coarse_weight)
+    coarse = weighted.reshape(*squares, -1).sum(axis=(1, 3)) / np.maximum(coarse_weight, 1)[..., None]
+    coarse = _fill(coarse, coarse_weight, least=1)
     enlarged = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return np.where(weight[..., None] > 0, colour, enlarged)
+    return np.where(weight[..., None] >= least, colour, enlarged)
 
 
 def _ignore(fraction: float) -> None:

@@ -19,7 +19,7 @@ from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
 
 SRGAN = [sys.executable, "-c", "from srgan.cli import main; main()"]
-COMMANDS = {"upscale", "models", "train", "export", "evaluate"}
+COMMANDS = {"upscale", "models", "report", "train", "export", "evaluate"}
 
 
 def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -272,8 +272,8 @@ def test_train_export_and_evaluate_hand_their_options_on(
     ):
         assert called(*line.split(), capsys=capsys) == (0, "", "")
     assert seen == [
-        ("tiny", [Path("a"), Path("b")], Path("r"), ["x.y=1", "z=2"], 3.0, True, 4, 5),
-        ("tiny", [Path("a")], Path("r"), [], None, False, 1, 1),
+        ("tiny", ["a", "b"], Path("r"), ["x.y=1", "z=2"], 3.0, True, 4, 5),
+        ("tiny", ["a"], Path("r"), [], None, False, 1, 1),
         (Path("r"), Path("o"), "n"),
         (Path("r"), Path(), None),
         (Path("h"), Path("l"), ["m1", "m2"], Path("j")),

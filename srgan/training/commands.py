@@ -10,13 +10,14 @@ from srgan.errors import UsageError, WeightsError
 from srgan.training import checkpoint, trainer
 from srgan.training.config import load_recipe, validated
 from srgan.training.data import build_cache
+from srgan.training.sources import parse_source
 
 log = logging.getLogger(__name__)
 
 
 def train(
     recipe: str,
-    data: Sequence[Path],
+    data: Sequence[str],
     run: Path,
     overrides: Sequence[str] = (),
     minutes: float | None = None,
@@ -24,7 +25,9 @@ def train(
     devices: int = 1,
     nodes: int = 1,
 ) -> None:
-    """Train `recipe` on the pictures below `data` and leave everything in the folder `run`.
+    """Train `recipe` on the pictures of `data` and leave everything in the folder `run`.
+
+    `data`: folders, as DIR, DIR=WEIGHT (its share of the patches) or HR_DIR:LR_DIR (LR as shipped).
 
     `devices`: GPUs, or CPU processes where there is no GPU, on each of `nodes` machines.
     """
@@ -38,7 +41,8 @@ def train(
     fabric = trainer.make_fabric(settings, devices, nodes)
     fabric.launch()
     with fabric.rank_zero_first():  # the others then only map what the first has packed
-        cache = build_cache(data, run.parent / "cache")
+        sources = [parse_source(text) for text in data]
+        cache = build_cache(sources, run.parent / "cache", max_bad_share=settings.data.max_bad_share)
     if not fabric.is_global_zero:
         logging.getLogger("srgan").setLevel(logging.WARNING)
     megapixels = float((cache.heights * cache.widths).sum()) / 1e6

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 1  # of the cache; part of its key, so that another version packs anew
 _PACKING_SUFFIX = ".packing"
 _BAD_FILES_SHOWN = 5
+_FILES_BETWEEN_WORDS = 2000  # a minute or so
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ def build_cache(
     """
     sources = _as_sources(folders)
     files = list_files(sources)
-    index_path = cache_folder / f"{_key(files)}.index"
+    index_path = _index_path(files, cache_folder)
     try:
         cache = _load(index_path)
         if cache is None:
@@ -297,7 +298,8 @@ def build_cache(
             with _alone(cache_folder) as alone:
                 if alone:
                     _sweep(cache_folder)
-                cache = _load(index_path) or _pack(files, cache_folder, index_path)
+                log.info("decoding %d files into %s", len(files), cache_folder)
+                cache = _load(index_path) or pack(files, cache_folder)
     except OSError as error:
         raise TrainingError(
             f"{cache_folder} cannot hold the decoded pictures: {error.strerror or error}; make room or choose "
@@ -307,53 +309,15 @@ def build_cache(
     return _weighted(cache, sources)
 
 
-def survey(folders: Sequence[Source | Path]) -> PictureCache:
-    """Decode every picture of `folders` as `build_cache` does, but keep and write no pixels.
+def pack(files: Sequence[File], folder: Path) -> PictureCache:
+    """Decode `files` into `folder`, whatever is there, and map the result; bad files end up in its `skipped`.
 
-    Raises UsageError for a folder that does not exist or has no picture in it.
+    Raises OSError if the folder cannot hold them.
     """
-    sources = _as_sources(folders)
-    header, columns = _decode_all(list_files(sources), None)
-    return _weighted(_assembled(header, columns, torch.empty(0, dtype=torch.uint8)), sources)
-
-
-def split(cache: PictureCache, held_out: int, seed: int) -> tuple[PictureCache, PictureCache]:
-    """Return (training, validation) pictures; validation is `held_out` of them, chosen by `seed`.
-
-    Never more than a fifth is held out, so that a handful of pictures still trains.
-    """
-    order = torch.randperm(len(cache), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(held_out, len(cache) // 5)
-    return cache.subset(sorted(order[count:])), cache.subset(sorted(order[:count]))
-
-
-def _as_sources(folders: Sequence[Source | Path]) -> list[Source]:
-    return [folder if isinstance(folder, Source) else Source(folder) for folder in folders]
-
-
-def _key(files: Sequence[File]) -> str:
-    """Hash of the format, paths, sizes and modification times."""
-    stamps: list[Any] = [_FORMAT]
-    for file in files:
-        for path in (file.path, file.lr_path):
-            stamps.append([file.source, *_stamp(path)] if path else None)
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]
-
-
-def _stamp(path: Path) -> list[Any]:
-    try:
-        status = path.stat()
-    except OSError:  # vanished since it was listed; reading it will say so
-        return [str(path.absolute()), None, None]
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
-def _pack(files: Sequence[File], folder: Path, index_path: Path) -> PictureCache:
-    log.info("decoding %d files into %s", len(files), folder)
     temporary = folder / f".{secrets.token_hex(8)}{_PACKING_SUFFIX}"
     try:
         with temporary.open("xb") as packed:
-            header, columns = _decode_all(files, packed)
+            header, columns, _ = _decode_all(files, packed)
             packed.flush()
             os.fsync(packed.fileno())
             header["bytes"] = packed.tell()
@@ -364,11 +328,56 @@ def _pack(files: Sequence[File], folder: Path, index_path: Path) -> PictureCache
     finally:
         temporary.unlink(missing_ok=True)
     text = torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
+    index_path = _index_path(files, folder)
     write_atomically(index_path, save({**columns, "header": text}))
     cache = _load(index_path)
     if cache is None:
         raise OSError(f"{index_path} could not be read back")
     return cache
+
+
+def survey(files: Sequence[File]) -> tuple[PictureCache, list[File]]:
+    """Decode `files` as `build_cache` does but keep no pixels; return the rest, and the files that can be used."""
+    header, columns, kept = _decode_all(files, None)
+    return _assembled(header, columns, torch.empty(0, dtype=torch.uint8)), kept
+
+
+def split(cache: PictureCache, held_out: int, seed: int) -> tuple[PictureCache, PictureCache]:
+    """Return (training, validation) pictures; validation is `held_out` of them, chosen by `seed`.
+
+    Never more than a fifth is held out, so that a handful of pictures still trains.
+    """
+    training, validation = split_numbers(len(cache), held_out, seed)
+    return cache.subset(training), cache.subset(validation)
+
+
+def split_numbers(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return which of `count` pictures `split` puts where."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = min(held_out, count // 5)
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def _as_sources(folders: Sequence[Source | Path]) -> list[Source]:
+    return [folder if isinstance(folder, Source) else Source(folder) for folder in folders]
+
+
+def _index_path(files: Sequence[File], folder: Path) -> Path:
+    """Named by the format and the paths, sizes, modes and modification times."""
+    stamps: list[Any] = [_FORMAT]
+    for file in files:
+        for path in (file.path, file.lr_path):
+            stamps.append([file.source, *_stamp(path)] if path else None)
+    return folder / f"{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]}.index"
+
+
+def _stamp(path: Path) -> list[Any]:
+    try:
+        status = path.stat()
+    except OSError:  # vanished since it was listed; reading it will say so
+        return [str(path.absolute())]
+    # The mode too: a file that could not be read is read again once it may be.
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_mode]
 
 
 def _load(index_path: Path) -> PictureCache | None:
@@ -392,13 +401,18 @@ def _assembled(header: dict[str, Any], columns: dict[str, Tensor], pixels: Tenso
     return PictureCache(pixels, skipped=tuple(map(tuple, header["skipped"])), **fields)
 
 
-def _decode_all(files: Sequence[File], packed: IO[bytes] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Examine all files in parallel and write the pixels, in order, to `packed` if given."""
+def _decode_all(
+    files: Sequence[File], packed: IO[bytes] | None
+) -> tuple[dict[str, Any], dict[str, Tensor], list[File]]:
+    """Examine all files in parallel, write the pixels in order to `packed` if given, and say which can be used."""
+    kept: list[File] = []
     digest, skipped, names, notes = hashlib.sha256(), [], [], []
     rows: list[tuple[int, ...]] = []
     energies, thumbnails = [np.empty(0, np.float32)], []
     offset = energy_offset = 0
-    for file, found in in_order(try_examine, files):
+    for number, (file, found) in enumerate(in_order(try_examine, files), start=1):
+        if number % _FILES_BETWEEN_WORDS == 0:
+            log.info("%d of %d files decoded", number, len(files))
         if isinstance(found, str):
             skipped.append((file.path.name, found))
             continue
@@ -418,6 +432,7 @@ def _decode_all(files: Sequence[File], packed: IO[bytes] | None) -> tuple[dict[s
         energy_offset += found.energy.size
         thumbnails.append(found.thumbnail)
         names.append(file.path.name)
+        kept.append(file)
         notes.append(found.note)
     keys = ("offsets", "heights", "widths", "lr_offsets", "sources", "energy_offsets", "jpeg_qualities")
     table = torch.tensor(rows, dtype=torch.int64).view(-1, len(keys))
@@ -427,7 +442,7 @@ def _decode_all(files: Sequence[File], packed: IO[bytes] | None) -> tuple[dict[s
         np.array(thumbnails, dtype=np.uint8).reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
     )
     header = {"names": names, "notes": notes, "skipped": skipped, "sha256": digest.hexdigest()}
-    return header, columns
+    return header, columns, kept
 
 
 @contextlib.contextmanager

@@ -146,8 +146,8 @@ def try_examine(file: File) -> Examined | str:
     """What `examine` finds, or why the picture is left out."""
     try:
         return examine(file)
-    except (PictureError, OSError) as error:
-        return str(error)
+    except (PictureError, OSError, MemoryError) as error:
+        return str(error) or f"{file.path}: not enough memory"
 
 
 def in_order(

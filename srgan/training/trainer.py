@@ -124,10 +124,7 @@ def train(
                 save(position)  # a full disk is found now, not in an hour
                 checkpoint.latest_checkpoint(run)
             resume = False
-            patches = Patches(
-                training, stage.patch_hr_px + 2 * degradation.MARGIN_HR_PX, fabric.device, patch_random
-            )
-            batch = partial(draw_pair, patches, stage.batch_size)
+            batch = batch_source(recipe, stage, training, fabric, patch_random)
             step = stage_step(name, recipe, players, fabric)
             guards = Guards(recipe.guards)
             ends_s = _stage_end_s(recipe, name, minutes)
@@ -174,9 +171,19 @@ def train(
     return exported
 
 
-def draw_pair(patches: Patches, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Return a new batch: LR (B,3,h,w) and HR (B,3,4h,4w) in [0,1]."""
-    return degradation.pair(patches.draw(batch_size))
+def batch_source(
+    recipe: Recipe, stage: StageRecipe, cache: PictureCache, fabric: Fabric, random: torch.Generator
+) -> BatchSource:
+    """Return the stage's `draw_pair`, with LR made as the recipe says."""
+    degrade = degradation.make(recipe.degradation, random)
+    outer_px = stage.patch_hr_px + 2 * degrade.margin_hr_px
+    patches = Patches(cache, outer_px, fabric.device, random, recipe.data.energy_weighting)
+    return partial(draw_pair, patches, stage.batch_size, degrade)
+
+
+def draw_pair(patches: Patches, count: int, degrade: degradation.Degradation) -> tuple[Tensor, Tensor]:
+    """Return a new batch: LR (count,3,h,w) and HR (count,3,4h,4w) in [0,1], on the device."""
+    return patches.pairs(count, degrade)
 
 
 def pretrain_step(
