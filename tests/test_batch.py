@@ -289,8 +289,11 @@ def test_a_changed_name_never_takes_the_place_of_another(tmp_path: Path) -> None
 
 def test_transparency_and_a_format_without_it(tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png", alpha=np.full((5, 6), 9, np.uint8))
-    (report,) = done(plan([source], None, scale=4, format="jpg"))  # asked for: refused, not replaced
+    seen: list[float] = []
+    # Asked for: refused, not replaced, and before the work.
+    (report,) = done(plan([source], None, scale=4, format="jpg"), progress=seen.append)
     assert report.status == "failed"
+    assert seen == []
     assert "transparency" in (report.error or "")
     assert files(tmp_path) == {"a.png"}
 

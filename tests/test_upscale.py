@@ -243,6 +243,20 @@ def test_visible_colours_are_not_changed_by_the_bleeding(size: tuple[int, int], 
     assert ((bled >= low) & (bled <= high)).all()
 
 
+def test_the_colour_of_a_faint_pixel_comes_from_its_neighbours() -> None:
+    pixels = np.full((4, 4, 3), 200, np.uint8)
+    alpha = np.full((4, 4), 255, np.uint8)
+    pixels[1, 1], alpha[1, 1] = 0, 1  # black by rounding, as programs that premultiply leave it
+    assert (upscale._bled(pixels, alpha) >= 199).all()
+
+
+def test_a_picture_that_is_faint_all_over_keeps_its_colours() -> None:
+    pixels = np.full((9, 9, 3), (250, 10, 90), np.uint8)
+    np.testing.assert_array_equal(upscale._bled(pixels, np.full((9, 9), 3, np.uint8)), pixels)
+    clear = np.zeros((9, 9), np.uint8)
+    np.testing.assert_array_equal(upscale._bled(pixels, clear), pixels)
+
+
 # Scale
 
 
