@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +142,18 @@ def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="--run"):
         journal(tmp_path / "file" / "run")
+
+
+def test_a_terminal_shows_progress_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "140")
+        with journal(tmp_path) as book:
+            book.write("pretrain", 100, 1.0, 60.0, {"content": 0.125, "validation/psnr_y": 28.5})
+            book.progress("pretrain", 101, 0.5, 120.0)
+        drawn = os.read(ours, 100_000).decode()
+    os.close(ours)
+    for part in ("pretrain 101", "50%", "2m left", "content 0.125", "psnr_y 28.5"):
+        assert part in drawn

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,12 +44,15 @@ class Journal:
         except OSError as error:
             raise TrainingError(f"{run} cannot be written: {error.strerror}; choose another --run") from error
         self._board = SummaryWriter(str(run / "tensorboard"))
+        self._bar = _Bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._speaks:
+            if self._bar:
+                self._bar.stop()
             self._file.close()
             self._board.close()
 
@@ -63,9 +67,17 @@ class Journal:
         self._row({"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), **finite})
         for key, value in scalars.items():
             self._board.add_scalar(f"{stage}/{key}", value, step)
+        if self._bar:
+            self._bar.figures |= {key.removeprefix("validation/"): value for key, value in scalars.items()}
+            return
         shown = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
         left = "" if left_s is None else f"  {_clock(left_s)} left"
         log.info("%s %d%s  %s", stage, step, left, shown)
+
+    def progress(self, stage: str, step: int, done: float, left_s: float) -> None:
+        """Show the person who waits at a terminal how far the stage is: `done` of 1."""
+        if self._speaks and self._bar:
+            self._bar.update(stage, step, done, left_s)
 
     def alarm(self, stage: str, step: int, elapsed_s: float, text: str) -> None:
         """Record that something is wrong, in words."""
@@ -86,6 +98,35 @@ class Journal:
     def _row(self, row: dict[str, object]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+
+class _Bar:
+    """One line at a terminal: how far, how fast, how good."""
+
+    _SHOWN = ("content", "perceptual", "adversarial", "psnr_y", "lpips", "patches_per_s")
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[more]}"),
+        )
+        self.figures: dict[str, float] = {}
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("", total=1.0, more="")
+        self._progress.start()
+
+    def update(self, stage: str, step: int, done: float, left_s: float) -> None:
+        known = [f"{key} {self.figures[key]:.4g}" for key in self._SHOWN if key in self.figures]
+        more = "  ".join([f"{_clock(left_s)} left", *known])
+        self._progress.update(self._task, completed=done, description=f"{stage} {step}", more=more)
+
+    def stop(self) -> None:
+        self._progress.stop()
 
 
 def _rows_until(path: Path, stages: Sequence[str], step: int) -> Iterator[str]:

@@ -128,7 +128,7 @@ def train(
             step = stage_step(name, recipe, players, fabric)
             guards = Guards(recipe.guards)
             ends_s = _stage_end_s(recipe, name, minutes)
-            saved_s = validated_s = time.monotonic() - began
+            logged_s = saved_s = validated_s = agreed(fabric, time.monotonic() - began, False)[0]
 
             while True:
                 now_s, stopping = agreed(fabric, time.monotonic() - began, stop())
@@ -142,8 +142,12 @@ def train(
                     journal.alarm(name, position.step, now_s, "gradients are not finite: rolled back")
                     position = roll_back(load(), position, recipe, now_s)
                     continue
+                journal.progress(name, position.step, done, _left_s(position, now_s, done))
                 if position.step % recipe.log_steps == 0:
                     scalars = {key: float(value) for key, value in terms.items()}
+                    drawn = recipe.log_steps * stage.batch_size * fabric.world_size
+                    scalars["patches_per_s"] = drawn / max(now_s - logged_s, 1e-9)
+                    logged_s = now_s
                     journal.write(name, position.step, now_s, _left_s(position, now_s, done), scalars)
                     alarm = guards.watch(position, scalars, recipe.log_steps)
                     if alarm:
