@@ -35,6 +35,10 @@ app = typer.Typer(
 )
 
 
+data = typer.Typer(help="Look at training pictures before training.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+
+
 def main() -> None:
     """Run the command line and exit with its code; the entry point of `srgan`."""
     for stream in (sys.stdout, sys.stderr):
@@ -219,6 +223,44 @@ def evaluate(
         from srgan.evaluation import benchmark
 
         benchmark.evaluate_command(hr, lr, models or [], json_path)
+
+
+@data.command()
+def check(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of pictures.", show_default=False)
+    ],
+    lr: Annotated[Path | None, typer.Option("--lr", metavar="DIR", help="Their low-resolution versions.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="For which sizes and times are judged; default: srgan_x4.")
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there, too.")
+    ] = None,
+) -> None:
+    """Find what would spoil a run (unreadable, small, doubled, badly paired) and how long it will take."""
+    with _train_extra():
+        from srgan.training import data_check
+
+        if data_check.check_command(folders, lr, json_path, recipe):
+            raise typer.Exit(FAILED)
+
+
+@data.command()
+def preview(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of pictures.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The sheet, .png or .jpg.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Whose degradation; default: srgan_x4.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another number shows other patches.")] = 0,
+    count: Annotated[int, typer.Option("--count", help="How many patches.")] = 16,
+) -> None:
+    """Draw a sheet of patches as a run will see them: HR beside the LR made from it."""
+    with _train_extra():
+        from srgan.training import data_check
+
+        data_check.preview_command(folders, out, recipe, seed, count)
 
 
 def _tile(text: str) -> int | Literal["auto", "off"]:

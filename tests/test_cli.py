@@ -19,7 +19,7 @@ from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
 
 SRGAN = [sys.executable, "-c", "from srgan.cli import main; main()"]
-COMMANDS = {"upscale", "models", "report", "train", "export", "evaluate"}
+COMMANDS = {"upscale", "models", "report", "data", "train", "export", "evaluate"}
 
 
 def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
