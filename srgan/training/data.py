@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -391,9 +392,17 @@ def _load(index_path: Path) -> PictureCache | None:
             return None
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return None
-    # Mode "c" (copy on write) because torch has no read-only tensors; nothing ever writes.
-    packed = np.memmap(path, dtype=np.uint8, mode="c") if header["bytes"] else np.empty(0, dtype=np.uint8)
-    return _assembled(header, columns, torch.from_numpy(packed))
+    return _assembled(header, columns, _mapped(path) if header["bytes"] else torch.empty(0, dtype=torch.uint8))
+
+
+def _mapped(path: Path) -> Tensor:
+    """Map a file as (bytes,) uint8; it may be larger than memory."""
+    # Read-only, because a mapping that could be written to is refused beyond memory and swap (copy on write would
+    # need room for all of it). torch warns that it has no read-only tensors; nothing writes to this one.
+    packed = np.memmap(path, dtype=np.uint8, mode="r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(packed)
 
 
 def _assembled(header: dict[str, Any], columns: dict[str, Tensor], pixels: Tensor) -> PictureCache:

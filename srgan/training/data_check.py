@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
 from torch import Tensor
 
 from srgan import pictures
 from srgan.errors import BackboneError, PictureError, UsageError
 from srgan.files import write_atomically
 from srgan.training import degradation, trainer
-from srgan.training.config import Recipe, StageRecipe, load_recipe
-from srgan.training.data import Patches, PictureCache, pack, split, survey
+from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe, load_recipe
+from srgan.training.data import Patches, PictureCache, pack, split_numbers, survey
 from srgan.training.models import SCALE
-from srgan.training.sources import File, Source, list_files, listed, shown
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-log = logging.getLogger(__name__)
+from srgan.training.sources import File, Source, list_files, shown
 
 DEFAULT_RECIPE = "srgan_x4"
 LOW_JPEG_QUALITY = 75  # below it the 8×8 blocks show, and a generator learns to draw them
@@ -38,19 +33,25 @@ LOW_JPEG_QUALITY = 75  # below it the 8×8 blocks show, and a generator learns t
 NEAR_DUPLICATE = 0.96
 _FLAT = 2.0  # grey levels of deviation under which a thumbnail shows nothing to compare
 _SAMPLE = 24  # pictures decoded for the timing
-_MEASURED_STEPS = 2
-_MEASURED_BATCH = 4  # patches in a measured step on CPUs, where a step grows with them; a GPU gets all
-_NAMES_SHOWN = 20
+_MEASURED_CALLS = 2
+_MEASURED_BATCH = 4  # patches in a measured step on CPUs, where the time grows with them; a GPU gets all
+_ROWS_AT_ONCE = 2048
+_LARGEST_SHEET = 400
+_GAP_PX = 4
+_LINES_SHOWN = 20
+_JPEG_BINS = ((1, 49), (50, 74), (75, 84), (85, 89), (90, 94), (95, 100))
 
 
 @dataclass(frozen=True)
 class StageTiming:
     """Seconds of one step of a stage: drawing and degrading its batches, and the networks' work on them.
 
-    `hours`: of the whole stage at this speed.
+    `patches_per_s`: drawn and degraded. `hours`: of all `steps` at this speed.
     """
 
     stage: str
+    steps: int
+    patches_per_s: float
     loading_s: float
     computing_s: float
     hours: float
@@ -68,8 +69,7 @@ class Timing:
     """Measured on this machine. `notes`: what could not be measured, and why."""
 
     decoded_megapixels_per_s: float
-    decoding_minutes: float
-    patches_per_s: float
+    decoding_hours: float
     stages: tuple[StageTiming, ...]
     notes: tuple[str, ...]
 
@@ -118,7 +118,8 @@ def check(sources: Sequence[Source], recipe: Recipe, *, timed: bool = True) -> D
     timing = None
     if timed and len(cache):
         usable = (torch.minimum(cache.heights, cache.widths) >= _largest_patch_px(recipe)).nonzero()[:, 0]
-        timing = _timing([files[index] for index in usable.tolist()], cache, recipe) if len(usable) else None
+        if len(usable):
+            timing = _timing([files[index] for index in usable.tolist()], cache, recipe)
     return report_of(cache, recipe, thorough=True, timing=timing)
 
 
@@ -215,7 +216,7 @@ def check_command(
     name = recipe or DEFAULT_RECIPE
     settings = load_recipe(name)
     report = check([Source(folder, lr) for folder in folders], settings)
-    _print(report, name, settings.data.max_bad_share)
+    _print(report, name)
     if json_path is not None:
         text = json.dumps({**asdict(report), "problems": report.problems}, indent=2) + "\n"
         _write(json_path, text.encode())
@@ -252,12 +253,8 @@ def preview_command(
         # One at a time, so that each gets resizes of its own.
         pairs = [patches.pairs(1, degrade) for _ in range(count)]
         del patches  # and with it the memory map, before its file goes
-    sheet = _sheet(torch.cat([lr for lr, _ in pairs]), torch.cat([hr for _, hr in pairs]))
-    _write(out, pictures.encode(pictures.Picture(sheet), format))
-
-
-def _sheet(lr: Tensor, hr: Tensor) -> pictures.np.ndarray:
-    return None
+    lr, hr = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    _write(out, pictures.encode(_sheet(hr, lr), format))
 
 
 def _largest_patch_px(recipe: Recipe) -> int:
@@ -274,27 +271,161 @@ def _stages(recipe: Recipe) -> dict[str, StageRecipe]:
 def _standardised(thumbnails: Tensor) -> Tensor:
     flat = thumbnails.flatten(1).float()
     flat = flat - flat.mean(1, keepdim=True)
-    return flat / flat.norm(dim=1, keepdim=True).clamp(min=_FLAT * math.sqrt(flat.shape[1]))
+    length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return flat / length.clamp(min=_FLAT * math.sqrt(flat.shape[1]))
 
 
 def _timing(files: Sequence[File], cache: PictureCache, recipe: Recipe) -> Timing:
     """Measure decoding, drawing and computing on an even sample of `files`, all of them large enough."""
     sample = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, _SAMPLE).round().astype(int))]
+    stages, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         packed = pack(sample, Path(folder))
-        rate = float((packed.heights * packed.widths).sum()) / 1e6 / (time.perf_counter() - began)
+        rate = _megapixels(packed) / (time.perf_counter() - began)
         fabric = trainer.make_fabric(recipe)
-        random = torch.Generator().manual_seed(recipe.seed)
-        stages, notes = [], []
         for name, stage in _stages(recipe).items():
-            batch = trainer.batch_source(recipe, stage, packed, fabric, random)
-            loading_s = _seconds(batch)
             try:
-                computing_s = _step_s(name, recipe, batch)
+                stages.append(_stage_timing(name, stage, packed, recipe, fabric))
             except BackboneError as error:
                 notes.append(f"a step of {name} was not measured: {error}")
-                continue
-            hours = stage.steps * (loading_s + computing_s) / 3600
-            stages.append(StageTiming(name, loading_s, computing_s, hours))
-    return Timing(rate, total / rate / 60, patches_per_s, tuple(stages), tuple(notes))
+        del packed  # and with it the memory map, before its file goes
+    return Timing(rate, _megapixels(cache) / rate / 3600, tuple(stages), tuple(notes))
+
+
+def _stage_timing(
+    name: str, stage: StageRecipe, packed: PictureCache, recipe: Recipe, fabric: Fabric
+) -> StageTiming:
+    random, label_random = trainer.random_streams(recipe.seed, fabric)
+    batch = trainer.batch_source(recipe, stage, packed, fabric, random)
+    draw_s = _seconds(batch, fabric.device)
+    players = trainer.make_players(recipe, fabric, label_random)
+    step = trainer.stage_step(name, recipe, players, fabric)
+    at_once = stage.batch_size if fabric.device.type == "cuda" else min(stage.batch_size, _MEASURED_BATCH)
+    lr, hr = (tensor[:at_once] for tensor in batch())
+    draws, position = 1, trainer.Position(name)
+    if isinstance(stage, AdversarialStageRecipe):
+        draws = trainer.discriminator_steps(recipe)
+        position.step = stage.discriminator_alone_steps  # from where on all players move
+    computing_s = _seconds(lambda: step(lambda: (lr, hr), position, stage.learning_rate), fabric.device)
+    computing_s *= stage.batch_size / at_once
+    return StageTiming(
+        stage=name,
+        steps=stage.steps,
+        patches_per_s=stage.batch_size / draw_s,
+        loading_s=draws * draw_s,
+        computing_s=computing_s,
+        hours=stage.steps * (draws * draw_s + computing_s) / 3600,
+    )
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    """How long one call takes, the first one left out: it allocates and compiles."""
+    function()
+    _wait_for(device)
+    began = time.perf_counter()
+    for _ in range(_MEASURED_CALLS):
+        function()
+    _wait_for(device)
+    return (time.perf_counter() - began) / _MEASURED_CALLS
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _megapixels(cache: PictureCache) -> float:
+    return float((cache.heights * cache.widths).sum()) / 1e6
+
+
+def _sheet(hr: Tensor, lr: Tensor) -> pictures.Picture:
+    """Pairs of (N,3,P,P) and (N,3,P/4,P/4) side by side, in rows that make the sheet about square."""
+    pairs = torch.cat([hr, F.interpolate(lr, scale_factor=SCALE, mode="nearest")], 3)
+    pairs = F.pad(pairs, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
+    columns = math.ceil(math.sqrt(len(pairs) / 2))
+    missing = -len(pairs) % columns
+    cells = torch.cat([pairs, pairs.new_ones(missing, *pairs.shape[1:])])
+    rows = cells.view(-1, columns, *cells.shape[1:]).permute(0, 3, 1, 4, 2)  # (rows,P,columns,2P,3)
+    sheet = rows.reshape(rows.shape[0] * rows.shape[1], -1, 3)[:-_GAP_PX, :-_GAP_PX]
+    return pictures.Picture(sheet.mul(255).round().byte().contiguous().numpy())
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _print(report: DataReport, recipe: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for row in _rows(report, recipe):
+        table.add_row(*row)
+    console.print(table)
+    for title, lines in _lists(report).items():
+        if lines:
+            console.print(f"\n{title}", style="bold")
+            # Soft wrapping: a path stays in one piece, to be copied.
+            for line in lines[:_LINES_SHOWN]:
+                console.print(f"  {shown(line)}", soft_wrap=True)
+            if len(lines) > _LINES_SHOWN:
+                console.print(f"  and {len(lines) - _LINES_SHOWN} more")
+    said = f"{report.problems} problems" if report.problems else "No problems found"
+    console.print(f"\n{said}", style="bold red" if report.problems else "bold green")
+
+
+def _rows(report: DataReport, recipe: str) -> Iterator[tuple[str, str]]:
+    """What is printed as a table."""
+    paired = f", {report.paired} with their own LR" if report.paired else ""
+    yield "pictures", f"{report.pictures} readable, {report.held_out} of them held out for validation{paired}"
+    yield "to train on", f"{report.megapixels:.1f} megapixels, for patches of {report.patch_hr_px} px ({recipe})"
+    yield "left out", f"{len(report.left_out)} files"
+    yield "too small", f"{len(report.too_small)} pictures"
+    for note, files in report.unusual.items():
+        yield "unusual", f"{files} pictures: {note}"
+    for low, high in _JPEG_BINS:
+        files = sum(files for quality, files in report.jpeg_qualities if low <= quality <= high)
+        if files:
+            bad = "  below what teaches well: prefer other files" if high < LOW_JPEG_QUALITY else ""
+            yield f"JPEG {low}-{high}", f"{files} files{bad}"
+    yield "leaks", f"{len(report.leaks)} held-out pictures have a near-duplicate in training"
+    if report.duplicates is not None:
+        yield "duplicates", f"{len(report.duplicates)} near-duplicates inside training"
+    if report.timing:
+        timing = report.timing
+        yield (
+            "decoding",
+            f"{timing.decoded_megapixels_per_s:.0f} megapixels/s, once: {_duration(timing.decoding_hours)}",
+        )
+        for stage in timing.stages:
+            yield stage.stage, f"{stage.verdict}; {stage.patches_per_s:.0f} patches/s drawn"
+            yield (
+                "",
+                f"{1000 * stage.computing_s:.0f} ms a step beside {1000 * stage.loading_s:.1f} ms of loading; "
+                f"{stage.steps:,} steps take {_duration(stage.hours)}",
+            )
+        for note in timing.notes:
+            yield "not measured", note
+
+
+def _lists(report: DataReport) -> dict[str, list[str]]:
+    """What is printed line by line, under its title."""
+    return {
+        "Left out": [reason for _, reason in report.left_out],
+        "Too small": list(report.too_small),
+        "Held out, but trained on": [f"{one} = {other} ({r:.3f})" for one, other, r in report.leaks],
+        "Near-duplicates inside training": [
+            f"{one} = {other} ({r:.3f})" for one, other, r in report.duplicates or ()
+        ],
+    }
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} seconds"
