@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from srgan.errors import TrainingError, UsageError
-from srgan.files import write_atomically
+from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.training.degradation import Degradation
 from srgan.training.models import SCALE
 from srgan.training.sources import (
@@ -39,7 +39,6 @@ from srgan.training.sources import (
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the cache; part of its key, so that another version packs anew
-_PACKING_SUFFIX = ".packing"
 _BAD_FILES_SHOWN = 5
 _FILES_BETWEEN_WORDS = 2000  # a minute or so
 
@@ -315,7 +314,7 @@ def pack(files: Sequence[File], folder: Path) -> PictureCache:
 
     Raises OSError if the folder cannot hold them.
     """
-    temporary = folder / f".{secrets.token_hex(8)}{_PACKING_SUFFIX}"
+    temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     try:
         with temporary.open("xb") as packed:
             header, columns, _ = _decode_all(files, packed)
@@ -479,7 +478,7 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left; only for who holds the folder alone."""
-    for left_over in folder.glob(f".*{_PACKING_SUFFIX}"):
+    for left_over in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         left_over.unlink()
 
 

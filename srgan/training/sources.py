@@ -70,7 +70,7 @@ def parse_source(text: str) -> Source:
 
     Raises UsageError if there is no such folder or the weight is not a number above 0.
     """
-    if Path(text).is_dir():
+    if _is_folder(text):
         return Source(Path(text))
     folders, equals, number = text.rpartition("=")
     if equals:
@@ -183,14 +183,18 @@ def listed(sources: Sequence[Source]) -> str:
 
 
 def _folders_in(text: str) -> Source | None:
-    if Path(text).is_dir():
+    if _is_folder(text):
         return Source(Path(text))
     parts = text.split(":")  # a colon may also be in a name
     for cut in range(1, len(parts)):
-        hr, lr = Path(":".join(parts[:cut])), Path(":".join(parts[cut:]))
-        if hr.is_dir() and lr.is_dir():
-            return Source(hr, lr)
+        hr, lr = ":".join(parts[:cut]), ":".join(parts[cut:])
+        if _is_folder(hr) and _is_folder(lr):
+            return Source(Path(hr), Path(lr))
     return None
+
+
+def _is_folder(text: str) -> bool:
+    return bool(text) and Path(text).is_dir()  # the empty path is the working folder, which nobody meant
 
 
 def _weight_in(number: str, text: str) -> float:
