@@ -244,8 +244,10 @@ def jpeg(x: Tensor, qualities: Tensor) -> Tensor:
     ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded * 255)  # centred: JPEG's level shift taken off all three
     ycc = torch.cat([ycc[:, :1] - 128, ycc[:, 1:]], 1).round()
     luma = _coded(ycc[:, :1], luma_table, percent)
-    chroma = _coded(F.avg_pool2d(ycc[:, 1:], 2).round(), chroma_table, percent)
-    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    # Quarters are rounded down and up in turn, column by column: libjpeg's h2v2_downsample.
+    bias = torch.tensor([0.25, 0.5], device=x.device).repeat(padded.shape[-1] // 4)
+    chroma = _coded((F.avg_pool2d(ycc[:, 1:], 2) + bias).floor(), chroma_table, percent)
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False).round()
     rgb = torch.einsum("ij,njhw->nihw", to_rgb, torch.cat([luma + 128, chroma], 1))
     return (rgb.round().clamp(0, 255) / 255)[..., :height, :width]
 
