@@ -33,7 +33,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +44,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from srgan.errors import SrganError
-from srgan.training import degradation, trainer
+from srgan.training import trainer
 from srgan.training.config import Recipe, StageRecipe, load_recipe
-from srgan.training.data import Patches, PictureCache, build_cache
+from srgan.training.data import PictureCache, build_cache
 from srgan.training.losses import CONTENT_LOSSES, PerceptualLoss
 from srgan.training.models import SCALE
+from srgan.training.processes import make_fabric
+from srgan.training.state import STAGES, Position, begin_stage, make_players, random_streams
 
 _UNTIMED_STEPS = 2  # of every turn: they refill a loader's queue and warm the processor's caches
 
@@ -60,15 +61,14 @@ def ours(recipe: Recipe, name: str, cache: PictureCache, fabric: Fabric) -> tupl
     """Return the trainer's step for the stage `name`, and the drawing of its batch alone."""
     stage: StageRecipe = getattr(recipe, name)
     torch.manual_seed(recipe.seed)
-    patch_random, label_random = trainer.random_streams(recipe.seed, fabric)
-    players = trainer.make_players(recipe, fabric, label_random)
-    trainer.begin_stage(players, stage)
-    patches = Patches(cache, stage.patch_hr_px + 2 * degradation.MARGIN_HR_PX, fabric.device, patch_random)
-    batch = partial(trainer.draw_pair, patches, stage.batch_size)
+    patch_random, label_random = random_streams(recipe.seed, fabric)
+    players = make_players(recipe, fabric, label_random)
+    begin_stage(players, stage)
+    batch = trainer.batch_source(recipe, stage, cache, fabric, patch_random)
     move = trainer.stage_step(name, recipe, players, fabric)
     # Both players move from here on, and the adversarial weight is whole.
     since = recipe.adversarial.discriminator_alone_steps + recipe.adversarial.ramp_steps
-    position = trainer.Position(name, step=since if name == "adversarial" else 0)
+    position = Position(name, step=since if name == "adversarial" else 0)
 
     def step() -> None:
         move(batch, position, stage.learning_rate)
@@ -109,8 +109,8 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
     """Return the plain loop's step for the stage `name`, with its own networks and loader."""
     stage: StageRecipe = getattr(recipe, name)
     torch.manual_seed(recipe.seed)
-    _, label_random = trainer.random_streams(recipe.seed, Fabric(accelerator="cpu", devices=1))
-    cpu_players = trainer.make_players(recipe, Fabric(accelerator="cpu", devices=1), label_random)
+    _, label_random = random_streams(recipe.seed, Fabric(accelerator="cpu", devices=1))
+    cpu_players = make_players(recipe, Fabric(accelerator="cpu", devices=1), label_random)
     contiguous = torch.contiguous_format
     generator = cpu_players.generator.to(device).to(memory_format=contiguous)
     discriminator = cpu_players.discriminator.to(device).to(memory_format=contiguous)
@@ -199,7 +199,7 @@ def _wait(device: torch.device) -> None:
 
 def compare(recipe: Recipe, name: str, folder: Path, cache: PictureCache, settings: argparse.Namespace) -> None:
     """Measure the stage `name` and print its rows of the table."""
-    fabric = trainer.make_fabric(recipe)
+    fabric = make_fabric(recipe)
     stage: StageRecipe = getattr(recipe, name)
     patches = stage.batch_size * (trainer.discriminator_steps(recipe) if name == "adversarial" else 1)
     step, draw = ours(recipe, name, cache, fabric)
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Our training step against a plain loop.")
     parser.add_argument("--data", type=Path, required=True, help="folder of training pictures")
-    parser.add_argument("--stage", choices=[*trainer.STAGES, "both"], default="both")
+    parser.add_argument("--stage", choices=[*STAGES, "both"], default="both")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a turn (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (default: %(default)s)")
     parser.add_argument(
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cache = build_cache([settings.data], Path(folder))
             print(f"`{shlex.join(['python', *sys.argv])}`  \n{machine()}\n")
             print("| stage | loop | patches/s | ours / plain, median (lowest to highest) |\n|---|---|---|---|")
-            for name in trainer.STAGES if settings.stage == "both" else [settings.stage]:
+            for name in STAGES if settings.stage == "both" else [settings.stage]:
                 compare(recipe, name, settings.data, cache, settings)
         except SrganError as error:
             raise SystemExit(str(error)) from error
