@@ -250,9 +250,9 @@ def test_the_final_table_gives_last_and_best(tmp_path: Path) -> None:
         for step, psnr, lpips, shift in scores
     ]
     text = Page(report(make_run(tmp_path, rows))).text
-    assert "PSNR-Y 28.5 29 at 20" in text
-    assert "LPIPS 0.25 0.2 at 20" in text
-    assert "Colour shift -0.4 0.1 at 20" in text  # nearest to 0, not the smallest
+    assert "PSNR-Y 28.50 29.00 at 20" in text
+    assert "LPIPS 0.2500 0.2000 at 20" in text
+    assert "Colour shift -0.40 0.10 at 20" in text  # nearest to 0, not the smallest
 
 
 def test_steps_minutes_and_speed_of_each_stage(tmp_path: Path) -> None:

@@ -175,20 +175,25 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Measure:
-    """A validation figure: its name, what to know of it, and a rank by which the smallest is the best."""
+    """A validation figure: its name, what to know of it, a rank by which the smallest is the best, decimals."""
 
     name: str
     hint: str
     rank: Callable[[float], float]
+    decimals: int = 4
+
+    def said(self, value: float) -> str:
+        """Return `value` with as many decimals as are usual."""
+        return f"{value:.{self.decimals}f}" if math.isfinite(value) else figure(value)
 
 
 _MEASURES = {
-    "validation/psnr_y": _Measure("PSNR-Y", "dB, higher is better", lambda value: -value),
+    "validation/psnr_y": _Measure("PSNR-Y", "dB, higher is better", lambda value: -value, 2),
     "validation/ssim_y": _Measure("SSIM-Y", "1 is identical", lambda value: -value),
     "validation/lpips": _Measure("LPIPS", "lower is better", lambda value: value),
     "validation/dists": _Measure("DISTS", "lower is better", lambda value: value),
-    "validation/lr_psnr": _Measure("LR-PSNR", "dB, SR reduced against LR", lambda value: -value),
-    "validation/colour_shift": _Measure("Colour shift", "grey levels of 255", abs),
+    "validation/lr_psnr": _Measure("LR-PSNR", "dB, SR reduced against LR", lambda value: -value, 2),
+    "validation/colour_shift": _Measure("Colour shift", "grey levels of 255", abs, 2),
     "validation/detail": _Measure("Detail", "1 is as fine as HR", lambda value: abs(math.log(max(value, 1e-9)))),
 }
 
@@ -315,7 +320,7 @@ def _key_figures(log: RunLog) -> str:
     for stage in reversed(log.stages):
         series = log.series(stage)
         items = [
-            f'<li class="card"><small>{escape(measure.name)}</small><b>{figure(series[key][-1][1])}</b>'
+            f'<li class="card"><small>{escape(measure.name)}</small><b>{measure.said(series[key][-1][1])}</b>'
             f"<small>{escape(measure.hint)}</small></li>"
             for key, measure in _MEASURES.items()
             if key in series
@@ -373,12 +378,12 @@ def _validation_table(log: RunLog) -> str:
         cells = []
         for stage in stages:
             points = [point for point in series[stage].get(key, []) if math.isfinite(point[1])]
-            cells.append(figure(points[-1][1]) if points else "–")
             if measure and points:
                 step, best = min(points, key=lambda point: measure.rank(point[1]))
-                cells.append(f'{figure(best)} <small class="soft">at {thousands(step)}</small>')
+                cells.append(measure.said(points[-1][1]))
+                cells.append(f'{measure.said(best)} <small class="soft">at {thousands(step)}</small>')
             else:
-                cells.append("–")
+                cells += [figure(points[-1][1]) if points else "–", "–"]
         lines.append(_line(measure.name if measure else _plain(key.partition("/")[2]), cells))
     head = "<tr><th>Validation</th>" + "".join(f'<th colspan="2">{escape(_plain(s))}</th>' for s in stages)
     head += "</tr><tr><th></th>" + "<th>last</th><th>best</th>" * len(stages) + "</tr>"
