@@ -12,11 +12,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from srgan.upscale import Upscaler
 
 from srgan.evaluation.benchmark import SCALE, Pair, pairs
 from srgan.files import write_atomically
 from srgan.pictures import Picture, encode, resized
+from srgan.upscale import Upscaler
 
 GAP_PX = 4
 

@@ -24,7 +24,9 @@ from srgan.training import degradation, trainer
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe, load_recipe
 from srgan.training.data import Patches, PictureCache, pack, split_numbers, survey
 from srgan.training.models import SCALE
+from srgan.training.processes import make_fabric
 from srgan.training.sources import File, Source, list_files, shown
+from srgan.training.state import STAGES, Position, make_players, random_streams
 
 DEFAULT_RECIPE = "srgan_x4"
 LOW_JPEG_QUALITY = 75  # below it the 8×8 blocks show, and a generator learns to draw them
@@ -264,7 +266,7 @@ def _largest_patch_px(recipe: Recipe) -> int:
 
 def _stages(recipe: Recipe) -> dict[str, StageRecipe]:
     """The stages that the recipe runs, by name."""
-    stages: dict[str, StageRecipe] = {name: getattr(recipe, name) for name in trainer.STAGES}
+    stages: dict[str, StageRecipe] = {name: getattr(recipe, name) for name in STAGES}
     return {name: stage for name, stage in stages.items() if stage.steps}
 
 
@@ -283,7 +285,7 @@ def _timing(files: Sequence[File], cache: PictureCache, recipe: Recipe) -> Timin
         began = time.perf_counter()
         packed = pack(sample, Path(folder))
         rate = _megapixels(packed) / (time.perf_counter() - began)
-        fabric = trainer.make_fabric(recipe)
+        fabric = make_fabric(recipe)
         for name, stage in _stages(recipe).items():
             try:
                 stages.append(_stage_timing(name, stage, packed, recipe, fabric))
@@ -296,14 +298,14 @@ def _timing(files: Sequence[File], cache: PictureCache, recipe: Recipe) -> Timin
 def _stage_timing(
     name: str, stage: StageRecipe, packed: PictureCache, recipe: Recipe, fabric: Fabric
 ) -> StageTiming:
-    random, label_random = trainer.random_streams(recipe.seed, fabric)
+    random, label_random = random_streams(recipe.seed, fabric)
     batch = trainer.batch_source(recipe, stage, packed, fabric, random)
     draw_s = _seconds(batch, fabric.device)
-    players = trainer.make_players(recipe, fabric, label_random)
+    players = make_players(recipe, fabric, label_random)
     step = trainer.stage_step(name, recipe, players, fabric)
     at_once = stage.batch_size if fabric.device.type == "cuda" else min(stage.batch_size, _MEASURED_BATCH)
     lr, hr = (tensor[:at_once] for tensor in batch())
-    draws, position = 1, trainer.Position(name)
+    draws, position = 1, Position(name)
     if isinstance(stage, AdversarialStageRecipe):
         draws = trainer.discriminator_steps(recipe)
         position.step = stage.discriminator_alone_steps  # from where on all players move

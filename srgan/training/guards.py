@@ -10,7 +10,7 @@ from srgan.training.config import GuardsRecipe
 
 
 class Watched(Protocol):
-    """The part of `trainer.Position` that the guards keep their counts in, so that a resume knows them."""
+    """The part of `state.Position` that the guards keep their counts in, so that a resume knows them."""
 
     best: float
     validations_since_best: int

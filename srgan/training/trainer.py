@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from srgan.errors import TrainingError, UsageError, WeightsError
+from srgan.errors import UsageError
 from srgan.training import checkpoint, degradation
-from srgan.training.adversarial import OBJECTIVES, Objective
+from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import AdversarialStageRecipe, LossesRecipe, Recipe, StageRecipe
 from srgan.training.data import Patches, PictureCache, split
 from srgan.training.export import export_generator
@@ -32,43 +29,26 @@ from srgan.training.losses import (
     PerceptualLoss,
     StructureTextureLoss,
 )
-from srgan.training.models import DISCRIMINATORS, SCALE, Generator
+from srgan.training.models import SCALE, Generator
+from srgan.training.processes import agreed, asked_to_stop, average_gradients, make_fabric
+from srgan.training.state import (
+    STAGES,
+    Players,
+    Position,
+    begin_stage,
+    load_state,
+    make_players,
+    random_streams,
+    roll_back,
+    save_state,
+)
 from srgan.training.validation import sample_strip, validate
 from srgan.weights import ModelMetadata
 
 Terms = dict[str, Tensor]  # scalars by name
 TermFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (sr, hr, lr)
 BatchSource = Callable[[], tuple[Tensor, Tensor]]  # a new (lr, hr) at every call
-STAGES = ("pretrain", "adversarial")
 _FINISH_S = 15.0  # kept back from `--minutes` for the last validation, checkpoint and export
-
-
-@dataclass
-class Players:
-    """Everything that learns, with what moves it."""
-
-    generator: Generator
-    ema: AveragedModel
-    discriminator: nn.Module
-    objective: Objective
-    generator_optimizer: torch.optim.Optimizer
-    discriminator_optimizer: torch.optim.Optimizer
-
-
-@dataclass
-class Position:
-    """Where a run stands; the seconds are counted over all its sittings."""
-
-    stage: str = STAGES[0]
-    step: int = 0
-    elapsed_s: float = 0.0
-    stage_began_s: float = 0.0
-    rate_scale: float = 1.0  # what rollbacks have multiplied the learning rates by
-    discriminator_rate_scale: float = 1.0  # what alarms have multiplied the discriminator's by
-    rollbacks: int = 0
-    best: float = math.inf  # lowest LPIPS (or minus PSNR) of the stage so far
-    validations_since_best: int = 0
-    confident_steps: int = 0  # in a row, with a discriminator that is nearly always right
 
 
 def train(
@@ -261,20 +241,6 @@ def descend(
     return norm.detach()
 
 
-def average_gradients(fabric: Fabric, module: nn.Module) -> None:
-    """Give every process the mean of all processes' gradients, in one exchange.
-
-    By hand and not by DistributedDataParallel: its wrapper expects one forward for every backward, and a game
-    that shares forwards, freezes players and differentiates gradients breaks that in four places.
-    """
-    if fabric.world_size == 1:
-        return
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    mean: Any = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduce_op="mean")
-    for gradient, share in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(share.view_as(gradient))
-
-
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """Gradients pass through `module` but none is left in it: the generator's step moves the generator alone."""
@@ -311,58 +277,6 @@ def learning_rate(stage: StageRecipe, step: int, progress: float) -> float:
         return full
     fallen = min(1.0, (progress - stage.hold) / (1 - stage.hold))
     return floor + (full - floor) * (1 + math.cos(math.pi * fallen)) / 2
-
-
-def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
-    """Return the devices and processes to train on; GPUs where there are some, else CPU processes."""
-    precision: Any = recipe.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
-    strategy = "ddp" if devices * nodes > 1 else "auto"
-    return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
-
-
-def random_streams(seed: int, fabric: Fabric) -> tuple[torch.Generator, torch.Generator]:
-    """Return this process's generators for patches and for labels; no two streams share a seed."""
-    first = 2 * (seed * 1_000_003 + fabric.global_rank)  # a prime far above any number of processes
-    return torch.Generator().manual_seed(first), torch.Generator().manual_seed(first + 1)
-
-
-def make_players(recipe: Recipe, fabric: Fabric, label_random: torch.Generator) -> Players:
-    """Build networks, optimisers, EMA and objective; the generator starts from `recipe.start` if given."""
-    generator = Generator(**recipe.generator.model_dump())
-    if recipe.start:
-        started, _ = checkpoint.load_generator(Path(recipe.start))
-        checkpoint.fill(generator, started.state_dict(), recipe.start)
-    pretrain, stage, judge = recipe.pretrain, recipe.adversarial, recipe.discriminator
-    # Without a second stage the discriminator is never used; a token one keeps the checkpoint's shape.
-    discriminator = DISCRIMINATORS[judge.kind](
-        stage.patch_hr_px, judge.features if stage.steps else 1, judge.normalisation
-    )
-    for network in (generator, discriminator):
-        network.to(fabric.device).to(memory_format=torch.channels_last)
-    return Players(
-        generator=generator,
-        ema=_ema_of(generator, pretrain.ema_decay),
-        discriminator=discriminator,
-        objective=OBJECTIVES[recipe.objective](recipe.losses.adversarial, label_random),
-        generator_optimizer=torch.optim.Adam(
-            generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
-        ),
-        discriminator_optimizer=torch.optim.Adam(
-            discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=stage.betas
-        ),
-    )
-
-
-def begin_stage(players: Players, stage: StageRecipe) -> None:
-    """Start `stage` from the averaged generator, with the generator's optimiser and average made anew."""
-    players.generator.load_state_dict(players.ema.module.state_dict())
-    optimizer = players.generator_optimizer
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        group["betas"] = stage.betas
-    players.ema = _ema_of(players.generator, stage.ema_decay)
 
 
 def stage_step(
@@ -457,142 +371,6 @@ def export_ema(
         metrics={key: round(value, 4) for key, value in scores.items()},
     )
     return export_generator(generator, metadata, folder)
-
-
-def save_state(
-    recipe: Recipe,
-    cache: PictureCache,
-    players: Players,
-    patch_random: torch.Generator,
-    run: Path,
-    fabric: Fabric,
-    position: Position,
-    *,
-    best: bool = False,
-) -> None:
-    """Write everything that `load_state` needs, as a numbered checkpoint or as the best of its stage."""
-    state = {
-        "recipe": recipe.model_dump(mode="json"),
-        "data_sha256": cache.sha256,
-        "position": asdict(position),
-        "generator": players.generator.state_dict(),
-        "ema": players.ema.state_dict(),
-        "discriminator": players.discriminator.state_dict(),
-        "objective": players.objective.state_dict(),
-        "generator_optimizer": players.generator_optimizer.state_dict(),
-        "discriminator_optimizer": players.discriminator_optimizer.state_dict(),
-        # One row for each process. No step draws from torch's global stream, so it is not kept.
-        "patch_random": _gathered(fabric, patch_random.get_state()),
-        "label_random": _gathered(fabric, players.objective.random.get_state()),
-    }
-    if fabric.is_global_zero:
-        number, step = STAGES.index(position.stage), None if best else position.step
-        checkpoint.save_checkpoint(checkpoint.checkpoint_path(run, number, position.stage, step), state)
-        checkpoint.prune(run, recipe.keep_checkpoints)
-    fabric.barrier()
-
-
-def load_state(
-    recipe: Recipe, cache: PictureCache, players: Players, patch_random: torch.Generator, run: Path, fabric: Fabric
-) -> Position:
-    """Put everything back where the last intact checkpoint left it. Raises WeightsError if it does not fit."""
-    path, state = checkpoint.latest_checkpoint(run)
-    try:
-        _refuse_other_run(path, state, recipe, cache, fabric)
-        checkpoint.fill(players.generator, state["generator"], str(path))
-        checkpoint.fill(players.ema, state["ema"], str(path))
-        checkpoint.fill(players.discriminator, state["discriminator"], str(path))
-        players.objective.load_state_dict(state["objective"])
-        players.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-        patch_random.set_state(state["patch_random"][fabric.global_rank])
-        players.objective.random.set_state(state["label_random"][fabric.global_rank])
-        position = Position(**state["position"])
-        # The average's decay is its stage's, and a function, so it is not part of any state.
-        players.ema.multi_avg_fn = _averaging(getattr(recipe, position.stage).ema_decay)
-        return position
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} lacks a part of the training state ({error})") from error
-
-
-def roll_back(then: Position, now: Position, recipe: Recipe, now_s: float) -> Position:
-    """Return the position to go on from after a rollback to `then`: slower, and counted. Raises TrainingError."""
-    if now.rollbacks >= recipe.guards.rollbacks:
-        raise TrainingError(
-            f"{now.stage} step {now.step}: gradients stay non-finite after {now.rollbacks} rollbacks. The last "
-            f"checkpoint is kept; start anew with a lower {now.stage}.learning_rate"
-        )
-    then.rollbacks = now.rollbacks + 1
-    then.rate_scale = now.rate_scale * recipe.guards.rollback_rate
-    then.elapsed_s = now_s
-    return then
-
-
-def agreed(fabric: Fabric, now_s: float, stopping: bool) -> tuple[float, bool]:
-    """Return the first process's clock, and whether any process was asked to stop, the same everywhere."""
-    if fabric.world_size == 1:
-        return now_s, stopping
-    clock = fabric.broadcast(now_s)
-    asked: Any = fabric.all_reduce(torch.tensor(float(stopping)), reduce_op="sum")
-    return clock, bool(asked > 0)
-
-
-class _Stop:
-    """Remembers the first SIGINT or SIGTERM; true once one came. A second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __call__(self) -> bool:
-        return self.signal != 0
-
-    def remember(self, number: int, _frame: object) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def reason(self) -> BaseException:
-        return SystemExit(143) if self.signal == signal.SIGTERM else KeyboardInterrupt()
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[_Stop]:
-    """Within the block SIGINT and SIGTERM are remembered instead of interrupting a step."""
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _refuse_other_run(
-    path: Path, state: dict[str, Any], recipe: Recipe, cache: PictureCache, fabric: Fabric
-) -> None:
-    now = recipe.model_dump(mode="json")
-    for section in ("generator", "discriminator", "objective", "seed"):
-        if now[section] != state["recipe"][section]:
-            raise WeightsError(
-                f"{path} was made with {section} = {state['recipe'][section]}, the recipe says {now[section]}: "
-                "use the same"
-            )
-    if state["data_sha256"] != cache.sha256:
-        raise WeightsError(f"{path} was trained on other pictures: give --data the same folders")
-    if len(state["patch_random"]) != fabric.world_size:
-        raise WeightsError(f"{path} was made by {len(state['patch_random'])} processes: use as many --devices")
-
-
-def _gathered(fabric: Fabric, state: Tensor) -> Tensor:
-    return torch.stack([fabric.broadcast(state, src=rank) for rank in range(fabric.world_size)])
-
-
-def _ema_of(generator: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(generator, multi_avg_fn=_averaging(decay), use_buffers=True)
-
-
-def _averaging(decay: float) -> Any:
-    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
 
 def _of_pictures(loss: Callable[[Tensor, Tensor], Tensor]) -> TermFunction:

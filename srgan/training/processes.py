@@ -1,0 +1,79 @@
+"""Devices, several processes that act as one, and signals that ask them to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from srgan.training.config import Recipe
+
+
+def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
+    """Return the devices and processes to train on; GPUs where there are some, else CPU processes."""
+    precision: Any = recipe.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+
+
+def agreed(fabric: Fabric, now_s: float, stopping: bool) -> tuple[float, bool]:
+    """Return the first process's clock, and whether any process was asked to stop, the same everywhere."""
+    if fabric.world_size == 1:
+        return now_s, stopping
+    clock = fabric.broadcast(now_s)
+    asked: Any = fabric.all_reduce(torch.tensor(float(stopping)), reduce_op="sum")
+    return clock, bool(asked > 0)
+
+
+def average_gradients(fabric: Fabric, module: nn.Module) -> None:
+    """Give every process the mean of all processes' gradients, in one exchange.
+
+    By hand and not by DistributedDataParallel: its wrapper expects one forward for every backward, and a game
+    that shares forwards, freezes players and differentiates gradients breaks that in four places.
+    """
+    if fabric.world_size == 1:
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    mean: Any = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduce_op="mean")
+    for gradient, share in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(share.view_as(gradient))
+
+
+class Stop:
+    """Remembers the first SIGINT or SIGTERM; true once one came. A second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        """Return whether a signal came."""
+        return self.signal != 0
+
+    def remember(self, number: int, _frame: object) -> None:
+        """Take the first signal; interrupt at the second."""
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def reason(self) -> BaseException:
+        """Return what ends the program with the signal's exit code."""
+        return SystemExit(143) if self.signal == signal.SIGTERM else KeyboardInterrupt()
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Stop]:
+    """Within the block SIGINT and SIGTERM are remembered instead of interrupting a step."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
