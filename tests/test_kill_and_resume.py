@@ -26,8 +26,8 @@ generator = { blocks = 1, features = 4 }
 discriminator = { features = 2, normalisation = "batch" }
 losses = { perceptual = { weight = 0.0 } }
 data = { held_out = 1 }
-pretrain = { steps = 10, batch_size = 2, patch_hr_px = 32, learning_rate = 1e-3, warmup_steps = 3 }
-adversarial = { steps = 10, batch_size = 2, patch_hr_px = 32, discriminator_alone_steps = 2, ramp_steps = 3 }
+pretrain = { steps = STEPS, batch_size = 2, patch_hr_px = 32, learning_rate = 1e-3, warmup_steps = 3 }
+adversarial = { steps = STEPS, batch_size = 2, patch_hr_px = 32, discriminator_alone_steps = 2, ramp_steps = 3 }
 """
 
 
@@ -38,7 +38,6 @@ def photos(tmp_path: Path) -> Path:
     noise = np.random.default_rng(0)
     for index in range(6):
         Image.fromarray(noise.integers(0, 256, (64, 72, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    (tmp_path / "recipe.toml").write_text(RECIPE)
     return folder
 
 
@@ -55,24 +54,24 @@ def flat(state: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: state}
 
 
-def final_state(run: Path) -> dict[str, Any]:
+def final_state(run: Path, steps: int) -> dict[str, Any]:
     path, state = latest_checkpoint(run)
-    assert path.name == "1-adversarial-000000010.pt"
+    assert path.name == f"1-adversarial-{steps:09d}.pt"
     # The clock, and what validation by the clock has counted, are not part of the promise.
     for key in ("elapsed_s", "stage_began_s", "best", "validations_since_best"):
         del state["position"][key]
     return flat(state)
 
 
-def train_with_kills(photos: Path, run: Path, kills: int, moments: random.Random) -> None:
+def train_with_kills(photos: Path, run: Path, steps: int, kills: int, moments: random.Random) -> None:
     for number in range(kills):
         more = ["--resume"] if checkpoints(run) else []
         process = subprocess.Popen(
             command(photos, run, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         # Some steps after the last one that is safe, so that the kills spread over both stages.
-        before, wanted = newest(run), moments.randint(1, max(1, 16 // kills))
-        while process.poll() is None and newest(run) - before < wanted:
+        before, wanted = newest(run, steps), moments.randint(1, max(1, 3 * steps // 2 // kills))
+        while process.poll() is None and newest(run, steps) - before < wanted:
             time.sleep(0.001)
         time.sleep(moments.random() * 0.03)
         process.kill()
@@ -81,10 +80,10 @@ def train_with_kills(photos: Path, run: Path, kills: int, moments: random.Random
     subprocess.run(command(photos, run, *more), check=True, capture_output=True)
 
 
-def newest(run: Path) -> int:
+def newest(run: Path, steps: int) -> int:
     """Steps done over both stages, by the newest checkpoint."""
     names = [path.stem.split("-") for path in checkpoints(run)]
-    return max((int(number) * 10 + int(step) for number, _, step in names), default=0)
+    return max((int(number) * steps + int(step) for number, _, step in names), default=0)
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -96,12 +95,13 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert value == other[key], key
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_never_stopped(photos: Path, tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(("steps", "kills"), [(10, 2), pytest.param(100, 12, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_never_stopped(photos: Path, tmp_path: Path, steps: int, kills: int) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("STEPS", str(steps)))
     subprocess.run(command(photos, straight), check=True, capture_output=True)
-    train_with_kills(photos, killed, kills, random.Random(kills))
-    assert_same(final_state(straight), final_state(killed))
+    train_with_kills(photos, killed, steps, kills, random.Random(kills))
+    assert_same(final_state(straight, steps), final_state(killed, steps))
     exported = {path.name for path in killed.iterdir() if path.suffix in (".onnx", ".safetensors")}
     assert {"srgan-x4.onnx", "srgan-x4.safetensors"} <= exported
     for name in exported:
