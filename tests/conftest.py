@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before torch is imported, and for the processes that tests start: two threads on networks this small spend their
+# time waiting for one another; and no test may reach the network, so a download is refused at once.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["https_proxy"] = os.environ["http_proxy"] = "http://127.0.0.1:1"
+os.environ.pop("SRGAN_BACKBONES", None)
+
 import hypothesis
 import pytest
 import torch

@@ -292,9 +292,12 @@ def test_with_everything_off_it_is_close_to_the_plain_reduction(second_order: fl
 
 def test_the_margin_hides_the_edges_of_the_patch() -> None:
     """LR of a patch equals that of a larger one around it, where chance plays no part."""
-    settings = {**QUIET, "first": {**QUIET_PASS, "blur": 1.0, "blur_sigma": (2, 2), "sinc": 0, "plateau": 0}}
-    settings["first"] |= {"anisotropic": 0, "generalised": 0}
-    recipe = DegradationRecipe.model_validate({"kind": "realistic", "second_order": 0, **settings})
+    plain_blur = {"blur": 1.0, "sinc": 0, "plateau": 0, "anisotropic": 0, "generalised": 0}
+    first = {**QUIET_PASS, **plain_blur, "blur_sigma": (2, 2)}
+    second = {**QUIET_PASS, **plain_blur, "blur_sigma": (1, 1)}
+    recipe = DegradationRecipe.model_validate(
+        {"kind": "realistic", "second_order": 1, **QUIET, "first": first, "second": second}
+    )
     whole = tensor(photograph(256, 256))
     for seed in range(6):
         small = Realistic(recipe, seeded(seed))(whole[..., 64:-64, 64:-64])[0]
@@ -302,6 +305,32 @@ def test_the_margin_hides_the_edges_of_the_patch() -> None:
         # JPEG at quality 100 turns on the level here and there.
         assert float((small - large).abs().max()) * 255 < 8
         assert float((small - large).abs().mean()) * 255 < 0.5
+
+
+def test_noise_is_new_at_every_call() -> None:
+    noise_alone = {**QUIET_PASS, "noise": 1.0, "gaussian": 1.0, "gaussian_sigma": (20, 20), "grey_noise": 0.0}
+    recipe = DegradationRecipe.model_validate(
+        {"kind": "realistic", "second_order": 0, **QUIET, "first": noise_alone}
+    )
+    flat = torch.full((8, 3, 192, 192), 0.5)
+    degrade = Realistic(recipe, seeded())
+    one, two = ((degrade(flat)[0] - 0.5).flatten().numpy() for _ in range(2))
+    assert one.std() > 0.01
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.05
+
+
+def test_the_grid_of_jpeg_blocks_begins_anywhere() -> None:
+    recipe = DegradationRecipe.model_validate(
+        {"kind": "realistic", "second_order": 0, **QUIET, "jpeg_quality": (5, 5)}
+    )
+    degrade = Realistic(recipe, seeded())
+    noise = torch.rand(8, 3, 320, 320, generator=seeded(1))
+    begins = set()
+    for _ in range(12):
+        lr = degrade(noise)[0].mean(1)
+        steps = (lr[:, :, 1:] - lr[:, :, :-1]).abs().mean((0, 1))  # largest from block to block
+        begins.add(int(torch.stack([steps[phase::8].mean() for phase in range(8)]).argmax()))
+    assert len(begins) > 3
 
 
 def test_each_part_is_harmful() -> None:

@@ -183,7 +183,9 @@ def _gathered(fabric: Fabric, state: Tensor) -> Tensor:
 
 
 def _ema_of(generator: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(generator, multi_avg_fn=_averaging(decay), use_buffers=True)
+    average = AveragedModel(generator, multi_avg_fn=_averaging(decay), use_buffers=True)
+    average.eval()  # it is looked at, never trained: its statistics are averaged, too
+    return average
 
 
 def _averaging(decay: float) -> Any:

@@ -118,7 +118,8 @@ def train(
                 terms = step(batch, position, learning_rate(stage, position.step, done))
                 position.step += 1
 
-                if guards.went_bad(terms["gradient_norm"]):
+                norms = [value for key, value in terms.items() if key.endswith("gradient_norm")]
+                if guards.went_bad(torch.stack(norms).sum()):  # not finite if any is not
                     journal.alarm(name, position.step, now_s, "gradients are not finite: rolled back")
                     position = roll_back(load(), position, recipe, now_s)
                     continue
@@ -193,7 +194,7 @@ def discriminator_step(fabric: Fabric, players: Players, hr: Tensor, sr: Tensor,
         loss = players.objective.discriminator_loss(players.discriminator, hr, sr.detach())
     norm = descend(fabric, players.discriminator, players.discriminator_optimizer, loss, clip_norm)
     players.objective.after_discriminator_step(players.discriminator)
-    return {"discriminator": loss.detach(), "gradient_norm": norm}
+    return {"discriminator": loss.detach(), "discriminator_gradient_norm": norm}
 
 
 def generator_step(
