@@ -95,7 +95,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert value == other[key], key
 
 
-@pytest.mark.parametrize(("steps", "kills"), [(10, 2), pytest.param(100, 12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("steps", "kills"), [(10, 2), pytest.param(100, 12, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
 def test_killed_and_resumed_equals_never_stopped(photos: Path, tmp_path: Path, steps: int, kills: int) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("STEPS", str(steps)))
