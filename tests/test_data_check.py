@@ -344,7 +344,7 @@ def test_the_largest_stage_decides_what_is_too_small(clean: Path) -> None:
     wild = Recipe.model_validate(
         {"degradation": {"kind": "realistic"}, "pretrain": {"patch_hr_px": 16}, "adversarial": {"steps": 0}}
     )
-    assert check([Source(clean)], wild, timed=False).patch_hr_px == 16 + 2 * 32
+    assert check([Source(clean)], wild, timed=False).patch_hr_px == 16 + 2 * 24
 
 
 # The preview

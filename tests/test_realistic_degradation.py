@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from srgan.errors import RecipeError
 from srgan.training.config import DegradationRecipe, PassRecipe, load_recipe
 from srgan.training.degradation import (
+    MARGIN_HR_PX,
     Bicubic,
     Realistic,
     blur_kernels,
@@ -282,29 +283,37 @@ def test_with_everything_off_it_is_close_to_the_plain_reduction(second_order: fl
     smooth = np.stack([128 + 100 * np.sin((x + 9 * seed) / 12) * np.cos(y / 15) for seed in range(8)]).round()
     outer = tensor(*np.repeat(smooth[..., None], 3, axis=3).astype(np.uint8))
     degrade, seen = Realistic(recipe, seeded(3)), []
-    plain = pair(outer[..., 24:-24, 24:-24])[0]
+    cut = degrade.margin_hr_px - MARGIN_HR_PX
+    plain = pair(outer[..., cut:-cut, cut:-cut])[0]
     for _ in range(6):
         seen.append(float((degrade(outer)[0] - plain).abs().mean()) * 255)
     assert max(seen) < 1.5
-    half_a_pixel_off = pair(outer[..., 24:-24, 26:-22])[0]
+    half_a_pixel_off = pair(outer[..., cut:-cut, cut + 2 : 2 - cut])[0]
     assert float((half_a_pixel_off - plain).abs().mean()) * 255 > 4
 
 
-def test_the_margin_hides_the_edges_of_the_patch() -> None:
-    """LR of a patch equals that of a larger one around it, where chance plays no part."""
-    plain_blur = {"blur": 1.0, "sinc": 0, "plateau": 0, "anisotropic": 0, "generalised": 0}
-    first = {**QUIET_PASS, **plain_blur, "blur_sigma": (2, 2)}
-    second = {**QUIET_PASS, **plain_blur, "blur_sigma": (1, 1)}
+def test_the_margin_hides_the_edges_of_the_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LR of a patch equals that of a larger one around it, under the filters that reach furthest.
+
+    Without JPEG: it turns a hundredth of a level into a whole one here and there.
+    """
+    monkeypatch.setattr(Realistic, "_jpeg", lambda _self, x: x)
+    ringing = {**QUIET_PASS, "blur": 1.0, "sinc": 1.0, "resize": (0.5, 0.5)}
     recipe = DegradationRecipe.model_validate(
-        {"kind": "realistic", "second_order": 1, **QUIET, "first": first, "second": second}
+        {
+            "kind": "realistic",
+            "second_order": 1,
+            **QUIET,
+            "first": ringing,
+            "second": {**ringing, "resize": (1, 1)},
+        }
     )
-    whole = tensor(photograph(256, 256))
+    whole = torch.rand(1, 3, 64, 64, generator=seeded(9)).repeat_interleave(4, 2).repeat_interleave(4, 3)
     for seed in range(6):
         small = Realistic(recipe, seeded(seed))(whole[..., 64:-64, 64:-64])[0]
         large = Realistic(recipe, seeded(seed))(whole)[0][..., 16:-16, 16:-16]
-        # JPEG at quality 100 turns on the level here and there.
-        assert float((small - large).abs().max()) * 255 < 8
-        assert float((small - large).abs().mean()) * 255 < 0.5
+        assert float((small - large).abs().max()) * 255 < 3
+        assert float((small - large).abs().mean()) * 255 < 0.05
 
 
 def test_noise_is_new_at_every_call() -> None:
@@ -315,20 +324,17 @@ def test_noise_is_new_at_every_call() -> None:
     flat = torch.full((8, 3, 192, 192), 0.5)
     degrade = Realistic(recipe, seeded())
     one, two = ((degrade(flat)[0] - 0.5).flatten().numpy() for _ in range(2))
-    assert one.std() > 0.01
+    assert one.std() > 0.005
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.05
 
 
 def test_the_grid_of_jpeg_blocks_begins_anywhere() -> None:
-    recipe = DegradationRecipe.model_validate(
-        {"kind": "realistic", "second_order": 0, **QUIET, "jpeg_quality": (5, 5)}
-    )
-    degrade = Realistic(recipe, seeded())
-    noise = torch.rand(8, 3, 320, 320, generator=seeded(1))
+    degrade = Realistic(DegradationRecipe(jpeg_quality=(5, 5)), seeded())
+    noise = torch.rand(8, 3, 80, 80, generator=seeded(1))
     begins = set()
     for _ in range(12):
-        lr = degrade(noise)[0].mean(1)
-        steps = (lr[:, :, 1:] - lr[:, :, :-1]).abs().mean((0, 1))  # largest from block to block
+        grey = degrade._jpeg(noise).mean(1)
+        steps = (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((0, 1))  # largest from block to block
         begins.add(int(torch.stack([steps[phase::8].mean() for phase in range(8)]).argmax()))
     assert len(begins) > 3
 

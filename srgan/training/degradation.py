@@ -16,9 +16,9 @@ from srgan.training.models import SCALE
 # Pixels of HR context on each side that the ×4 bicubic kernel (support 2 LR pixels) needs to be exact.
 MARGIN_HR_PX = 2 * SCALE
 
-# Context of the realistic degradation: its widest usual blur (2 px) reaches 6, a second one on the LR side 12, the
-# resizes about as much again. What reaches further meets a mirrored edge, which looks like a picture too.
-_REALISTIC_MARGIN_HR_PX = 32
+# Context of the realistic degradation. Two sinc filters, the furthest reach there is, leave 0.01 grey levels of a
+# patch's edges in its LR with this much (0.2 with 16), because what is missing is mirrored.
+_REALISTIC_MARGIN_HR_PX = 24
 _KERNEL_PX = 21  # Wang et al. 2021, section 3.1, the largest of theirs
 _GROUP = 8  # pictures that share the sizes and kernels of their resizes, which one batch of tensors must
 
