@@ -14,6 +14,7 @@ are means over all logits, in float32. Random numbers come from `random`, a CPU 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from srgan.training.config import AdversarialRecipe
 
 
-class Objective:
+class Objective(ABC):
     """Base of all objectives; D's own steps per generator step default to `discriminator_steps`."""
 
     discriminator_steps: ClassVar[int] = 1
@@ -31,16 +32,16 @@ class Objective:
     def __init__(self, recipe: AdversarialRecipe, random: torch.Generator) -> None:
         self.recipe, self.random = recipe, random
 
+    @abstractmethod
     def discriminator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
         """Return what the discriminator minimises; a scalar."""
-        raise NotImplementedError
 
+    @abstractmethod
     def generator_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
         """Return what the generator minimises, before its weight; a scalar."""
-        raise NotImplementedError
 
-    def after_discriminator_step(self, discriminator: nn.Module) -> None:
-        """Act after the discriminator's update; most objectives have nothing to do."""
+    def after_discriminator_step(self, discriminator: nn.Module) -> None:  # noqa: B027 - most have nothing to do
+        """Act after the discriminator's update."""
 
     def scores(self, discriminator: nn.Module, pictures: Tensor) -> Tensor:
         """Return (N,) how real each picture looks to the discriminator; higher is more real."""
