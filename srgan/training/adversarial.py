@@ -51,7 +51,7 @@ class Objective(ABC):
         """Return what must survive a resume, beside `random`, which each process has its own of."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most have no state
         """Go on where `state` left off."""
 
     def _uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
