@@ -97,6 +97,7 @@ def test_interrupted(tmp_path: Path, tiny_model: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell passes "ignore" on
     )
     assert process.stdout is not None
     assert "b_x4.png" in process.stdout.readline()  # now the other one is being worked on

@@ -11,7 +11,7 @@ from srgan.training import checkpoint, trainer
 from srgan.training.config import load_recipe, validated
 from srgan.training.data import build_cache
 from srgan.training.data_check import report_of, summary
-from srgan.training.processes import make_fabric
+from srgan.training.processes import make_fabric, together
 from srgan.training.sources import parse_source
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,15 @@ def train(
     if devices < 1 or nodes < 1:
         raise UsageError(f"--devices {devices} --nodes {nodes}: give at least 1 of each")
     fabric = make_fabric(settings, devices, nodes)
-    fabric.launch()
-    with fabric.rank_zero_first():  # the others then only map what the first has packed
-        sources = [parse_source(text) for text in data]
-        cache = build_cache(sources, run.parent / "cache", max_bad_share=settings.data.max_bad_share)
-    if not fabric.is_global_zero:
-        logging.getLogger("srgan").setLevel(logging.WARNING)
-    log.info("%s", summary(report_of(cache, settings)))
-    for path in trainer.train(settings, cache, run, minutes=minutes, resume=resume, fabric=fabric):
-        log.info("written: %s", path)
+    with together(fabric):
+        with fabric.rank_zero_first():  # the others then only map what the first has packed
+            sources = [parse_source(text) for text in data]
+            cache = build_cache(sources, run.parent / "cache", max_bad_share=settings.data.max_bad_share)
+        if not fabric.is_global_zero:
+            logging.getLogger("srgan").setLevel(logging.WARNING)
+        log.info("%s", summary(report_of(cache, settings)))
+        for path in trainer.train(settings, cache, run, minutes=minutes, resume=resume, fabric=fabric):
+            log.info("written: %s", path)
 
 
 def export(source: Path, out: Path, name: str | None = None) -> None:

@@ -23,6 +23,19 @@ def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
     return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
 
 
+@contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """Start the processes of `fabric`, and part them in good order when the block ends."""
+    fabric.launch()
+    try:
+        yield
+        fabric.barrier()
+    finally:
+        if torch.distributed.is_initialized():
+            # Left to the interpreter's exit, the group's threads now and then abort the process.
+            torch.distributed.destroy_process_group()
+
+
 def agreed(fabric: Fabric, now_s: float, stopping: bool) -> tuple[float, bool]:
     """Return the first process's clock, and whether any process was asked to stop, the same everywhere."""
     if fabric.world_size == 1:
