@@ -22,7 +22,7 @@ import torch
 
 from srgan.engine import OpenVinoEngine, available_cores
 from srgan.training.export import onnx_from
-from srgan.training.models import Generator
+from srgan.training.models import DeployedGenerator, Generator
 from srgan.weights import ModelMetadata
 
 MATMUL_SIDE = 3072
@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], float]
     if options.model:
         metadata = OpenVinoEngine(options.model).metadata
     generator = Generator(**metadata.architecture).eval()
-    content = options.model.read_bytes() if options.model else onnx_from(generator, metadata)
+    content = options.model.read_bytes() if options.model else onnx_from(DeployedGenerator(generator), metadata)
     engine = OpenVinoEngine(content, threads=options.threads)
     channels_last = Generator(**metadata.architecture).eval().to(memory_format=torch.channels_last)
 

@@ -17,7 +17,7 @@ import torch
 
 from srgan.engine import OpenVinoEngine
 from srgan.training.export import onnx_from
-from srgan.training.models import Generator
+from srgan.training.models import DeployedGenerator, Generator
 from srgan.weights import ModelMetadata
 
 # How long an example takes says more about the machine than about the code.
@@ -51,7 +51,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         architecture={"blocks": 2, "features": 8, "normalisation": "none"},
     )
     path = tmp_path_factory.mktemp("model") / "tiny-x4.onnx"
-    path.write_bytes(onnx_from(generator, metadata))
+    path.write_bytes(onnx_from(DeployedGenerator(generator), metadata))
     return path
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from srgan.training.models import (
     DISCRIMINATORS,
     BicubicUpscale,
+    DeployedGenerator,
     Discriminator,
     Generator,
     SubPixelStep,
@@ -247,3 +248,19 @@ def test_every_discriminator_passes_a_gradient_to_the_picture(kind: str) -> None
     DISCRIMINATORS[kind](32, 2, "none")(picture).sum().backward()
     assert picture.grad is not None
     assert picture.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("normalisation", ["none", "batch"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5), (24, 20)])
+def test_the_deployed_arrangement_is_the_same_function(normalisation: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    generator = Generator(blocks=1, features=6, normalisation=normalisation)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(std=0.2)  # every tap and bias of the moved convolution must count
+    generator.eval()
+    lr = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        expected, deployed = generator(lr), DeployedGenerator(generator)(lr)
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(deployed, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -17,7 +17,7 @@ from torch import nn
 from srgan.engine import OpenVinoEngine
 from srgan.errors import WeightsError
 from srgan.files import write_atomically
-from srgan.training.models import Generator
+from srgan.training.models import DeployedGenerator, Generator
 from srgan.weights import METADATA_KEY, ModelMetadata
 
 PARITY_TOLERANCE = 1e-4  # of [0,1]: a fortieth of a grey level, far above float32 rounding and far below sight
@@ -34,7 +34,7 @@ def export_generator(generator: Generator, metadata: ModelMetadata, folder: Path
     for name, tensor in generator.state_dict().items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{metadata.name}: {name} holds values that are not finite; nothing was written")
-    onnx_bytes = onnx_from(generator, metadata)
+    onnx_bytes = onnx_from(DeployedGenerator(generator), metadata)
     difference = parity(generator, onnx_bytes)
     if not difference <= PARITY_TOLERANCE:
         raise WeightsError(

@@ -124,6 +124,34 @@ class Generator(nn.Module):
         return math.ceil(at_lr + _REACH_3 / 2 + _REACH_9 / 4)
 
 
+class DeployedGenerator(nn.Module):
+    """The same function as a `Generator`, arranged for inference; LR (N,3,H,W) to SR (N,3,4H,4W), not clamped.
+
+    The 9×9 convolution that ends the network has three output channels at full size, which fills a fifth of a
+    processor's lanes and took 40 % of the time. Moved before the last pixel shuffle it is a 5×5 convolution with
+    twelve output channels at half the size, and the shuffle carries 3 channels instead of 64. Equal up to the
+    order of summation; `generator` is not changed.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+        tail = generator.tail
+        self.tail = nn.Conv2d(4 * tail.in_channels, 12, 5, padding=2)
+        with torch.no_grad():
+            self.tail.weight.copy_(_before_shuffle(tail.weight))
+            self.tail.bias.copy_(cast(Tensor, tail.bias).repeat_interleave(4))  # type: ignore[union-attr]
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Return SR, not clamped."""
+        generator = self.generator
+        first, second = cast(SubPixelStep, generator.upscale[0]), cast(SubPixelStep, generator.upscale[1])
+        shallow = generator.head(lr)
+        x = first(shallow + generator.trunk(generator.blocks(shallow)))
+        sr: Tensor = F.pixel_shuffle(self.tail(second.act(second.conv(x))), 2) + generator.skip(lr)
+        return sr
+
+
 class Discriminator(nn.Module):
     """VGG-style classifier of Ledig et al. 2017: (N,3,P,P) in [0,1] to (N,1) logits, P = `patch_hr_px`.
 
@@ -259,6 +287,17 @@ def icnr_(weight: Tensor, factor: int) -> Tensor:
     with torch.no_grad():
         weight.copy_(kernels.repeat_interleave(factor**2, dim=0))
     return weight
+
+
+def _before_shuffle(weight: Tensor) -> Tensor:
+    """Return the (4O,4C,5,5) kernel that does before a ×2 pixel shuffle what (O,C,9,9) `weight` does after it."""
+    out_channels, in_channels = weight.shape[:2]
+    moved = weight.new_zeros(out_channels, 2, 2, in_channels, 2, 2, 5, 5)
+    for p, q, y, x in itertools.product(range(2), range(2), range(9), range(9)):
+        # The tap that pixel (p, q) of a 2×2 block reads: which block from here, and which pixel of it.
+        (block_y, i), (block_x, j) = divmod(p + y - 4, 2), divmod(q + x - 4, 2)
+        moved[:, p, q, :, i, j, block_y + 2, block_x + 2] = weight[:, :, y, x]
+    return moved.reshape(4 * out_channels, 4 * in_channels, 5, 5)
 
 
 def _norm(features: int, kind: str) -> nn.Module:
