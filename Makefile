@@ -45,7 +45,7 @@ define environment
 endef
 
 $(CORE)/installed: pyproject.toml
-	$(call environment,$(CORE),.,about 330 MB; half a minute)
+	$(call environment,$(CORE),.,about 350 MB; half a minute)
 
 $(DEV)/installed: pyproject.toml
 	$(call environment,$(DEV),.[dev],with torch: 6 GB; some minutes)
