@@ -1,6 +1,6 @@
 """Weights between two generators of one ancestry: (1 - share) of the first and share of the second.
 
-    python benchmarks/blend.py weights/srresnet-x4.safetensors runs/gan/srgan-x4.safetensors 0.8 -o weights
+    python benchmarks/blend.py srresnet-x4.safetensors RUN/srgan-x4.safetensors 0.8 --data photos -o weights
 
 Interpolating the weights of the pre-trained generator and of the one that played the game removes most of the
 game's artifacts at little cost in sharpness (Wang et al. 2018, section 3.4). Writes NAME.safetensors and NAME.onnx
@@ -14,7 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from srgan.training.checkpoint import fill, load_generator
+from srgan.training.data import build_cache, split
 from srgan.training.export import export_generator
+from srgan.training.sources import parse_source
+from srgan.training.validation import validate
 
 
 def main() -> None:
@@ -23,6 +26,7 @@ def main() -> None:
     parser.add_argument("first", type=Path, help="safetensors of the pre-trained generator")
     parser.add_argument("second", type=Path, help="safetensors of the generator trained from it")
     parser.add_argument("share", type=float, help="of the second one, 0 to 1")
+    parser.add_argument("--data", required=True, help="the run's pictures, whose held-out part judges the blend")
     parser.add_argument("-o", "--out", type=Path, default=Path(), help="folder for the files")
     options = parser.parse_args()
     if not 0 <= options.share <= 1:
@@ -36,8 +40,10 @@ def main() -> None:
     blend = {name: value.lerp(theirs[name], options.share) for name, value in first.state_dict().items()}
     fill(second, blend, "the blend")
     note = {"blend": {"with": options.first.stem, "share": options.share}}
-    # The figures of the run's own validation are those of the unblended weights.
-    metadata = replace(metadata, recipe=metadata.recipe | note, metrics={})
+    cache = build_cache([parse_source(options.data)], options.second.parent / "cache")
+    _, held_out = split(cache, metadata.recipe["data"]["held_out"], metadata.recipe["seed"])
+    scores = {key: round(value, 4) for key, value in validate(second, held_out).items()}
+    metadata = replace(metadata, recipe=metadata.recipe | note, metrics=scores)
     for path in export_generator(second, metadata, options.out):
         print(path)
 

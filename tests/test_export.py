@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,16 @@ def test_the_model_is_one_file(exported: dict[str, tuple[Path, Path]]) -> None:
     """No weights beside it that could be lost: bytes alone are enough."""
     model = onnx.load(io.BytesIO(exported["none"][1].read_bytes()))
     assert not any(tensor.external_data for tensor in model.graph.initializer)
+
+
+def test_a_recipe_is_shared_without_the_places_of_its_files(tmp_path: Path) -> None:
+    recipe = {
+        "start": "/home/me/runs/begin.safetensors",
+        "losses": {"perceptual": {"file": "/data/vgg16.safetensors"}},
+    }
+    exported = export_generator(Generator(1, 4), replace(metadata(), recipe=recipe), tmp_path)
+    for path in exported:
+        assert b"begin.safetensors" in path.read_bytes()
+        assert b"/home/me" not in path.read_bytes()
+        assert b"/data" not in path.read_bytes()
+    assert recipe["start"] == "/home/me/runs/begin.safetensors"  # the caller's own is left alone

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ def export_generator(generator: Generator, metadata: ModelMetadata, folder: Path
     Both are written whole or not at all, and the ONNX file only after OpenVINO has reproduced torch's output
     within `PARITY_TOLERANCE`. Raises WeightsError if it does not, or if a weight is not finite.
     """
+    metadata = replace(metadata, recipe=_without_places(metadata.recipe))
     generator = generator.eval().cpu().float()
     for name, tensor in generator.state_dict().items():
         if not tensor.isfinite().all():
@@ -85,3 +88,12 @@ def parity(generator: nn.Module, onnx_bytes: bytes) -> float:
     with torch.inference_mode():
         expected = generator(torch.from_numpy(lr)).numpy()
     return float(np.abs(OpenVinoEngine(onnx_bytes).run(lr) - expected).max())
+
+
+def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return `recipe` with the files it names reduced to their names: where they lay is nobody else's business."""
+    shared = copy.deepcopy(recipe)
+    for section, key in ((shared, "start"), (shared.get("losses", {}).get("perceptual", {}), "file")):
+        if section.get(key):
+            section[key] = Path(section[key]).name
+    return shared
