@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from srgan import tiling
-from srgan.engine import Engine, OpenVinoEngine, available_bytes
+from srgan.engine import Engine, OpenVinoEngine
 from srgan.errors import PictureTooLargeError, UsageError
+from srgan.inference import Inference, Progress
 from srgan.pictures import Picture, resized
 from srgan.weights import ModelMetadata, find_weights
 
@@ -21,17 +20,8 @@ MIN_SCALE, MAX_SCALE = 1.0, 16.0
 # Output pixels of one picture: 3 bytes each, so 3 GB.
 DEFAULT_MAX_OUTPUT_MEGAPIXELS = 1000.0
 
-# A generator of 64 features works on two of its largest layers at once: 64 features of 4 bytes at 16 pixels for
-# each LR pixel. Measured with OpenVINO: 7.5 KB.
-_WORKING_BYTES_PER_LR_PX_AT_X4 = 8192
-
-# The largest tile that is worth its memory (2.6 GB): a core of 512 pixels a side and its halos.
-_MAX_READ_PX = 592 * 592
-
 # Opacity of 255 below which a colour is too imprecise to be upscaled.
 _FAINT = 16
-
-Progress = Callable[[float], None]
 
 
 class Upscaler:
@@ -52,16 +42,13 @@ class Upscaler:
         engine: Engine | None = None,
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
-        if isinstance(tile_lr_px, int) and tile_lr_px < 1:
-            raise UsageError(f'a tile of {tile_lr_px} pixels is none: give 1 or more, "auto" or "off"')
-        self._tile_lr_px = tile_lr_px
         self._max_output_megapixels = max_output_megapixels
-        self._engine = engine or _engine_for(model)
+        self._inference = Inference(engine or _engine_for(model), tile_lr_px=tile_lr_px)
 
     @property
     def metadata(self) -> ModelMetadata:
         """What the model says of itself: name, scale, halo, how it was trained."""
-        return self._engine.metadata
+        return self._inference.engine.metadata
 
     @property
     def scale(self) -> int:
@@ -91,15 +78,8 @@ class Upscaler:
         return result if (height, width) == pixels.shape[:2] else resized(result, height, width)
 
     def upscale_array(self, lr: np.ndarray) -> np.ndarray:
-        """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1], tile by tile."""
-        batch, channels, height, width = lr.shape
-        sr = np.empty((batch, channels, height * self.scale, width * self.scale), np.float32)
-
-        def write(rows: slice, columns: slice, piece: np.ndarray) -> None:
-            sr[:, :, rows, columns] = piece
-
-        self._run_tiles(height, width, lambda rows, columns: lr[:, :, rows, columns], write, _ignore)
-        return sr
+        """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
+        return self._inference.array(lr)
 
     def _upscale_levels(self, levels: np.ndarray, report: Progress) -> np.ndarray:
         """Upscale (H,W,3) or (H,W) uint8 to the same at the model's scale."""
@@ -111,7 +91,10 @@ class Upscaler:
             values = np.moveaxis(piece[0], 0, -1) if channels else piece[0].mean(axis=0)
             out[rows, columns] = np.rint(values.clip(0, 1) * 255)  # truncating would darken by half a level
 
-        self._run_tiles(height, width, lambda rows, columns: _to_nchw(levels[rows, columns]), write, report)
+        def read(rows: slice, columns: slice) -> np.ndarray:
+            return _to_nchw(levels[rows, columns])
+
+        self._inference.run(height, width, read, write, report=report)
         return out
 
     def _upscale_alpha(self, alpha: np.ndarray, report: Progress) -> np.ndarray:
@@ -128,32 +111,6 @@ class Upscaler:
         blocks = sr.reshape(alpha.shape[0], self.scale, alpha.shape[1], self.scale)
         np.clip(blocks, low[:, None, :, None], high[:, None, :, None], out=blocks)
         return sr
-
-    def _run_tiles(
-        self,
-        height: int,
-        width: int,
-        read: Callable[[slice, slice], np.ndarray],
-        write: Callable[[slice, slice, np.ndarray], None],
-        report: Progress,
-    ) -> None:
-        tiles = self._plan(height, width)
-        for done, tile in enumerate(tiles, start=1):
-            sr = self._engine.run(np.ascontiguousarray(read(*tile.read)))
-            rows, columns = tile.kept(self.scale)
-            write(*tile.target(self.scale), sr[:, :, rows, columns])
-            report(done / len(tiles))
-
-    def _plan(self, height: int, width: int) -> list[tiling.Tile]:
-        halo = self.metadata.halo_lr_px
-        if self._tile_lr_px == "off":
-            return tiling.whole(height, width)
-        if self._tile_lr_px == "auto":
-            bytes_per_lr_px = _WORKING_BYTES_PER_LR_PX_AT_X4 * self.scale**2 / 4**2
-            affordable = int(available_bytes() / 3 / bytes_per_lr_px)
-            limit = min(_MAX_READ_PX, affordable)
-            return tiling.tiles_within(height, width, max_read_px=limit, halo_lr_px=halo)
-        return tiling.tiles_of_size(height, width, tile_lr_px=self._tile_lr_px, halo_lr_px=halo)
 
     def _output_size(self, picture: Picture, scale: float) -> tuple[int, int]:
         check_scale(scale)

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from srgan import tiling, upscale
+from srgan import upscale
 from srgan.engine import OpenVinoEngine
 from srgan.errors import EngineError, PictureTooLargeError, SrganError, UnknownModelError, UsageError
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata
 
-HALO = 12  # of the tiny model
 METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
 
 
@@ -50,24 +47,7 @@ def levels(height: int, width: int, channels: int | None = 3, seed: int = 0) -> 
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def noise(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32)
-
-
 # Tiled equals whole
-
-TILE = 16
-# Where the plan changes: one halo, two (all is in reach), and one, two or three tiles.
-EDGES = [edge + step for edge in (HALO, 2 * HALO, 2 * HALO + TILE, 2 * HALO + 2 * TILE) for step in (-1, 0, 1)]
-
-
-@pytest.mark.parametrize("height", [1, 2, *EDGES, 97])
-def test_tiled_equals_whole_around_every_edge(tiny_engine: OpenVinoEngine, height: int) -> None:
-    for width in (1, 2 * HALO + 2 * TILE + 1):
-        lr = noise(height, width)
-        whole = Upscaler(engine=tiny_engine, tile_lr_px="off").upscale_array(lr)
-        tiled = Upscaler(engine=tiny_engine, tile_lr_px=TILE).upscale_array(lr)
-        assert np.abs(tiled - whole).max() <= 1e-5
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 211), (101, 103)])
@@ -80,44 +60,6 @@ def test_tiled_equals_whole_in_odd_sizes(tiny_engine: OpenVinoEngine, size: tupl
     tiled = Upscaler(engine=tiny_engine, tile_lr_px=tile).upscale(picture).pixels
     assert whole.shape == (4 * size[0], 4 * size[1], 3)
     assert np.abs(tiled.astype(int) - whole).max() <= 1
-
-
-@settings(max_examples=10)
-@given(height=st.integers(1, 80), width=st.integers(1, 80), tile=st.integers(8, 40))
-def test_tiled_equals_whole(tiny_engine: OpenVinoEngine, height: int, width: int, tile: int) -> None:
-    lr = noise(height, width)
-    tiled = Upscaler(engine=tiny_engine, tile_lr_px=tile).upscale_array(lr)
-    assert np.abs(tiled - tiny_engine.run(lr)).max() <= 1e-5
-
-
-def test_a_smaller_halo_shows_seams(tiny_engine: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests above can fail: every pixel of the halo matters."""
-    lr = noise(60, 60)
-    whole = tiny_engine.run(lr)
-    for halo, least in ((0, 1e-2), (HALO - 2, 1e-5)):
-        monkeypatch.setattr(tiny_engine, "metadata", replace(tiny_engine.metadata, halo_lr_px=halo))
-        tiled = Upscaler(engine=tiny_engine, tile_lr_px=16).upscale_array(lr)
-        assert np.abs(tiled - whole).max() > least
-
-
-def test_auto_is_whole_when_small_and_tiled_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = NearestEngine()
-    Upscaler(engine=engine).upscale(Picture(levels(300, 300)))
-    assert engine.calls == [(1, 3, 300, 300)]
-    monkeypatch.setattr(upscale, "available_bytes", lambda: 3 * 8192 * 10_000)
-    engine.calls.clear()
-    result = Upscaler(engine=engine).upscale(Picture(levels(300, 300)))
-    np.testing.assert_array_equal(result.pixels, levels(300, 300).repeat(4, 0).repeat(4, 1))
-    assert len(engine.calls) == 9
-    assert all(shape[2] * shape[3] <= 10_000 for shape in engine.calls)
-
-
-def test_auto_bounds_the_tile_whatever_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upscale, "available_bytes", lambda: 2**50)
-    tiles = Upscaler(engine=NearestEngine(replace(METADATA, halo_lr_px=40)))._plan(3000, 4000)
-    read = tiles[0].read
-    assert (read[0].stop - read[0].start) * (read[1].stop - read[1].start) <= 592 * 592
-    assert Upscaler(engine=NearestEngine())._plan(512, 512) == tiling.whole(512, 512)
 
 
 # Levels
@@ -288,12 +230,6 @@ def test_a_result_above_the_limit_is_refused_before_any_work() -> None:
         with pytest.raises(PictureTooLargeError, match="megapixels"):
             upscaler.upscale(Picture(levels(height, 40)), scale)
     assert engine.calls == []
-
-
-@pytest.mark.parametrize("tile", [0, -1])
-def test_tiles_out_of_range(tile: int) -> None:
-    with pytest.raises(UsageError, match="tile"):
-        Upscaler(engine=NearestEngine(), tile_lr_px=tile)
 
 
 # Failure, threads, progress
