@@ -18,6 +18,7 @@ from srgan.training.models import (
     Discriminator,
     Generator,
     SubPixelStep,
+    Tail,
     icnr_,
 )
 
@@ -264,3 +265,20 @@ def test_the_deployed_arrangement_is_the_same_function(normalisation: str, size:
         expected, deployed = generator(lr), DeployedGenerator(generator)(lr)
     assert expected.abs().max() > 1
     torch.testing.assert_close(deployed, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 9)])
+def test_the_tail_is_the_plain_convolution_after_the_shuffle(size: tuple[int, int]) -> None:
+    """Value and gradients, against the network as Ledig et al. draw it."""
+    tail = Tail(5).double()
+    before_shuffle = torch.randn(2, 20, *size, dtype=torch.float64, requires_grad=True)
+    expected = F.conv2d(F.pixel_shuffle(before_shuffle, 2), tail.weight, tail.bias, padding=4)
+    moved = tail(before_shuffle)
+    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tail.moved()(before_shuffle), expected, rtol=1e-12, atol=1e-12)
+
+    towards = torch.randn_like(expected)
+    inputs = [before_shuffle, *tail.parameters()]
+    pairs = zip(*(torch.autograd.grad((out * towards).sum(), inputs) for out in (moved, expected)), strict=True)
+    for ours, plain in pairs:
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)

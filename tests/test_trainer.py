@@ -96,6 +96,7 @@ def cache() -> PictureCache:
 def small(**changes: Any) -> Recipe:
     """Both stages, a few steps, networks of a few features; `changes` are merged in, section by section."""
     values: dict[str, Any] = {
+        "precision": "32-true",  # compared with sums written out, so the same on every processor
         "generator": {"blocks": 1, "features": 4},
         "discriminator": {"features": 2},
         "losses": {"perceptual": {"weight": 0.0}},
@@ -826,3 +827,32 @@ def test_a_second_signal_ends_at_once() -> None:
     with trainer.asked_to_stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert isinstance(stop.reason(), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, "32-true")],
+)
+def test_half_precision_only_where_the_processor_computes_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    fabric = make_fabric(small(precision="auto"))
+    assert fabric._precision.precision == precision
+    assert make_fabric(small(precision="32-true"))._precision.precision == "32-true"
+
+
+def test_a_step_in_half_precision_keeps_its_losses_and_weights_in_full() -> None:
+    steps = {}
+    for precision in ("32-true", "bf16-mixed"):
+        recipe = small(precision=precision, generator={"blocks": 2, "features": 8})
+        fabric, players = players_of(recipe)
+        lr, hr = batch()
+        steps[precision] = pretrain_step(fabric, players, nn.functional.l1_loss, lr, hr, 0.0)
+        assert all(parameter.dtype == torch.float32 for parameter in players.generator.parameters())
+    half, full = steps["bf16-mixed"], steps["32-true"]
+    assert half["content"].dtype == torch.float32
+    assert float(half["content"]) == pytest.approx(float(full["content"]), rel=5e-3)
+    assert float(half["gradient_norm"]) == pytest.approx(float(full["gradient_norm"]), rel=5e-2)
+    assert float(half["content"]) != float(full["content"])

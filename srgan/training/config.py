@@ -224,7 +224,7 @@ class Recipe(_Strict):
     """A whole training run. Defaults are Ledig et al. 2017."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 on GPUs that have it
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where it is native
     start: str = ""  # safetensors weights of a generator to start from; empty: from scratch
     objective: Literal[
         "nonsaturating", "minimax", "lsgan", "wgan", "wgan-gp", "dragan", "began", "relativistic-average"

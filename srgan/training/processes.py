@@ -18,9 +18,19 @@ def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
     """Return the devices and processes to train on; GPUs where there are some, else CPU processes."""
     precision: Any = recipe.precision
     if precision == "auto":
-        precision = "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+        precision = "bf16-mixed" if _computes_bfloat16() else "32-true"
     strategy = "ddp" if devices * nodes > 1 else "auto"
     return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+
+
+def _computes_bfloat16() -> bool:
+    """Return whether the device that trains has instructions for bfloat16; without them it is only emulated."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if torch.backends.mps.is_available():
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 @contextmanager
