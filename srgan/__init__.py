@@ -19,13 +19,14 @@ from srgan.errors import SrganError
 if TYPE_CHECKING:
     from srgan.engine import Engine, OpenVinoEngine
     from srgan.pictures import Picture, decode, encode
-    from srgan.upscale import Upscaler
+    from srgan.upscale import Request, Upscaler
     from srgan.weights import bundled_models
 
 __all__ = [
     "Engine",
     "OpenVinoEngine",
     "Picture",
+    "Request",
     "SrganError",
     "Upscaler",
     "bundled_models",
@@ -37,6 +38,7 @@ _HOMES = {
     "Engine": "srgan.engine",
     "OpenVinoEngine": "srgan.engine",
     "Picture": "srgan.pictures",
+    "Request": "srgan.upscale",
     "Upscaler": "srgan.upscale",
     "bundled_models": "srgan.weights",
     "decode": "srgan.pictures",

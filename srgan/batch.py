@@ -12,7 +12,7 @@ from typing import Literal
 from srgan.errors import PictureError, SrganError, UsageError
 from srgan.files import write_atomically
 from srgan.pictures import FORMATS, PICTURE_SUFFIXES, Picture, decode, encode, format_of_suffix, why_not
-from srgan.upscale import Upscaler
+from srgan.upscale import Request, Upscaler
 
 AUTO = "auto"  # the format of the input
 
@@ -51,8 +51,8 @@ class FileReport:
     seconds: float = 0.0
 
 
-def plan(inputs: Sequence[Path], out: Path | None, *, scale: float, format: str = AUTO) -> Plan:
-    """Return which files become which when upscaled `scale` times.
+def plan(inputs: Sequence[Path], out: Path | None, *, scale: float | str, format: str = AUTO) -> Plan:
+    """Return which files become which when upscaled `scale` times, or to a size with that `Request.label`.
 
     A file `photo.jpg` becomes `photo_x4.jpg` beside it or in the folder `out`, or `out` itself if that names a
     picture. A folder becomes the same tree in `out`, or in a folder beside it with "_x4" to its name; hidden
@@ -67,7 +67,7 @@ def plan(inputs: Sequence[Path], out: Path | None, *, scale: float, format: str 
     for path in inputs:
         if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a folder may not be searched
             raise UsageError(f"{path}: no such file or folder")
-    tag = f"_x{scale:g}"
+    tag = f"_{scale}" if isinstance(scale, str) else f"_x{scale:g}"
     jobs: list[Job] = []
     unreadable: list[tuple[Path, str]] = []
     if out is not None and _names_a_picture(out):
@@ -93,14 +93,15 @@ def run(
     plan: Plan,
     upscaler: Upscaler,
     *,
-    scale: float | None = None,
+    scale: Request | float | None = None,
     quality: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[FileReport]:
     """Carry out `plan` and yield a report as each file is finished; one that fails does not stop the others.
 
-    `scale`: None for the model's own. `quality`: 1..100 for lossy formats, None for their default. `progress` is
-    called with the finished fraction of the file at hand. Files are written whole or not at all.
+    `scale`: a request as `Upscaler.upscale` takes it. `quality`: 1..100 for lossy formats, None for their
+    default. `progress` is called with the finished fraction of the file at hand. Files are written whole or not
+    at all.
     """
     for folder, reason in plan.unreadable:
         yield FileReport(folder, None, "failed", f"{folder}: cannot be listed: {reason}")
@@ -110,7 +111,7 @@ def run(
         try:
             picture = decode(job.source)
             # Before the inference, which would be lost if its result cannot be written.
-            format, target, warnings = _destination(picture, job, scale or upscaler.scale, taken)
+            format, target, warnings = _destination(picture, job, upscaler.output_size(picture, scale), taken)
             result = upscaler.upscale(picture, scale, progress)
             _write(target, encode(result, format, quality=quality))
             report = FileReport(
@@ -131,18 +132,20 @@ def run(
         yield replace(report, seconds=time.perf_counter() - started)
 
 
-def _destination(picture: Picture, job: Job, scale: float, taken: set[str]) -> tuple[str, Path, tuple[str, ...]]:
-    """Return format and place of the result, and what is to be said of them.
+def _destination(
+    picture: Picture, job: Job, size: tuple[int, int], taken: set[str]
+) -> tuple[str, Path, tuple[str, ...]]:
+    """Return format and place of the result of `size` (height, width), and what is to be said of them.
 
     The place is not `job.target` if the format has to be another than the name of the input promised.
     """
     format, target, warnings = job.format, job.target, []
     if format == AUTO:
         format = picture.format
-        if reason := why_not(picture, format, enlarged=scale):
+        if reason := why_not(picture, format, size=size):
             format = "png"
             warnings.append(f"{reason}, so the result is PNG")
-    elif reason := why_not(picture, format, enlarged=scale):
+    elif reason := why_not(picture, format, size=size):
         raise PictureError(f"{reason}; choose another format, PNG holds everything")
     if target.suffix.lower() not in FORMATS[format].suffixes:
         target = target.with_suffix(FORMATS[format].suffixes[0])

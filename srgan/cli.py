@@ -88,6 +88,17 @@ def upscale(
     scale: Annotated[
         float | None, typer.Option("-s", "--scale", help="Times larger, 1 to 16; default: the model's own.")
     ] = None,
+    long_side: Annotated[
+        int | None, typer.Option("--long-side", metavar="PX", help="Longer side of the result, instead of -s.")
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option("--width", metavar="PX", help="Width of the result; with --height, the box it fits into."),
+    ] = None,
+    height: Annotated[int | None, typer.Option("--height", metavar="PX", help="Height of the result.")] = None,
+    strength: Annotated[
+        float, typer.Option("--strength", help="1: the model's result, 0: bicubic, between: a blend.")
+    ] = 1.0,
     tile: Annotated[
         str, typer.Option("-t", "--tile", metavar="auto|off|N", help="Side of a tile, in pixels of the input.")
     ] = "auto",
@@ -101,20 +112,19 @@ def upscale(
 ) -> None:
     """Upscale pictures: photo.jpg becomes photo_x4.jpg, a folder becomes the same tree in OUT."""
     from srgan import batch
-    from srgan.upscale import Upscaler, check_scale
+    from srgan.upscale import Request, Upscaler
 
-    if scale is not None:
-        check_scale(scale)
+    request = Request(scale, long_side, width, height, strength)
     if quality is not None and not 1 <= quality <= 100:
         raise UsageError(f"quality {quality} is out of range: choose one from 1 to 100")
     upscaler = Upscaler(model, tile_lr_px=_tile(tile))
-    plan = batch.plan(inputs, out, scale=scale or upscaler.scale, format=format)
+    plan = batch.plan(inputs, out, scale=request.label(upscaler.scale), format=format)
 
     reports: list[FileReport] = []
     total = len(plan.jobs) + len(plan.unreadable)
     try:
         with _progress_bar(total) as bar:
-            for report in batch.run(plan, upscaler, scale=scale, quality=quality, progress=bar.within_file):
+            for report in batch.run(plan, upscaler, scale=request, quality=quality, progress=bar.within_file):
                 reports.append(report)
                 bar.file_done()
                 _tell(report)

@@ -197,8 +197,11 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
     return buffer.getvalue()
 
 
-def why_not(picture: Picture, format: str, *, enlarged: float = 1) -> str | None:
-    """Return why `format` cannot hold `picture` once it is `enlarged`, in a few words, or None if it can."""
+def why_not(picture: Picture, format: str, *, size: tuple[int, int] | None = None) -> str | None:
+    """Return why `format` cannot hold `picture`, in a few words, or None if it can.
+
+    `size`: (height, width) that it will be written with, if not its own.
+    """
     if format not in FORMATS:
         return f"{format.upper()} is read but not written"
     target = FORMATS[format]
@@ -206,7 +209,7 @@ def why_not(picture: Picture, format: str, *, enlarged: float = 1) -> str | None
         return f"{target.pillow} cannot hold transparency"
     if picture.icc and not target.holds_icc:
         return f"{target.pillow} cannot hold a colour profile"
-    if round(max(picture.height, picture.width) * enlarged) > target.max_side_px:
+    if max(size or (picture.height, picture.width)) > target.max_side_px:
         return f"{target.pillow} ends at {target.max_side_px} pixels a side"
     return None
 

@@ -1,9 +1,8 @@
-"""`Upscaler`: load a generator once, upscale many pictures."""
+"""`Upscaler`: load a generator once, upscale many pictures. `Request`: how large and how strongly."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +15,84 @@ from srgan.pictures import Picture, resized
 from srgan.weights import ModelMetadata, find_weights
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
+MAX_SIDE_PX = 100_000
 
 # Output pixels of one picture: 3 bytes each, so 3 GB.
 DEFAULT_MAX_OUTPUT_MEGAPIXELS = 1000.0
 
 # Opacity of 255 below which a colour is too imprecise to be upscaled.
 _FAINT = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """How large a result is wanted, and how much of the generator in it.
+
+    At most one way to say the size: `scale`, times larger, 1 to 16; `long_side_px`, the longer side of the result;
+    `width_px` or `height_px`, the other side following; both of them, the largest size of the same shape that fits
+    into that box. None of them: the model's own scale. A picture that is larger than its size in pixels asks for
+    is reduced. `strength`: 1 is the generator's result, 0 bicubic interpolation, between them is a blend of both.
+    Raises UsageError for more than one size or one that is out of range.
+    """
+
+    scale: float | None = None
+    long_side_px: int | None = None
+    width_px: int | None = None
+    height_px: int | None = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense whatever the picture."""
+        box = self.width_px is not None or self.height_px is not None
+        if (self.scale is not None) + (self.long_side_px is not None) + box > 1:
+            raise UsageError("choose one size: a scale, a long side, or a width and height")
+        if self.scale is not None and not MIN_SCALE <= self.scale <= MAX_SCALE:
+            raise UsageError(
+                f"scale {self.scale:g} is out of range: choose one from {MIN_SCALE:g} to {MAX_SCALE:g}"
+            )
+        for name, side in (("long side", self.long_side_px), ("width", self.width_px), ("height", self.height_px)):
+            if side is not None and not 1 <= side <= MAX_SIDE_PX:
+                raise UsageError(f"{name} {side} is out of range: choose one from 1 to {MAX_SIDE_PX} pixels")
+        if not 0 <= self.strength <= 1:
+            raise UsageError(f"strength {self.strength:g} is out of range: choose one from 0 to 1")
+
+    @classmethod
+    def of(cls, request: Request | float | None) -> Request:
+        """Return the request that a plain number, a scale, or None stands for."""
+        return request if isinstance(request, Request) else cls(scale=request)
+
+    def output_size(self, height: int, width: int, model_scale: int) -> tuple[int, int]:
+        """Return (height, width) of the result for a picture of that size.
+
+        Raises UsageError if a size in pixels would enlarge it more than 16 times.
+        """
+        ratio = self._ratio(height, width, model_scale)
+        if ratio > MAX_SCALE:
+            raise UsageError(
+                f"{self.label(model_scale)} is {ratio:.1f} times the {width}x{height} pixels of the picture; "
+                f"at most {MAX_SCALE:g} times are possible"
+            )
+        return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+    def label(self, model_scale: int) -> str:
+        """Return the size in a word, for file names and messages: x4, x2.5, 2000px, 800w, 600h, 800x600."""
+        if self.long_side_px is not None:
+            return f"{self.long_side_px}px"
+        if self.width_px is not None and self.height_px is not None:
+            return f"{self.width_px}x{self.height_px}"
+        if self.width_px is not None:
+            return f"{self.width_px}w"
+        return f"x{self.scale or model_scale:g}" if self.height_px is None else f"{self.height_px}h"
+
+    def _ratio(self, height: int, width: int, model_scale: int) -> float:
+        if self.long_side_px is not None:
+            return self.long_side_px / max(height, width)
+        sides = [
+            wanted / has
+            for wanted, has in ((self.width_px, width), (self.height_px, height))
+            if wanted is not None
+        ]
+        return min(sides) if sides else self.scale or model_scale
 
 
 class Upscaler:
@@ -55,27 +126,50 @@ class Upscaler:
         """Output pixels per input pixel when no other scale is asked for."""
         return self.metadata.scale
 
-    def upscale(self, picture: Picture, scale: float | None = None, progress: Progress | None = None) -> Picture:
-        """Return `picture` enlarged `scale` times, by default the model's own scale.
+    def upscale(
+        self, picture: Picture, request: Request | float | None = None, progress: Progress | None = None
+    ) -> Picture:
+        """Return `picture` enlarged as `request` says: a `Request`, a scale, or None for the model's own scale.
 
-        Another scale than the model's is reached by resampling the model's result. Greyscale stays greyscale;
-        transparency is upscaled apart from colour; profile and metadata are kept. `progress` is called with the
-        finished fraction, 1.0 last; an exception it raises stops the work.
-        Raises UsageError for a scale out of range, PictureTooLargeError if the result would be larger than
+        A size other than the model's is reached by antialiased resampling of the model's result. Greyscale stays
+        greyscale; transparency is upscaled apart from colour; profile and metadata are kept. `progress` is called
+        with the finished fraction, 1.0 last; an exception it raises stops the work.
+        Raises UsageError for a size out of range, PictureTooLargeError if the result would be larger than
         the limit, EngineError if inference fails.
         """
-        wanted = self.scale if scale is None else scale
-        height, width = self._output_size(picture, wanted)
+        request = Request.of(request)
+        height, width = self.output_size(picture, request)
         report = progress or _ignore
+        visible = picture
+        if picture.alpha is not None:
+            visible = replace(picture, pixels=_bled(picture.pixels, picture.alpha))
+        if request.strength == 0 or max(height / picture.height, width / picture.width) < 1:
+            report(1.0)
+            return resized(visible, height, width)
         if picture.alpha is None:
             alpha = None
-            pixels = self._upscale_levels(picture.pixels, report)
+            pixels = self._upscale_levels(visible.pixels, report)
         else:
-            visible = _bled(picture.pixels, picture.alpha)
-            pixels = self._upscale_levels(visible, lambda fraction: report(fraction / 2))
+            pixels = self._upscale_levels(visible.pixels, lambda fraction: report(fraction / 2))
             alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2))
         result = replace(picture, pixels=pixels, alpha=alpha)
-        return result if (height, width) == pixels.shape[:2] else resized(result, height, width)
+        if (height, width) != pixels.shape[:2]:
+            result = resized(result, height, width)
+        if request.strength == 1:
+            return result
+        return _blend(result, resized(visible, height, width), request.strength)
+
+    def output_size(self, picture: Picture, request: Request | float | None = None) -> tuple[int, int]:
+        """Return (height, width) that `upscale` would give, without any work; raises what it would."""
+        height, width = Request.of(request).output_size(picture.height, picture.width, self.scale)
+        # The model's own result comes first, whatever is asked for.
+        pixels = max(height * width, picture.height * picture.width * self.scale**2)
+        if pixels > self._max_output_megapixels * 1e6:
+            raise PictureTooLargeError(
+                f"{picture.width}x{picture.height} pixels become {pixels / 1e6:.3g} megapixels, more than the "
+                f"limit of {self._max_output_megapixels:g}; cut the picture into parts"
+            )
+        return height, width
 
     def upscale_array(self, lr: np.ndarray) -> np.ndarray:
         """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
@@ -112,26 +206,23 @@ class Upscaler:
         np.clip(blocks, low[:, None, :, None], high[:, None, :, None], out=blocks)
         return sr
 
-    def _output_size(self, picture: Picture, scale: float) -> tuple[int, int]:
-        check_scale(scale)
-        largest = max(scale, self.scale)  # the model's own result comes first, whatever is asked for
-        if picture.height * picture.width * largest**2 > self._max_output_megapixels * 1e6:
-            raise PictureTooLargeError(
-                f"{picture.width}x{picture.height} pixels times {largest:g} squared are more than the limit of "
-                f"{self._max_output_megapixels:g} megapixels of output; cut the picture into parts"
-            )
-        return max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
-
-
-def check_scale(scale: float) -> None:
-    """Raise UsageError if `scale` is out of range or not a number."""
-    if not (math.isfinite(scale) and MIN_SCALE <= scale <= MAX_SCALE):
-        raise UsageError(f"scale {scale:g} is out of range: choose one from {MIN_SCALE:g} to {MAX_SCALE:g}")
-
 
 def _engine_for(model: str | Path | None) -> Engine:
     weights = find_weights(model)
     return OpenVinoEngine(weights.onnx, name=str(weights.path))
+
+
+def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
+    """Return `strength` of `result` and the rest of `smooth`, which has the same size."""
+
+    def mixed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        levels: np.ndarray = np.rint(other + np.float32(strength) * (one.astype(np.float32) - other))
+        return levels.astype(one.dtype)
+
+    alpha = None
+    if result.alpha is not None and smooth.alpha is not None:
+        alpha = mixed(result.alpha, smooth.alpha)
+    return replace(result, pixels=mixed(result.pixels, smooth.pixels), alpha=alpha)
 
 
 def _to_nchw(levels: np.ndarray) -> np.ndarray:

@@ -140,6 +140,9 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["empty"], 2, "no pictures in empty"),
         (["a.png", "-s", "0"], 2, "scale 0 is out of range"),
         (["a.png", "-s", "nan"], 2, "scale nan is out of range"),
+        (["a.png", "-s", "2", "--width", "90"], 2, "choose one size"),
+        (["a.png", "--long-side", "0"], 2, "long side 0 is out of range"),
+        (["a.png", "--strength", "2"], 2, "strength 2 is out of range"),
         (["a.png", "-t", "0"], 2, "tile '0' is not understood"),
         (["a.png", "-t", "none"], 2, "tile 'none' is not understood"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
@@ -224,6 +227,8 @@ def test_every_option_has_an_effect(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["-s", "2"], "a_x2.png", 80),
         (["--scale", "1.5", "--tile", "16", "--format", "webp"], "a_x1.5.webp", 60),
         (["-t", "off", "-f", "jpg", "-q", "30", "-n", "tiny-x4"], "a_x4.jpg", 160),
+        (["--long-side", "100"], "a_100px.png", 100),
+        (["--width", "90", "--height", "9999", "--strength", "0"], "a_90x9999.png", 90),
     ]:
         code, said, err = called("upscale", source, "-o", out, *options, capsys=capsys)
         assert (code, err) == (0, "")

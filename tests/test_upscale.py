@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from srgan import upscale
 from srgan.engine import OpenVinoEngine
 from srgan.errors import EngineError, PictureTooLargeError, SrganError, UnknownModelError, UsageError
-from srgan.pictures import Picture
-from srgan.upscale import Upscaler
+from srgan.pictures import Picture, resized
+from srgan.upscale import MAX_SIDE_PX, Request, Upscaler
 from srgan.weights import ModelMetadata
 
 METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
@@ -219,6 +221,98 @@ def test_any_scale(scale: float | None, size: tuple[int, int]) -> None:
 def test_scales_out_of_range(scale: float) -> None:
     with pytest.raises(UsageError, match="out of range"):
         Upscaler(engine=NearestEngine()).upscale(Picture(levels(4, 4)), scale)
+
+
+@pytest.mark.parametrize(
+    ("request_", "size", "label"),
+    [
+        (Request(), (28, 20), "x4"),
+        (Request(scale=2.5), (18, 12), "x2.5"),
+        (Request(long_side_px=21), (21, 15), "21px"),
+        (Request(width_px=10), (14, 10), "10w"),
+        (Request(height_px=14), (14, 10), "14h"),
+        (Request(width_px=100, height_px=14), (14, 10), "100x14"),
+        (Request(width_px=10, height_px=100), (14, 10), "10x100"),
+        (Request(long_side_px=3), (3, 2), "3px"),
+        (Request(long_side_px=1), (1, 1), "1px"),
+        (Request(long_side_px=112), (112, 80), "112px"),
+    ],
+)
+def test_any_size(request_: Request, size: tuple[int, int], label: str) -> None:
+    picture = Picture(np.full((7, 5, 3), 77, np.uint8), levels(7, 5, None))
+    upscaler = Upscaler(engine=NearestEngine())
+    assert upscaler.output_size(picture, request_) == size
+    assert request_.label(4) == label
+    result = upscaler.upscale(picture, request_)
+    assert (result.height, result.width) == size
+    assert result.alpha is not None
+    assert result.alpha.shape == size
+    assert (result.pixels == 77).all()
+
+
+@settings(max_examples=300)
+@given(*[st.integers(1, 9000)] * 4)
+def test_a_box_is_never_left_and_always_reached(height: int, width: int, box_height: int, box_width: int) -> None:
+    request = Request(width_px=box_width, height_px=box_height)
+    if max(box_height, box_width) > 16 * min(height, width):
+        return  # may be out of range
+    got = request.output_size(height, width, 4)
+    assert got[0] <= box_height
+    assert got[1] <= box_width
+    assert got[0] == box_height or got[1] == box_width
+    long_side = Request(long_side_px=box_width).output_size(height, width, 4)
+    assert max(long_side) == box_width
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"scale": 2, "long_side_px": 10},
+        {"scale": 2, "height_px": 10},
+        {"long_side_px": 10, "width_px": 10},
+        {"width_px": 0},
+        {"height_px": -1},
+        {"long_side_px": MAX_SIDE_PX + 1},
+        {"strength": -0.1},
+        {"strength": 1.1},
+        {"strength": float("nan")},
+        {"scale": float("nan")},
+    ],
+)
+def test_requests_that_make_no_sense(sizes: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"choose one"):
+        Request(**sizes)  # type: ignore[arg-type]
+
+
+def test_a_size_far_above_the_picture_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"113px is 16\.1 times the 5x7 pixels"):
+        Upscaler(engine=NearestEngine()).upscale(Picture(levels(7, 5)), Request(long_side_px=113))
+
+
+# Strength
+
+
+@pytest.mark.parametrize("scale", [None, 2.5, 6])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_no_strength_is_bicubic_and_needs_no_inference(channels: int | None, scale: float | None) -> None:
+    engine = FailingEngine()
+    engine.calls.append(())
+    picture = Picture(levels(13, 9, channels), np.full((13, 9), 99, np.uint8))
+    result = Upscaler(engine=engine).upscale(picture, Request(scale, strength=0))
+    expected = resized(picture, result.height, result.width)
+    np.testing.assert_array_equal(result.pixels, expected.pixels)
+    np.testing.assert_array_equal(result.alpha, expected.alpha)
+
+
+def test_strength_lies_between_bicubic_and_the_model(tiny_engine: OpenVinoEngine) -> None:
+    upscaler = Upscaler(engine=tiny_engine)
+    picture = Picture(levels(13, 9), levels(13, 9, None, seed=1))
+    none, half, full = (upscaler.upscale(picture, Request(strength=s)) for s in (0, 0.5, 1))
+    np.testing.assert_array_equal(full.pixels, upscaler.upscale(picture).pixels)
+    assert np.abs(full.pixels.astype(int) - none.pixels).max() > 20
+    for plane in ("pixels", "alpha"):
+        mean = (getattr(none, plane).astype(float) + getattr(full, plane)) / 2
+        np.testing.assert_allclose(getattr(half, plane), mean, atol=0.5)
 
 
 def test_a_result_above_the_limit_is_refused_before_any_work() -> None:
