@@ -223,7 +223,16 @@ def resized(picture: Picture, height: int, width: int) -> Picture:
     """Return `picture` at another size by bicubic resampling (a = -0.5), antialiased when it gets smaller."""
 
     def resize(plane: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))
+        if plane.dtype == np.uint8:
+            return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))
+        # Pillow resizes 16 bits one channel at a time and as floats alone.
+        channels = plane.reshape(*plane.shape[:2], -1)
+        out = np.empty((height, width, channels.shape[2]), plane.dtype)
+        for index in range(channels.shape[2]):
+            channel = Image.fromarray(channels[..., index].astype(np.float32))
+            levels = np.asarray(channel.resize((width, height), Image.Resampling.BICUBIC))
+            out[..., index] = np.rint(levels).clip(0, np.iinfo(plane.dtype).max)
+        return out.reshape(height, width, *plane.shape[2:])
 
     # Apart, not as RGBA: Pillow premultiplies there, which rounds the colour of faint pixels away.
     alpha = None if picture.alpha is None else resize(picture.alpha)

@@ -41,7 +41,8 @@ BELOW = {
         "srgan.upscale",
         "srgan.weights",
     },
-    "srgan.batch": {"srgan.errors", "srgan.files", "srgan.pictures", "srgan.upscale"},
+    "srgan.batch": {"srgan.consistency", "srgan.errors", "srgan.files", "srgan.pictures", "srgan.upscale"},
+    "srgan.consistency": {"srgan.pictures"},
     "srgan.upscale": {
         "srgan.engine",
         "srgan.errors",
