@@ -30,6 +30,7 @@ from srgan.training.checkpoint import checkpoint_path, latest_checkpoint, load_c
 from srgan.training.config import Recipe, StageRecipe, load_recipe, validated
 from srgan.training.data import PictureCache, build_cache, split
 from srgan.training.models import Generator
+from srgan.training.state import Position, load_state, save_state
 from srgan.training.trainer import (
     Players,
     discriminator_step,
@@ -668,6 +669,31 @@ def test_another_run_is_not_resumed(
     with pytest.raises(WeightsError, match=part) as caught:
         train(small(**change), cache, finished[0], resume=True)
     assert "\n" not in str(caught.value)
+
+
+def test_each_process_resumes_its_own_random_streams(cache: PictureCache, tmp_path: Path) -> None:
+    recipe = small()
+    _, players = players_of(recipe)
+
+    class Process:
+        """Rank 1 of 2, whose rank 0 has the states of generators that never drew."""
+
+        world_size, global_rank, is_global_zero = 2, 1, True
+
+        def broadcast(self, state: Tensor, src: int) -> Tensor:
+            return state if src == 1 else torch.Generator().manual_seed(0).get_state()
+
+        def barrier(self) -> None:
+            pass
+
+    fabric: Any = Process()
+    patches = torch.Generator().manual_seed(5)
+    torch.rand(7, generator=patches)
+    save_state(recipe, cache, players, patches, tmp_path, fabric, Position())
+    expected = [torch.rand(3, generator=stream) for stream in (patches, players.objective.random)]
+    load_state(recipe, cache, players, patches, tmp_path, fabric)
+    assert torch.equal(torch.rand(3, generator=patches), expected[0])
+    assert torch.equal(torch.rand(3, generator=players.objective.random), expected[1])
 
 
 def test_other_pictures_are_not_resumed_on(finished: tuple[Path, list[Path]], cache: PictureCache) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from srgan.errors import TrainingError
-from srgan.training.config import Recipe
+from srgan.training.config import GuardsRecipe, Recipe
 from srgan.training.data import PictureCache
+from srgan.training.guards import Guards
 from srgan.training.journal import Journal
-from srgan.training.validation import sample_strip, validate
+from srgan.training.validation import sameness, sample_strip, validate
 
 
 class Enlarge(nn.Module):
@@ -85,6 +88,46 @@ def test_the_strip_shows_lr_sr_and_hr_side_by_side() -> None:
     assert (strip[192:] == 255).all()  # a smaller picture leaves the rest white
 
 
+class Shows(nn.Module):
+    """Stands in for a generator that draws `picture`, (3,H,W), whatever it is shown."""
+
+    def __init__(self, picture: Tensor) -> None:
+        super().__init__()
+        self.picture = nn.Parameter(picture)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.picture[None, :, : 4 * lr.shape[2], : 4 * lr.shape[3]]
+
+
+def test_sameness_is_the_mean_correlation_of_details() -> None:
+    pictures = [smooth_noise(70, 66, seed) for seed in range(3)]
+    cut = [pictures[0].copy(), pictures[1][:66].copy(), pictures[2][:, :64].copy()]
+    grey = [picture.astype(float).mean(2)[:66, :64] for picture in cut]
+    laplacians = [g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1] for g in grey]
+    cosines = [
+        (laplacians[i] * laplacians[j]).sum() / np.linalg.norm(laplacians[i]) / np.linalg.norm(laplacians[j])
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    found = sameness(cut)
+    assert found == pytest.approx(np.mean(cosines), abs=1e-4)
+    assert sameness(cut[:1] * 3) == pytest.approx(1)
+    assert sameness([cut[0], np.full((70, 66, 3), 9, np.uint8)]) == 0
+
+
+def test_a_generator_that_draws_one_picture_is_found_out() -> None:
+    cache = cache_of(*(smooth_noise(96, 96, seed) for seed in range(4)))
+    healthy = validate(Enlarge(), cache)
+    assert abs(healthy["validation/sameness"]) < 0.15
+    assert Guards(GuardsRecipe()).judge(healthy) == []
+    pattern = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))
+    same = validate(Shows(pattern), cache)
+    assert same["validation/sameness"] == pytest.approx(1, abs=1e-6)
+    assert any("mode collapse" in alarm for alarm in Guards(GuardsRecipe()).judge(same))
+    flat = validate(Shows(torch.full((3, 96, 96), 0.5)), cache)
+    assert any("flat" in alarm for alarm in Guards(GuardsRecipe()).judge(flat))
+    assert "validation/sameness" not in validate(Enlarge(), cache.subset([0]))
+
+
 def journal(run: Path, stages: tuple[str, ...] = ("pretrain",), step: int = 0, *, speaks: bool = True) -> Journal:
     return Journal(run, Recipe(), speaks=speaks, since=(stages, step))
 
@@ -144,6 +187,38 @@ def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
         journal(tmp_path / "file" / "run")
 
 
+def curve(run: Path, stage: str, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard" / stage)).Reload()
+    return [(event.step, round(event.value, 3)) for event in events.Scalars(tag)]
+
+
+def test_curves_read_as_those_of_a_run_that_never_stopped(tmp_path: Path) -> None:
+    with journal(tmp_path) as book:
+        for step in (10, 20, 30):
+            book.write("pretrain", step, 1.0, None, {"content": 1.0, "validation/psnr_y": 20.0})
+        book.sample("pretrain", 30, np.zeros((8, 8, 3), np.uint8))
+        book.write("adversarial", 10, 1.0, None, {"adversarial": 1.0})
+        book.write("adversarial", 20, 1.0, None, {"adversarial": 1.0})
+    with journal(tmp_path, ("pretrain", "adversarial"), 10) as book:
+        book.write("adversarial", 15, 1.0, None, {"adversarial": 2.0})
+    assert curve(tmp_path, "pretrain", "content") == [(10, 1), (20, 1), (30, 1)]
+    assert curve(tmp_path, "pretrain", "validation/psnr_y") == [(10, 20), (20, 20), (30, 20)]
+    assert curve(tmp_path, "adversarial", "adversarial") == [(10, 1), (15, 2)]
+    images = EventAccumulator(str(tmp_path / "tensorboard" / "pretrain")).Reload().Tags()["images"]
+    assert images == ["samples"]
+    with journal(tmp_path, ("pretrain",), 20) as book:  # back into the first stage: the second begins anew
+        book.write("adversarial", 5, 1.0, None, {"adversarial": 3.0})
+    assert curve(tmp_path, "adversarial", "adversarial") == [(5, 3)]
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with journal(tmp_path) as book:
+        book._file.close()
+        book._file = Path("/dev/full").open("a")  # noqa: SIM115 - the journal closes it
+        with pytest.raises(TrainingError, match=r"No space left.*--resume"):
+            book.write("pretrain", 10, 1.0, None, {"content": 1.0})
+
+
 def test_a_terminal_shows_progress_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
@@ -152,8 +227,12 @@ def test_a_terminal_shows_progress_and_figures(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv("COLUMNS", "140")
         with journal(tmp_path) as book:
             book.write("pretrain", 100, 1.0, 60.0, {"content": 0.125, "validation/psnr_y": 28.5})
+            book.alarm("pretrain", 100, 1.0, "colours [drift]")
             book.progress("pretrain", 101, 0.5, 120.0)
-        drawn = os.read(ours, 100_000).decode()
+        drawn = ""
+        while select.select([ours], [], [], 0)[0]:
+            drawn += os.read(ours, 100_000).decode()
     os.close(ours)
-    for part in ("pretrain 101", "50%", "2m left", "content 0.125", "psnr_y 28.5"):
+    shown = ("pretrain 101", "50%", "2m left", "content 0.125", "psnr_y 28.5", "ALARMS 1")
+    for part in (*shown, "ALARM  pretrain 100: colours [drift]"):
         assert part in drawn

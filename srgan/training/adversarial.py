@@ -14,6 +14,7 @@ are means over all logits, in float32. Random numbers come from `random`, a CPU 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -173,7 +174,8 @@ class Began(Objective):
         """Move k so that L(sr) approaches γ L(hr)."""
         real, fake = self._errors
         gain = self.recipe.began_gain * (self.recipe.began_gamma * real - fake)
-        self.k = min(1.0, max(0.0, self.k + gain))
+        if math.isfinite(gain):  # a step that was left out says nothing about the balance
+            self.k = min(1.0, max(0.0, self.k + gain))
 
     def scores(self, discriminator: nn.Module, pictures: Tensor) -> Tensor:
         """Return (N,) minus the error with which the autoencoder reproduces each picture."""

@@ -218,6 +218,19 @@ class GuardsRecipe(_Strict):
     accuracy_steps: Annotated[int, Field(ge=1)] = 1000  # ... and after so many such steps an alarm is raised
     ease_discriminator: bool = False  # then also halve its learning rate
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a better LPIPS before a stage ends; 0: never
+    # Validation figures beyond these raise an alarm. A new generator reads 2 to 3, 35 dB, 0.1 and 0.01, a good
+    # one 0.3, 45 dB, 0.4 and 0.01; one that draws the same whatever it is shown about 50, 12 dB, any detail and 1.
+    colour_shift_above: Weight = 5.0  # grey levels
+    lr_psnr_below: Weight = 28.0  # dB
+    detail_within: Range = (0.05, 2.0)  # of HR's: from flat to noise
+    sameness_above: Fraction = 0.3
+
+    @model_validator(mode="after")
+    def _detail_ascends(self) -> Self:
+        low, high = self.detail_within
+        if not 0 <= low <= high:
+            raise ValueError(f"detail_within must ascend from 0 or more, not {low:g} to {high:g}")
+        return self
 
 
 class Recipe(_Strict):

@@ -1,7 +1,9 @@
-"""What a run watches for: gradients that are not finite, a discriminator that always wins, progress that ends."""
+"""What a run watches for: bad gradients, a discriminator that always wins, pictures gone astray, no progress."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -24,11 +26,19 @@ class Guards:
     def __init__(self, recipe: GuardsRecipe) -> None:
         self.recipe = recipe
         self._bad_steps = 0
+        self._astray: set[str] = set()  # figures that were beyond their limits at the last validation
 
-    def went_bad(self, gradient_norm: Tensor) -> bool:
-        """Return whether too many steps in a row had gradients that are not finite (each was left out)."""
-        self._bad_steps = 0 if gradient_norm.isfinite() else self._bad_steps + 1
-        if self._bad_steps < self.recipe.bad_steps:
+    def went_bad(self, gradient_norm: Tensor, players_are_finite: Callable[[], bool]) -> bool:
+        """Return whether to go back: too many steps in a row had gradients that are not finite.
+
+        Each was left out. `players_are_finite` is asked after such a step: a forward pass moves running
+        statistics, which no later step would mend.
+        """
+        if gradient_norm.isfinite():
+            self._bad_steps = 0
+            return False
+        self._bad_steps += 1
+        if self._bad_steps < self.recipe.bad_steps and players_are_finite():
             return False
         self._bad_steps = 0
         return True
@@ -47,6 +57,29 @@ class Guards:
             return f"{text}: consider guards.ease_discriminator, noisier labels or a longer pre-training"
         position.discriminator_rate_scale /= 2
         return f"{text}: its learning rate was halved"
+
+    def judge(self, scores: dict[str, float]) -> list[str]:
+        """Return alarms in words for the validation figures that went beyond their limits since the last look."""
+        recipe, alarms, astray = self.recipe, [], set()
+        raise_content = "raise losses.content.weight"
+        lower_game = "lower losses.adversarial.weight or go back to the best checkpoint"
+        limits = {
+            "colour_shift": (0.0, recipe.colour_shift_above, "colour drift (grey levels)", raise_content),
+            "lr_psnr": (recipe.lr_psnr_below, math.inf, "SR no longer shows what LR does (dB)", raise_content),
+            "detail": (*recipe.detail_within, "SR is flat or noisy (detail, times HR's)", lower_game),
+            "sameness": (-1.0, recipe.sameness_above, "mode collapse: one pattern in every picture", lower_game),
+        }
+        for key, (low, high, meaning, remedy) in limits.items():
+            value = scores.get(f"validation/{key}")
+            if value is None or low <= value <= high:
+                continue
+            astray.add(key)
+            if key not in self._astray:
+                beyond = f"below {low:g}" if value < low else f"above {high:g}"
+                alarms.append(f"{meaning}: validation/{key} is {value:.3g}, {beyond}; {remedy}")
+        if scores:
+            self._astray = astray
+        return alarms
 
     def is_best(self, position: Watched, scores: dict[str, float]) -> bool:
         """Return whether `scores` are the stage's best, by LPIPS, or by PSNR where LPIPS cannot be had."""

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,43 +19,46 @@ from srgan.files import write_atomically
 from srgan.pictures import Picture, encode
 from srgan.training.config import Recipe
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 log = logging.getLogger(__name__)
 
 
 class Journal:
-    """RUN/metrics.jsonl, RUN/tensorboard, RUN/samples and RUN/recipe.json; silent where `speaks` is false.
+    """RUN/metrics.jsonl, RUN/tensorboard/STAGE, RUN/samples and RUN/recipe.json; silent where `speaks` is false.
 
     A row of metrics.jsonl holds "stage", "step", "elapsed_s" and either scalars or an "alarm". `since`: (stages,
-    step) where the run goes on; rows of a sitting that was killed later than that are dropped, so that the
-    record reads as that of a run that never stopped. Of several processes only the first speaks.
+    step) where the run goes on; rows and curves of a sitting that was killed later than that are dropped, so that
+    the record reads as that of a run that never stopped. Of several processes only the first speaks. Raises
+    TrainingError where the run's folder cannot be written to.
     """
 
     def __init__(self, run: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
-        self._run, self._speaks = run, speaks
+        self._run, self._speaks, self._since = run, speaks, since
+        self._boards: dict[str, SummaryWriter] = {}
+        self._bar: _Bar | None = None
         if not speaks:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
-        try:
+        with self._room():
             run.mkdir(parents=True, exist_ok=True)
-            (run / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            write_atomically(run / "recipe.json", (recipe.model_dump_json(indent=2) + "\n").encode())
             rows = run / "metrics.jsonl"
             write_atomically(rows, "".join(_rows_until(rows, *since)).encode())
             self._file = rows.open("a", encoding="utf-8")
-        except OSError as error:
-            raise TrainingError(f"{run} cannot be written: {error.strerror}; choose another --run") from error
-        self._board = SummaryWriter(str(run / "tensorboard"))
         self._bar = _Bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
         if self._speaks:
-            if self._bar:
-                self._bar.stop()
-            self._file.close()
-            self._board.close()
+            with contextlib.suppress(OSError):  # what could not be written has been said before
+                self._file.close()
+                for board in self._boards.values():
+                    board.close()
 
     def write(
         self, stage: str, step: int, elapsed_s: float, left_s: float | None, scalars: dict[str, float]
@@ -64,9 +68,10 @@ class Journal:
             return
         # JSON has no NaN: a figure that is not finite becomes null.
         finite = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
-        self._row({"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), **finite})
-        for key, value in scalars.items():
-            self._board.add_scalar(f"{stage}/{key}", value, step)
+        with self._room():
+            self._row({"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), **finite})
+            for key, value in scalars.items():
+                self._board(stage).add_scalar(key, value, step)
         if self._bar:
             self._bar.figures |= {key.removeprefix("validation/"): value for key, value in scalars.items()}
             return
@@ -83,21 +88,47 @@ class Journal:
         """Record that something is wrong, in words."""
         if not self._speaks:
             return
-        self._row({"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), "alarm": text})
+        with self._room():
+            self._row({"stage": stage, "step": step, "elapsed_s": round(elapsed_s, 1), "alarm": text})
+        if self._bar:
+            self._bar.alarm(f"{stage} {step}: {text}")
+            return
         log.warning("%s %d: %s", stage, step, text)
 
     def sample(self, stage: str, step: int, strip: npt.NDArray[np.uint8]) -> None:
         """Keep a picture of what the generator makes now: (H,W,3)."""
         if not self._speaks:
             return
-        folder = self._run / "samples"
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{stage}-{step:09d}.png", encode(Picture(strip), "png"))
-        self._board.add_image(f"{stage}/samples", strip, step, dataformats="HWC")
+        with self._room():
+            folder = self._run / "samples"
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"{stage}-{step:09d}.png", encode(Picture(strip), "png"))
+            self._board(stage).add_image("samples", strip, step, dataformats="HWC")
 
     def _row(self, row: dict[str, object]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+
+    def _board(self, stage: str) -> SummaryWriter:
+        if stage not in self._boards:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # A stage has its own folder because TensorBoard forgets by step: all that it knows from there on.
+            folder, (stages, step) = self._run / "tensorboard" / stage, self._since
+            goes_on = step + 1 if stage == stages[-1] else 0
+            self._boards[stage] = SummaryWriter(str(folder), purge_step=goes_on if folder.is_dir() else None)
+        return self._boards[stage]
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Turn the refusal of a disk into what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self._run} cannot be written: {error.strerror}; make room and go on with --resume, or choose "
+                "another --run"
+            ) from error
 
 
 class _Bar:
@@ -116,14 +147,20 @@ class _Bar:
             TextColumn("{task.fields[more]}"),
         )
         self.figures: dict[str, float] = {}
-        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._alarms = 0
+        self._progress = Progress(*columns, console=Console(stderr=True, markup=False, highlight=False))
         self._task = self._progress.add_task("", total=1.0, more="")
         self._progress.start()
 
     def update(self, stage: str, step: int, done: float, left_s: float) -> None:
         known = [f"{key} {self.figures[key]:.4g}" for key in self._SHOWN if key in self.figures]
-        more = "  ".join([f"{_clock(left_s)} left", *known])
+        alarms = [f"ALARMS {self._alarms}"] if self._alarms else []
+        more = "  ".join([f"{_clock(left_s)} left", *alarms, *known])
         self._progress.update(self._task, completed=done, description=f"{stage} {step}", more=more)
+
+    def alarm(self, text: str) -> None:
+        self._alarms += 1
+        self._progress.console.print(f"ALARM  {text}", style="bold red")
 
     def stop(self) -> None:
         self._progress.stop()

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, nn
 
+from srgan.errors import UsageError
 from srgan.training.config import Recipe
+
+_PATIENCE = timedelta(hours=12)  # of processes that wait for the first one to decode a large folder
 
 
 def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
-    """Return the devices and processes to train on; GPUs where there are some, else CPU processes."""
+    """Return the devices and processes to train on; GPUs where there are some, else CPU processes.
+
+    Under torchrun its processes are taken. Raises UsageError if `devices` or `nodes` say something else.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        if (devices, nodes) not in ((1, 1), (local, world // local)):
+            raise UsageError(
+                f"--devices {devices} --nodes {nodes}: torchrun has started {local} processes on each of "
+                f"{world // local} machines; leave both options out"
+            )
+        devices, nodes = local, world // local
     precision: Any = recipe.precision
     if precision == "auto":
         precision = "bf16-mixed" if _computes_bfloat16() else "32-true"
-    strategy = "ddp" if devices * nodes > 1 else "auto"
+    strategy: Any = DDPStrategy(timeout=_PATIENCE) if devices * nodes > 1 else "auto"
     return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
 
 
@@ -53,6 +70,12 @@ def agreed(fabric: Fabric, now_s: float, stopping: bool) -> tuple[float, bool]:
     clock = fabric.broadcast(now_s)
     asked: Any = fabric.all_reduce(torch.tensor(float(stopping)), reduce_op="sum")
     return clock, bool(asked > 0)
+
+
+def averaged(fabric: Fabric, value: Tensor) -> Tensor:
+    """Return the mean of every process's scalar `value`, the same everywhere."""
+    mean: Any = fabric.all_reduce(value, reduce_op="mean") if fabric.world_size > 1 else value
+    return torch.as_tensor(mean)
 
 
 def average_gradients(fabric: Fabric, module: nn.Module) -> None:

@@ -194,6 +194,7 @@ _MEASURES = {
     "validation/dists": _Measure("DISTS", "lower is better", lambda value: value),
     "validation/lr_psnr": _Measure("LR-PSNR", "dB, SR reduced against LR", lambda value: -value, 2),
     "validation/colour_shift": _Measure("Colour shift", "grey levels of 255", abs, 2),
+    "validation/sameness": _Measure("Sameness", "0: no pattern of its own", abs, 3),
     "validation/detail": _Measure("Detail", "1 is as fine as HR", lambda value: abs(math.log(max(value, 1e-9)))),
 }
 

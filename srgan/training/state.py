@@ -33,6 +33,13 @@ class Players:
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
 
+    def are_finite(self) -> bool:
+        """Return whether every weight and running statistic is a number; no checkpoint is read with others."""
+        networks = (self.generator, self.ema, self.discriminator)
+        return all(
+            bool(tensor.isfinite().all()) for network in networks for tensor in network.state_dict().values()
+        )
+
 
 @dataclass
 class Position:
@@ -139,8 +146,9 @@ def load_state(
         players.objective.load_state_dict(state["objective"])
         players.generator_optimizer.load_state_dict(state["generator_optimizer"])
         players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-        patch_random.set_state(state["patch_random"][fabric.global_rank])
-        players.objective.random.set_state(state["label_random"][fabric.global_rank])
+        # Cloned, because torch reads the state from the beginning of the storage, whatever row it is given.
+        patch_random.set_state(state["patch_random"][fabric.global_rank].clone())
+        players.objective.random.set_state(state["label_random"][fabric.global_rank].clone())
         position = Position(**state["position"])
         # The average's decay is its stage's, and a function, so it is not part of any state.
         players.ema.multi_avg_fn = _averaging(getattr(recipe, position.stage).ema_decay)

@@ -30,7 +30,7 @@ from srgan.training.losses import (
     StructureTextureLoss,
 )
 from srgan.training.models import SCALE, Generator
-from srgan.training.processes import agreed, asked_to_stop, average_gradients, make_fabric
+from srgan.training.processes import agreed, asked_to_stop, average_gradients, averaged, make_fabric
 from srgan.training.state import (
     STAGES,
     Players,
@@ -100,7 +100,7 @@ def train(
                 continue
             if position.stage != name or not resume:
                 begin_stage(players, stage)
-                position = Position(name, stage_began_s=time.monotonic() - began)
+                position = Position(name, stage_began_s=agreed(fabric, time.monotonic() - began, False)[0])
                 save(position)  # a full disk is found now, not in an hour
                 checkpoint.latest_checkpoint(run)
             resume = False
@@ -119,7 +119,8 @@ def train(
                 position.step += 1
 
                 norms = [value for key, value in terms.items() if key.endswith("gradient_norm")]
-                if guards.went_bad(torch.stack(norms).sum()):  # not finite if any is not
+                # Their sum is not finite if any is not.
+                if guards.went_bad(torch.stack(norms).sum(), players.are_finite):
                     journal.alarm(name, position.step, now_s, "gradients are not finite: rolled back")
                     position = roll_back(load(), position, recipe, now_s)
                     continue
@@ -134,7 +135,7 @@ def train(
                     if alarm:
                         journal.alarm(name, position.step, now_s, alarm)
                 if now_s - validated_s > 60 * recipe.validation_minutes:
-                    scores = look(players.ema.module, validation, journal, position, now_s)
+                    scores = look(fabric, players.ema.module, validation, guards, journal, position, now_s)
                     validated_s = now_s
                     if guards.is_best(position, scores):
                         save(position, best=True)
@@ -146,7 +147,7 @@ def train(
             save(position)
             if stopping:
                 raise stop.reason()
-            scores = look(players.ema.module, validation, journal, position, position.elapsed_s)
+            scores = look(fabric, players.ema.module, validation, guards, journal, position, position.elapsed_s)
             if guards.is_best(position, scores):
                 save(position, best=True)
             if fabric.is_global_zero:
@@ -310,7 +311,7 @@ def stage_step(
                 sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
             terms = discriminator_step(fabric, players, hr, sr, stage.clip_norm)
         if measure:
-            terms["discriminator_accuracy"] = accuracy(players, hr, sr.detach())
+            terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, hr, sr.detach()))
         terms["learning_rate"] = torch.tensor(rate)
         if position.step < stage.discriminator_alone_steps:
             return terms
@@ -344,13 +345,22 @@ def discriminator_steps(recipe: Recipe) -> int:
 
 
 def look(
-    generator: nn.Module, cache: PictureCache, journal: Journal, position: Position, now_s: float
+    fabric: Fabric,
+    generator: nn.Module,
+    cache: PictureCache,
+    guards: Guards,
+    journal: Journal,
+    position: Position,
+    now_s: float,
 ) -> dict[str, float]:
-    """Validate, record the figures and a sample strip, and return the figures."""
-    scores = validate(generator, cache)
-    if scores:
+    """Validate, record figures, alarms and a sample strip, and return the figures, the same in all processes."""
+    # The first process looks for all: the others' running statistics differ, and all must agree on what is best.
+    scores: dict[str, float] = fabric.broadcast(validate(generator, cache) if fabric.is_global_zero else {})
+    if scores and fabric.is_global_zero:
         journal.write(position.stage, position.step, now_s, None, scores)
         journal.sample(position.stage, position.step, sample_strip(generator, cache))
+        for alarm in guards.judge(scores):
+            journal.alarm(position.stage, position.step, now_s, alarm)
     return scores
 
 

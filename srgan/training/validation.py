@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _CROP_PX = 256  # of each held-out picture: enough to judge, and a second for eight of them on two cores
 _LEAST_PX = 64  # a side: AlexNet has no output below 31, and a window of SSIM says little of a smaller one
+_COMPARED = 32  # pictures for the sameness: more would only fill memory
 _STRIP_PX = 128  # of each row of the sample strip
 _STRIP_ROWS = 4
 
@@ -32,10 +34,19 @@ def validate(generator: nn.Module, cache: PictureCache) -> dict[str, float]:
 
     validation/psnr_y (dB), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr (dB: SR
     reduced again, against LR), /colour_shift (grey levels of 255 that SR's mean departs from LR's, the worst
-    channel) and /detail (deviation of SR's Laplacian over HR's: far below 1 is blur, far above is invention).
+    channel), /detail (deviation of SR's Laplacian over HR's: far below 1 is blur, far above is invention) and
+    /sameness (mean correlation of the Laplacians of any two SR, left out with fewer: 0 as between photographs, 1
+    where the generator draws one pattern whatever it is shown).
     """
-    rows = [_row(generator, _centre(cache.picture(index), _CROP_PX)) for index in _large_enough(cache)]
-    return {f"validation/{key}": float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else {})}
+    rows, drawn = [], list[npt.NDArray[np.uint8]]()
+    for index in _large_enough(cache):
+        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _CROP_PX))
+        rows.append(_row(lr, sr, hr))
+        drawn += [sr] if len(drawn) < _COMPARED else []
+    scores = {key: float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else {})}
+    if len(drawn) > 1:
+        scores["sameness"] = sameness(drawn)
+    return {f"validation/{key}": value for key, value in scores.items()}
 
 
 def sample_strip(generator: nn.Module, cache: PictureCache) -> npt.NDArray[np.uint8]:
@@ -57,15 +68,28 @@ def _large_enough(cache: PictureCache) -> list[int]:
     return [index for index in range(len(cache)) if min(cache.heights[index], cache.widths[index]) >= _LEAST_PX]
 
 
-def _row(generator: nn.Module, hr_tensor: Tensor) -> dict[str, float]:
-    lr, sr, hr = _triple(generator, hr_tensor)
+def sameness(pictures: Sequence[npt.NDArray[np.uint8]]) -> float:
+    """Return the mean correlation of the Laplacians of any two of (H,W,3) `pictures`, cut to a common size.
+
+    -1 to 1. Far above 0 they share a pattern: a mode collapse, or the grid of a sub-pixel convolution. Flat
+    pictures share nothing.
+    """
+    height, width = (min(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    details = [_laplacian(picture[:height, :width]).flatten().double() for picture in pictures]
+    directions = torch.stack([detail / detail.norm().clamp(min=1e-6) for detail in details])
+    # The square of a sum is the sum of all products, those of each with itself left out.
+    own = directions.square().sum()
+    return float((directions.sum(0).square().sum() - own) / (len(pictures) * (len(pictures) - 1)))
+
+
+def _row(lr: npt.NDArray[np.uint8], sr: npt.NDArray[np.uint8], hr: npt.NDArray[np.uint8]) -> dict[str, float]:
     again = _reduced(sr)
     row = {
         "psnr_y": metrics.psnr(sr, hr, border=SCALE, y_only=True),
         "ssim_y": metrics.ssim(sr, hr, border=SCALE, y_only=True),
         "lr_psnr": min(metrics.psnr(again, lr, border=0, y_only=False), 99.0),  # inf has no mean
         "colour_shift": float(np.abs(again.mean((0, 1)) - lr.mean((0, 1))).max()),
-        "detail": _detail(sr) / max(_detail(hr), 1e-6),
+        "detail": float(_laplacian(sr).std() / _laplacian(hr).std().clamp(min=1e-6)),
     }
     if _lpips_can_be_had():
         row["lpips"] = metrics.lpips(sr, hr)
@@ -97,9 +121,9 @@ def _reduced(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return _picture(degradation.bicubic(_tensor(torch.from_numpy(picture))))
 
 
-def _detail(picture: npt.NDArray[np.uint8]) -> float:
-    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
-    return float(F.conv2d(_tensor(torch.from_numpy(picture)).mean(1, keepdim=True), laplacian).std())
+def _laplacian(picture: npt.NDArray[np.uint8]) -> Tensor:
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    return F.conv2d(_tensor(torch.from_numpy(picture)).mean(1, keepdim=True), kernel)
 
 
 def _tensor(picture: Tensor) -> Tensor:
