@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-# What only training and evaluation need; where one of them is missing, the extra is.
-_TRAIN_EXTRA = {"lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard", "torch", "torchvision"}
+# What only training and evaluation, or the service, need; where one of them is missing, the extra is.
+_EXTRAS = {
+    "train": {"lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard", "torch", "torchvision"},
+    "service": {
+        *("dbos", "fastapi", "fsspec", "h11", "prometheus_client", "pydantic_settings", "python_multipart"),
+        *("starlette", "structlog", "uvicorn"),
+    },
+}
 
 app = typer.Typer(
     help="Photographs four times larger, by SRGAN.",
@@ -181,7 +187,7 @@ def train(
     nodes: Annotated[int, typer.Option("--nodes", help="Machines.")] = 1,
 ) -> None:
     """Train a generator on folders of pictures."""
-    with _train_extra():
+    with _extra("train"):
         from srgan.training import commands
 
         commands.train(recipe, data, run, overrides or [], minutes, resume, devices, nodes)
@@ -194,7 +200,7 @@ def export(
     name: Annotated[str | None, typer.Option("--name", help="Name of the model; default: the recipe's.")] = None,
 ) -> None:
     """Write the generator of a checkpoint as NAME.onnx and NAME.safetensors."""
-    with _train_extra():
+    with _extra("train"):
         from srgan.training import commands
 
         commands.export(checkpoint, out, name)
@@ -208,7 +214,7 @@ def report(
     ] = None,
 ) -> None:
     """Show a training run as one HTML page: curves, samples over time, recipe and final figures."""
-    with _train_extra():
+    with _extra("train"):
         from srgan.training.report import report_command
 
         print(_one_line(str(report_command(run, out))))
@@ -229,10 +235,33 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure models on pictures whose truth is known: PSNR, SSIM and LPIPS."""
-    with _train_extra():
+    with _extra("train"):
         from srgan.evaluation import benchmark
 
         benchmark.evaluate_command(hr, lr, models or [], json_path)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Default: 8000.")] = None,
+    model: Annotated[
+        str | None, typer.Option("-n", "--model", help="Used when a request names none; a name or an .onnx file.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", metavar="DIR", help="For the pictures of jobs; or an fsspec URL.")
+    ] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option("--keys-file", metavar="FILE", help="API keys, as TOML.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without API keys.")] = False,
+) -> None:
+    """Serve the upscaler over HTTP. Every setting is also SRGAN_NAME in the environment (docs/deployment.md)."""
+    with _extra("service"):
+        from service.server import serve_command
+
+        given = {"host": host, "port": port, "model": model, "data_dir": data_dir, "keys_file": keys_file}
+        serve_command({**given, "insecure": insecure or None})
 
 
 @data.command()
@@ -249,7 +278,7 @@ def check(
     ] = None,
 ) -> None:
     """Find what would spoil a run (unreadable, small, doubled, badly paired) and how long it will take."""
-    with _train_extra():
+    with _extra("train"):
         from srgan.training import data_check
 
         if data_check.check_command(folders, lr, json_path, recipe):
@@ -267,7 +296,7 @@ def preview(
     count: Annotated[int, typer.Option("--count", help="How many patches.")] = 16,
 ) -> None:
     """Draw a sheet of patches as a run will see them: HR beside the LR made from it."""
-    with _train_extra():
+    with _extra("train"):
         from srgan.training import data_check
 
         data_check.preview_command(folders, out, recipe, seed, count)
@@ -284,15 +313,15 @@ def _tile(text: str) -> int | Literal["auto", "off"]:
 
 
 @contextlib.contextmanager
-def _train_extra() -> Iterator[None]:
-    """Turn the absence of a package that only training needs into what to install."""
+def _extra(extra: str) -> Iterator[None]:
+    """Turn the absence of a package that only `extra` brings into what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _TRAIN_EXTRA:
+        if missing not in _EXTRAS[extra]:
             raise
-        raise UsageError(f'this needs {missing}, which is not installed: pip install "srgan[train]"') from error
+        raise UsageError(f'this needs {missing}, which is not installed: pip install "srgan[{extra}]"') from error
 
 
 def _tell(report: FileReport) -> None:

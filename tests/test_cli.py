@@ -19,7 +19,7 @@ from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
 
 SRGAN = [sys.executable, "-c", "from srgan.cli import main; main()"]
-COMMANDS = {"upscale", "models", "report", "data", "train", "export", "evaluate"}
+COMMANDS = {"upscale", "models", "report", "data", "serve", "train", "export", "evaluate"}
 
 
 def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -297,9 +297,9 @@ def test_without_the_train_extra(line: str) -> None:
 
 
 def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() -> None:
-    with pytest.raises(ModuleNotFoundError), cli._train_extra():
+    with pytest.raises(ModuleNotFoundError), cli._extra("train"):
         raise ModuleNotFoundError("no module", name="srgan.nonsense")
-    with pytest.raises(UsageError, match="needs torch"), cli._train_extra():
+    with pytest.raises(UsageError, match="needs torch"), cli._extra("train"):
         raise ModuleNotFoundError("no module", name="torch.nn")
 
 

@@ -115,9 +115,22 @@ def test_upscaling_and_training_meet_only_in_weights_and_below() -> None:
             assert {module for module in used if not within(module, allowed)} == set(), name
 
 
-def test_the_package_never_imports_the_service() -> None:
-    for path in MODULES.values():
-        assert not any(within(module, {"service"}) for module in imported(path))
+def test_only_the_command_line_imports_the_service_and_only_to_serve() -> None:
+    users = {name for name, path in MODULES.items() for module in imported(path) if within(module, {"service"})}
+    assert users == {"srgan.cli"}
+    assert "service" not in modules_after("import srgan.cli")
+
+
+def test_the_service_stands_on_the_upscaling_side_alone() -> None:
+    """It never trains, decodes or infers by itself: its pictures are those of the command line."""
+    service = PACKAGE.parent / "service"
+    used = {module for path in service.glob("*.py") for module in imported(path)}
+    assert not {module for module in used if within(module, {"torch", "PIL", "openvino", "srgan.training"})}
+    assert {module for module in used if within(module, {"srgan"})}
+
+
+def test_the_service_loads_no_torch() -> None:
+    assert "torch" not in modules_after("import service.server")
 
 
 @pytest.mark.parametrize("statement", ["import srgan", "import srgan.cli", "import srgan.weights, srgan.tiling"])

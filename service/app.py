@@ -1,0 +1,135 @@
+"""The HTTP application: its parts put together, and its life from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from service import logs, openapi, routes
+from service.middleware import Around
+from service.models import AnyUpscaler
+from service.parameters import describe_errors
+from service.parts import Service
+from service.problems import Problem
+from service.settings import Settings
+from service.work import Decode
+
+_log = structlog.stdlib.get_logger("service")
+_STATIC = Path(__file__).parent / "static"
+
+
+def create_app(
+    settings: Settings | None = None, upscaler: AnyUpscaler | None = None, decode: Decode | None = None
+) -> FastAPI:
+    """Return the application, by default with the settings of the environment and the bundled models.
+
+    `upscaler`, `decode`: used instead of the models and of the reading of uploads. Raises what `Keys` and `Models`
+    do. Beside `uvicorn service.app:create_app --factory` belongs `--http service.protocol:Protocol`: deadlines for
+    heads and idle connections are the protocol's.
+    """
+    if settings is None:  # called by uvicorn itself
+        settings = Settings()
+        logs.configure(settings.log_level)
+    service = Service(settings, upscaler, decode)
+    app = FastAPI(
+        title="SRGAN",
+        summary="Photographs four times larger.",
+        version=openapi.version(),
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        responses=openapi.EVERYWHERE,
+        separate_input_output_schemas=False,
+    )
+    app.state.service = service
+    app.include_router(routes.pictures)
+    app.include_router(routes.watching)
+    if (_STATIC / "index.html").is_file():
+        app.mount("/", StaticFiles(directory=_STATIC, html=True), name="static")
+    openapi.finish(app)
+    _answer_with_problems(app)
+    app.add_middleware(Around, metrics=service.metrics, limit_header_bytes=settings.limit_header_bytes)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    loading = asyncio.create_task(_load(service))
+    with _noticing_signals(service):
+        yield
+    service.drain()
+    service.wanted.end()
+    loading.cancel()
+    await asyncio.to_thread(service.close)
+
+
+async def _load(service: Service) -> None:
+    try:
+        await asyncio.to_thread(service.models.prove)
+        _log.info("ready", model=service.models.default)
+    except Exception:  # noqa: BLE001  # said in the log; the service stays not ready
+        _log.exception("the model cannot be used")
+
+
+@contextlib.contextmanager
+def _noticing_signals(service: Service) -> Iterator[None]:
+    """Learn of SIGTERM and SIGINT at once; the server tells its application only after all requests are done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before: dict[int, Any] = {}
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(service.drain)
+        if callable(before[number]):
+            before[number](number, frame)
+
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        before[wanted] = signal.signal(wanted, notice)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is notice:
+                signal.signal(number, handler)
+
+
+def _answer_with_problems(app: FastAPI) -> None:
+    """Give what the frameworks raise the one shape of all errors."""
+
+    async def answer(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, Problem)  # noqa: S101  # registered for nothing else
+        request.state.problem = problem.code
+        return problem.response(request.state.request_id)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return await answer(request, Problem("invalid-parameter", describe_errors(error.errors())))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "malformed-request")
+        said = {404: "no such address", 405: "this address takes other methods"}.get(error.status_code)
+        return await answer(
+            request, Problem(code, said or "the request cannot be understood", headers=error.headers)
+        )
+
+    app.add_exception_handler(Problem, answer)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)

@@ -1,0 +1,113 @@
+"""What /openapi.json says beyond what FastAPI finds out by itself."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.parameters import Wish
+from service.problems import ProblemDocument, documented
+from service.work import MEDIA_TYPES
+
+# Any request may be answered so, whatever it is for.
+EVERYWHERE: dict[int | str, dict[str, Any]] = documented("malformed-request")
+
+_UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
+_USE = (
+    "Send a picture to `/v1/upscale` and get it back larger, or to `/v1/jobs` if it takes long. Every error is a "
+    "problem document (RFC 9457) with a stable `code`; 429 and 503 say in `Retry-After` when to try again."
+)
+_FILE = {"type": "string", "format": "binary", "contentMediaType": "image/png"}
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return installed_version("srgan")
+    except PackageNotFoundError:  # a checkout that is on the path, and not installed
+        return "0"
+
+
+def picture_body() -> dict[str, Any]:
+    """Return the request body of one picture: raw, or in a form with the parameters beside it."""
+    form = {
+        "type": "object",
+        "properties": {
+            "image": {**_FILE, "description": "The picture; `file` is understood, too."},
+            **_parameters(),
+        },
+        "required": ["image"],
+        "additionalProperties": False,
+    }
+    raw = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in _UPLOADS}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}}}
+
+
+def jobs_body() -> dict[str, Any]:
+    """Return the request body of a job: one picture as for `picture_body`, or several files in a form."""
+    body = picture_body()
+    form = body["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form["properties"]["image"] = {"type": "array", "items": dict(_FILE), "minItems": 1}
+    return body
+
+
+def picture_responses() -> dict[int | str, dict[str, Any]]:
+    """Return the good answers of a picture."""
+    headers = {
+        "X-Model": {"description": "Which model made it.", "schema": {"type": "string"}},
+        "Content-Disposition": {"schema": {"type": "string"}},
+    }
+    content = {
+        media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()
+    }
+    return {200: {"description": "The upscaled picture.", "content": content, "headers": headers}}
+
+
+def finish(app: FastAPI) -> None:
+    """Make `app` describe its problems: one schema, and none of FastAPI's own."""
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=_USE,
+                routes=app.routes,
+            )
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
+            schemas["Problem"] = ProblemDocument.model_json_schema()
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            components["securitySchemes"] = {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            }
+            needs_key = bool(app.state.service.keys)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    _finish_operation(operation, needs_key)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _finish_operation(operation: dict[str, Any], needs_key: bool) -> None:
+    responses = operation["responses"]
+    # FastAPI's own word for wrong parameters, where it is not one of our problems.
+    wrong = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    if wrong.get("$ref", "").endswith("HTTPValidationError"):
+        del responses["422"]
+    if needs_key and "401" in responses:
+        operation["security"] = [{"key": []}, {"bearer": []}]
+
+
+def _parameters() -> dict[str, Any]:
+    properties: dict[str, Any] = Wish.model_json_schema()["properties"]
+    return properties

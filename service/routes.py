@@ -1,0 +1,156 @@
+"""The routes for pictures at once, for models and for who watches the service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from service import openapi
+from service.admission import Ticket
+from service.keys import Holder
+from service.parameters import Wish
+from service.parts import Service
+from service.problems import Problem, documented
+from service.uploads import Body, BodyLimits, announced_bytes, one_picture, too_large
+from service.wanted import WatchedResponse
+
+
+def service_of(request: Request) -> Service:
+    """Return what the application of a request owns."""
+    service: Service = request.app.state.service
+    return service
+
+
+def holder_of(request: Request) -> Holder:
+    """Return whose request it is, or raise the Problem that it is nobody's."""
+    holder = service_of(request).keys.holder(request)
+    if holder.name:
+        request.state.key = holder.name
+    return holder
+
+
+AService = Annotated[Service, Depends(service_of)]
+AHolder = Annotated[Holder, Depends(holder_of)]
+AWish = Annotated[Wish, Query()]
+
+PICTURE_PROBLEMS = (
+    *("malformed-request", "no-picture", "unauthorized", "upload-too-slow", "too-many-bytes", "too-many-pixels"),
+    *("takes-too-long", "unsupported-format", "damaged-picture", "invalid-parameter", "key-over-share"),
+    *("queue-full", "draining", "not-ready", "engine-failed", "deadline"),
+)
+
+pictures = APIRouter(tags=["pictures"])
+watching = APIRouter(tags=["watching"])
+
+
+async def ticket_of(request: Request, service: AService, holder: AHolder) -> AsyncIterator[Ticket]:
+    """Let a request in before anything of its body is read, until its answer is sent."""
+    announced = announced_bytes(request.headers)
+    if announced > service.settings.limit_bytes:
+        raise too_large(service.settings.limit_bytes)
+    service.refuse_if_not_ready()
+    ticket = service.gate.enter(holder.name, holder.share, announced)
+    try:
+        yield ticket
+    finally:
+        service.gate.leave(ticket)
+
+
+@pictures.post(
+    "/v1/upscale",
+    summary="Upscale a picture",
+    operation_id="upscale",
+    response_class=Response,
+    responses={**openapi.picture_responses(), **documented(*PICTURE_PROBLEMS)},
+    openapi_extra=openapi.picture_body(),
+)
+async def upscale(
+    request: Request, service: AService, ticket: Annotated[Ticket, Depends(ticket_of)], wish: AWish
+) -> Response:
+    """Answer with the picture itself, larger.
+
+    The body is the picture, or a form with it in `image` or `file`; parameters may stand in the query or the form.
+    """
+    settings = service.settings
+    limits = BodyLimits(settings.limit_bytes, settings.body_timeout_s, settings.body_bytes_per_s)
+    body = Body(request, limits, lambda count: service.gate.add_bytes(ticket, count))
+    content, wish = await service.wanted.upload(one_picture(body, request.headers, wish))
+    answer = await service.wanted.run(request, service.works.answer(ticket, content, wish), settings.deadline_s)
+    return WatchedResponse(
+        answer.content,
+        answer.media_type,
+        {
+            "Content-Disposition": f'inline; filename="upscaled{answer.suffix}"',
+            "X-Model": answer.model,
+        },
+        timeout_s=settings.write_timeout_s,
+        bytes_per_s=settings.body_bytes_per_s,
+    )
+
+
+class Model(BaseModel):
+    """A model that requests may name."""
+
+    name: str
+    description: str
+    scale: int = Field(description="Times larger, when nothing else is asked for.")
+    default: bool = Field(description="Whether it is used when a request names none.")
+
+
+class ModelList(BaseModel):
+    """The models of this service."""
+
+    models: list[Model]
+
+
+class State(BaseModel):
+    """How the service is."""
+
+    status: str = Field(examples=["ok"])
+
+
+@pictures.get(
+    "/v1/models", summary="List the models", operation_id="list_models", responses=documented("unauthorized")
+)
+async def models(service: AService, holder: AHolder) -> ModelList:
+    """Answer with the models that a request may name."""
+    listed = [
+        Model(name=one.name, description=one.description, scale=one.scale, default=one.is_default)
+        for one in service.models.listed
+    ]
+    return ModelList(models=listed)
+
+
+@watching.get("/healthz", summary="Whether the process is alive", operation_id="health")
+async def health() -> State:
+    """Answer at once, whatever is in work."""
+    return State(status="ok")
+
+
+@watching.get(
+    "/readyz", summary="Whether requests are taken", operation_id="ready", responses=documented("not-ready")
+)
+async def ready(service: AService) -> State:
+    """Answer 200 if a model has proved itself, there is room, and the service is not about to end."""
+    if reason := service.not_ready():
+        raise Problem("not-ready", reason, retry_after_s=2)
+    return State(status="ready")
+
+
+@watching.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    operation_id="metrics",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus text format.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **documented("unauthorized"),
+    },
+)
+async def metrics(service: AService, holder: AHolder) -> Response:
+    """Answer with counters, gauges and histograms in Prometheus' text format."""
+    return Response(service.metrics.text(), media_type=service.metrics.content_type)

@@ -1,0 +1,66 @@
+"""Everything that can be set, by `SRGAN_*` in the environment or by `srgan serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The service's settings; each field is also `SRGAN_` and its name in capitals.
+
+    "Megapixels" are of the picture as uploaded unless the name says output; `_s` are seconds.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SRGAN_", extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    insecure: bool = Field(False, description="Serve other machines without API keys.")
+
+    model: str | None = Field(None, description="Bundled model or .onnx file used when a request names none.")
+    tile_lr_px: int = Field(
+        240, ge=16, description="Side of a tile's core: one tile is how long a cancelled request still works."
+    )
+    batch_tiles: int = Field(1, ge=1, le=64, description="Tiles of one shape run together; more than 1 for GPUs.")
+
+    limit_bytes: int = Field(32 * 2**20, ge=1, description="Of one upload.")
+    limit_megapixels: float = Field(16.0, gt=0)
+    limit_side_px: int = Field(16_384, ge=1)
+    limit_output_megapixels: float = Field(256.0, gt=0)
+
+    queue_requests: int = Field(64, ge=1, description="Requests inside at once, their uploads included.")
+    queue_megapixels: float = Field(64.0, gt=0, description="Decoded and not yet answered, in all.")
+    queue_bytes: int = Field(256 * 2**20, ge=1, description="Upload bytes held at once, in all.")
+    key_share: float = Field(0.5, gt=0, le=1, description="Of the queue that one API key may take.")
+    small_megapixels: float = Field(0.5, gt=0, description="Up to here a picture goes by the express lane.")
+    small_at_once: int = Field(4, ge=1, description="Pictures of the express lane worked on at once.")
+    large_at_once: int = Field(2, ge=1, description="Larger pictures worked on at once.")
+
+    deadline_s: float = Field(60.0, gt=0, description="From a request's head to the end of its work.")
+    header_timeout_s: float = Field(10.0, gt=0, description="For a request's head, and for an idle connection.")
+    body_timeout_s: float = Field(30.0, gt=0, description="For an upload, beside what its size earns it.")
+    body_bytes_per_s: int = Field(256 * 1024, ge=1, description="The slowest upload or download that goes on.")
+    write_timeout_s: float = Field(30.0, gt=0, description="How long a client may leave an answer untouched.")
+    grace_s: float = Field(20.0, gt=0, description="After SIGTERM, for what is being worked on.")
+    connections: int = Field(4096, ge=1)
+    limit_header_bytes: int = Field(64 * 1024, ge=1024)
+
+    keys: Annotated[str, NoDecode] = Field(
+        "", description="API keys as name:key, separated by commas; key may be sha256:HEX.", repr=False
+    )
+    keys_file: Path | None = Field(None, description="TOML file of API keys, see docs/deployment.md.")
+
+    database_url: str | None = Field(None, description="PostgreSQL for jobs; by default SQLite in data_dir.")
+    data_dir: str = Field("srgan-data", description="Folder or fsspec URL for the pictures of jobs.")
+    jobs_at_once: int = Field(1, ge=1)
+    job_files: int = Field(100, ge=1, description="Pictures in one job.")
+    job_bytes: int = Field(512 * 2**20, ge=1, description="Upload bytes of one job.")
+    job_queue: int = Field(1000, ge=1, description="Jobs waiting or running, in all.")
+    job_expiry_s: float = Field(
+        24 * 3600.0, gt=0, description="After its end a job and its files are kept so long."
+    )
+    log_level: str = "INFO"

@@ -1,0 +1,234 @@
+"""From the bytes of an upload to those of its result: the way of one picture, at its turn, while it is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import TypeVar
+
+from service.admission import Gate, Lane, Ticket
+from service.device import Device
+from service.fair import Stopped
+from service.metrics import Metrics
+from service.models import AnyUpscaler, Models
+from service.parameters import Wish
+from service.problems import Problem, problem_of
+from service.settings import Settings
+from srgan.errors import PictureError, SrganError
+from srgan.pictures import FORMATS, Picture, decode, encode, why_not
+from srgan.upscale import Request
+
+T = TypeVar("T")
+
+MEDIA_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "avif": "image/avif",
+    "tiff": "image/tiff",
+    "bmp": "image/bmp",
+    "ppm": "image/x-portable-anymap",
+}
+
+# Of a colour profile; the largest in use, of printing presses, have two or three megabytes.
+_MAX_ICC_BYTES = 4 * 2**20
+
+Decode = Callable[[bytes], Picture]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result as a file. `format`: a key of `srgan.pictures.FORMATS`. `width` and `height`: in pixels."""
+
+    content: bytes
+    format: str
+    width: int
+    height: int
+    model: str
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of the file."""
+        return MEDIA_TYPES[self.format]
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of a name for the file."""
+        return FORMATS[self.format].suffixes[0]
+
+
+class Works:
+    """Decodes, upscales and encodes; a picture of many pixels never keeps those of few waiting.
+
+    Decoding and encoding have threads of their own beside the device's. `decode` reads an upload.
+    """
+
+    def __init__(
+        self, settings: Settings, models: Models, device: Device, gate: Gate, metrics: Metrics, decode: Decode
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._device = device
+        self._gate = gate
+        self._metrics = metrics
+        self._decode = decode
+        self.lanes = {
+            "small": Lane(settings.small_at_once),
+            "large": Lane(settings.large_at_once),
+            "job": Lane(settings.jobs_at_once),
+        }
+        self._decoding = Lane(2)
+        at_once = settings.small_at_once + settings.large_at_once + settings.jobs_at_once
+        self._decoders = ThreadPoolExecutor(2, "srgan-decode")
+        self._workers = ThreadPoolExecutor(at_once, "srgan-work")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, ticket: Ticket, content: bytes, wish: Wish) -> Answer:
+        """Return the result of an upload. If this is cancelled, the work ends after the tile at hand.
+
+        Raises Problem for whatever is wrong with the picture or the wish, or if there is no room for it.
+        """
+        with _problems():
+            request = wish.request()
+            model = self._models.check(wish.model).name
+        picture = await self._decoded(ticket, content)
+        with _problems():
+            upscaler = await asyncio.to_thread(self._models.get, model)
+            format = destination(picture, wish, upscaler)
+        cost_px = picture.width * picture.height * (1 if picture.alpha is None else 2)
+        self._gate.weigh(ticket, cost_px)
+        self._refuse_if_hopeless(cost_px)
+        self._gate.refuse_if_draining()
+        lane = "small" if cost_px <= self._settings.small_megapixels * 1e6 else "large"
+        waiting_since = monotonic()
+        async with self.lanes[lane].turn(ticket):
+            self._metrics.wait.labels(lane).observe(monotonic() - waiting_since)
+            return await self._until_stopped(
+                ticket, self._workers, lambda: self._work(ticket, upscaler, picture, request, wish, format)
+            )
+
+    def work_on_job(self, ticket: Ticket, content: bytes, wish: Wish, progress: Callable[[float], None]) -> Answer:
+        """Return the result of an upload of a job, in the thread that asks.
+
+        `progress` is called with the finished fraction; what it raises ends the work. Raises Problem.
+        """
+        with _problems():
+            request = wish.request()
+            upscaler = self._models.get(wish.model)
+            picture = self._decode(content)
+            format = destination(picture, wish, upscaler)
+        return self._work(ticket, upscaler, picture, request, wish, format, progress)
+
+    async def _decoded(self, ticket: Ticket, content: bytes) -> Picture:
+        async with self._decoding.turn(ticket):
+            return await self._until_stopped(ticket, self._decoders, lambda: self._decode(content))
+
+    def _work(
+        self,
+        ticket: Ticket,
+        upscaler: AnyUpscaler,
+        picture: Picture,
+        request: Request,
+        wish: Wish,
+        format: str,
+        progress: Callable[[float], None] | None = None,
+    ) -> Answer:
+        def report(fraction: float) -> None:
+            if ticket.flow.stopped:
+                raise Stopped
+            if progress is not None:
+                progress(fraction)
+
+        report(0.0)
+        with _problems(), self._device.shared_by(ticket.flow):
+            result = upscaler.upscale(picture, request, report)
+            report(1.0)
+            if wish.metadata == "strip":
+                result = stripped(result)
+            encoded = encode(result, format, quality=wish.quality)
+        self._metrics.pixels_in.inc(picture.width * picture.height)
+        self._metrics.pixels_out.inc(result.width * result.height)
+        return Answer(encoded, format, result.width, result.height, upscaler.metadata.name)
+
+    async def _until_stopped(self, ticket: Ticket, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        """Return what `work` does in a thread of `pool`; if this is cancelled, stop the work and see its end."""
+
+        def guarded() -> T:
+            with _problems():
+                return work()
+
+        future = asyncio.get_running_loop().run_in_executor(pool, guarded)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            ticket.flow.stopped = True
+            await _ended(future)
+            raise
+
+    def _refuse_if_hopeless(self, cost_px: int) -> None:
+        speed = self._device.lr_px_per_s
+        if speed and cost_px / speed > self._settings.deadline_s:
+            raise Problem(
+                "takes-too-long",
+                f"this picture takes about {cost_px / speed:.0f} s here, and one request may take "
+                f"{self._settings.deadline_s:.0f} s; send it to /v1/jobs",
+            )
+
+
+def destination(picture: Picture, wish: Wish, upscaler: AnyUpscaler) -> str:
+    """Return the format of the result, before any work that would be lost if it could not be written."""
+    size = upscaler.output_size(picture, wish.request())
+    if wish.format == "auto":
+        return picture.format if why_not(picture, picture.format, size=size) is None else "png"
+    if reason := why_not(picture, wish.format, size=size):
+        raise Problem("invalid-parameter", f"format: {reason}; png holds everything")
+    return wish.format
+
+
+def stripped(picture: Picture) -> Picture:
+    """Return the pixels and the colour profile of `picture` and nothing else that its file said."""
+    icc = picture.icc
+    if icc is not None and (len(icc) > _MAX_ICC_BYTES or icc[36:40] != b"acsp"):
+        icc = None  # not a colour profile (ICC.1, 7.2), whatever it may be
+    return Picture(picture.pixels, picture.alpha, icc, format=picture.format)
+
+
+def decoded(content: bytes, settings: Settings) -> Picture:
+    """Return the picture of an upload, within the limits of `settings`."""
+    picture = decode(content, max_megapixels=settings.limit_megapixels)
+    if max(picture.width, picture.height) > settings.limit_side_px:
+        raise Problem("too-many-pixels", f"more than {settings.limit_side_px} pixels a side; crop or reduce it")
+    return picture
+
+
+class _problems(contextlib.AbstractContextManager[None]):  # noqa: N801
+    """Turns the library's errors into Problems."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError):
+            raise Problem(
+                "queue-full", "there is not enough memory for this picture now", retry_after_s=5
+            ) from error
+        if isinstance(error, SrganError):
+            raise problem_of(error) from error
+
+
+async def _ended(future: Awaitable[object]) -> None:
+    """Wait until `future` is done, however often this is cancelled; what it gives is nobody's any more."""
+    waiting = asyncio.ensure_future(asyncio.wait([asyncio.ensure_future(future)]))
+    while not waiting.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(waiting)
+    with contextlib.suppress(BaseException):
+        await future
+
+
+__all__ = ["MEDIA_TYPES", "Answer", "PictureError", "Works", "decoded", "destination", "stripped"]
