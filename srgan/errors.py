@@ -9,6 +9,7 @@
     │   └── PictureTooLargeError      refused from its header, before any pixel is decoded
     ├── WeightsError           a weights or checkpoint file that is damaged, foreign or does not match
     ├── BackboneError          ImageNet weights for VGG or AlexNet cannot be had
+    ├── GuardError             the process that decodes pictures safely cannot be had
     ├── EngineError            inference failed; never papered over
     └── TrainingError          a run that cannot go on (it diverged, the disk is full)
 
@@ -50,6 +51,10 @@ class WeightsError(SrganError):
 
 class BackboneError(SrganError):
     """Weights of a pre-trained backbone (VGG, AlexNet) cannot be had."""
+
+
+class GuardError(SrganError):
+    """The process in which pictures are decoded cannot be started, or its decoder is closed."""
 
 
 class EngineError(SrganError):

@@ -1,0 +1,296 @@
+"""Files made to do harm, each built from nothing: bombs, loops, lies and halves."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def photo(height: int = 48, width: int = 64) -> Image.Image:
+    rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+    return Image.fromarray((np.stack([rows, columns, 1 - rows], -1) * 200 + 20 + noise).astype(np.uint8))
+
+
+def saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+# JPEG
+
+
+def segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end (with the coded data behind it) of every segment."""
+    position = 2
+    while content[position + 1] != 0xD9:
+        start, marker = position, content[position + 1]
+        position += 2 + int.from_bytes(content[position + 2 : position + 4])
+        if marker == 0xDA:
+            while content[position] != 0xFF or content[position + 1] == 0:
+                position += 1
+        yield marker, start, position
+
+
+def jpeg_of_scans(count: int, side: int = 64) -> bytes:
+    """A progressive JPEG whose last scan comes again and again until there are `count`."""
+    content = saved(photo(side, side), "JPEG", progressive=True)
+    found = list(segments(content))
+    scans = [start for marker, start, _ in found if marker == 0xDA]
+    last = content[scans[-1] : found[-1][2]]
+    return content[: found[-1][2]] + last * (count - len(scans)) + b"\xff\xd9"
+
+
+def jpeg_claiming(width: int, height: int, **options: Any) -> bytes:
+    """A small JPEG whose header promises much more."""
+    content = bytearray(saved(photo(), "JPEG", **options))
+    frame = next(start for marker, start, _ in segments(bytes(content)) if marker in (0xC0, 0xC2))
+    struct.pack_into(">HH", content, frame + 5, height, width)
+    return bytes(content)
+
+
+def jpeg_with(*bodies: tuple[int, bytes]) -> bytes:
+    """A good JPEG with further segments in front."""
+    extra = b"".join(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body for marker, body in bodies)
+    content = saved(photo(), "JPEG")
+    return content[:2] + extra + content[2:]
+
+
+def jpeg_of_lying_icc() -> bytes:
+    """Profile pieces that contradict one another, of a profile that says it has 4 GB."""
+    header = b"ICC_PROFILE\0"
+    body = struct.pack(">L", 2**32 - 1) + b"acsp" * 100
+    return jpeg_with((0xE2, header + b"\x01\x03" + body), (0xE2, header + b"\xff\x03" + body))
+
+
+# PNG
+
+
+def chunk(kind: bytes, body: bytes, *, length: int | None = None) -> bytes:
+    said = len(body) if length is None else length
+    return struct.pack(">I", said) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(*inserted: bytes, image: Image.Image | None = None) -> bytes:
+    """A good PNG with `inserted` behind its header chunk."""
+    content = saved(image or photo(), "PNG")
+    return content[:33] + b"".join(inserted) + content[33:]
+
+
+def bare_png(
+    width: int, height: int, rows: bytes, *, bits: int = 8, colour: int = 2, interlaced: int = 0
+) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    return PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def png_bombs(megabytes: int = 200) -> dict[str, bytes]:
+    packer = zlib.compressobj(9)
+    zeros = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(megabytes)), packer.flush()])
+    return {
+        "iCCP bomb": png(chunk(b"iCCP", b"profile\0\0" + zeros)),
+        "zTXt bomb": png(chunk(b"zTXt", b"Comment\0\0" + zeros)),
+        "iTXt bomb": png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\x01\0\0\0" + zeros)),
+        "many zTXt bombs": png(*[chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_000_000)))] * 200),
+        "zTXt bomb behind the pixels": saved(photo(), "PNG")[:-12]
+        + chunk(b"zTXt", b"Comment\0\0" + zeros)
+        + chunk(b"IEND", b""),
+        "IDAT bomb": bare_png(64, 48, bytes(megabytes << 20)),
+    }
+
+
+def apng(*, frames: int, width: int, height: int, x: int = 0, y: int = 0) -> bytes:
+    """An animation whose second frame is announced as `width` x `height` at (`x`, `y`)."""
+    image = photo()
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(image)))
+
+    def frame(number: int, *place: int) -> bytes:
+        return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, *place, 1, 10, 0, 0))
+
+    return (
+        PNG_SIGNATURE
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", image.width, image.height, 8, 2, 0, 0, 0))
+        + chunk(b"acTL", struct.pack(">II", frames, 0))
+        + frame(0, image.width, image.height, 0, 0)
+        + chunk(b"IDAT", pixels)
+        + frame(1, width, height, x, y)
+        + chunk(b"fdAT", struct.pack(">I", 2) + pixels)
+        + chunk(b"IEND", b"")
+    )
+
+
+# EXIF
+
+
+def exif_sharing(entries: int, size_bytes: int) -> bytes:
+    """A block of TIFF structure whose entries all own all of it: a reader that copies needs their product."""
+    directory = b"".join(
+        struct.pack("<HHLL", 0x8000 + number % 0x7000, 7, size_bytes - 8, 8) for number in range(entries)
+    )
+    block = b"II*\0" + struct.pack("<LH", 8, entries) + directory + bytes(4)
+    return block.ljust(size_bytes, b"\0")
+
+
+def exif_looping() -> bytes:
+    """Directories that lead to themselves: the next one, the Exif one, the GPS one and a sub-directory."""
+    entries = [(0x0112, 3, 1, 6), (0x014A, 4, 1, 8), (0x8769, 4, 1, 8), (0x8825, 4, 1, 8), (0xA005, 4, 1, 8)]
+    directory = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<LH", 8, len(entries)) + directory + struct.pack("<L", 8)
+
+
+# TIFF
+
+
+def tiff(*changes: tuple[int, int, int, int], next_ifd: int = 0, pixels: int = 64 * 48 * 3) -> bytes:
+    """An uncompressed 64x48 RGB file in which `changes` (tag, type, count, value) overrule the truth."""
+    data_at = 400
+    entries = {
+        entry[0]: entry
+        for entry in (
+            *[(256, 3, 1, 64), (257, 3, 1, 48), (258, 3, 3, 380), (259, 3, 1, 1), (262, 3, 1, 2)],
+            *[(273, 4, 1, data_at), (277, 3, 1, 3), (278, 3, 1, 48), (279, 4, 1, 64 * 48 * 3)],
+            *changes,
+        )
+    }
+    directory = b"".join(struct.pack("<HHLL", *entries[tag]) for tag in sorted(entries))
+    start = b"II*\0" + struct.pack("<LH", 8, len(entries)) + directory + struct.pack("<L", next_ifd)
+    return start.ljust(380, b"\0") + struct.pack("<HHH", 8, 8, 8).ljust(20, b"\0") + bytes(pixels)
+
+
+def tiffs() -> dict[str, bytes]:
+    return {
+        "TIFF directory that leads to itself": tiff(next_ifd=8),
+        "TIFF directory beyond the end": tiff(next_ifd=2**31),
+        "TIFF Exif directory that is its own": tiff((0x8769, 4, 1, 8)),
+        "TIFF sub-directory that is its own": tiff((0x014A, 4, 1, 8)),
+        "TIFF strip beyond the end": tiff((273, 4, 1, 2**31 - 1)),
+        "TIFF strip of the wrong size": tiff((279, 4, 1, 5)),
+        "TIFF strip of four gigabytes": tiff((279, 4, 1, 2**32 - 1)),
+        "TIFF with a thousand million strips": tiff((273, 4, 10**9, 400), (279, 4, 10**9, 400), (278, 3, 1, 1)),
+        "TIFF without strips": tiff((273, 4, 0, 0), (279, 4, 0, 0)),
+        "TIFF with rows of no height": tiff((278, 4, 1, 0)),
+        "TIFF of enormous tiles": tiff((322, 4, 1, 2**20), (323, 4, 1, 2**20), (324, 4, 1, 400), (325, 4, 1, 9)),
+        "TIFF of no samples": tiff((277, 3, 1, 0)),
+        "TIFF of 60,000 samples": tiff((277, 3, 1, 60_000)),
+        "TIFF whose strip is no deflate": tiff((259, 3, 1, 8)),
+        "TIFF whose strip is no JPEG": tiff((259, 3, 1, 7)),
+        "TIFF whose strip is no fax": tiff((259, 3, 1, 4), (262, 3, 1, 0), (258, 3, 1, 1), (277, 3, 1, 1)),
+        "TIFF of unknown compression": tiff((259, 3, 1, 34_000)),
+        "TIFF that claims to be 20000x9000": tiff((256, 4, 1, 20_000), (257, 4, 1, 9_000), (278, 4, 1, 9_000)),
+        "TIFF that claims four gigapixels": tiff((256, 4, 1, 65_535), (257, 4, 1, 65_535)),
+        "TIFF whose tags share the file": exif_sharing(4000, 1 << 18),
+    }
+
+
+# GIF
+
+
+def gif(frames: int, width: int, height: int, *, frame_side: int | None = None) -> bytes:
+    """An animation of frames as large as the screen, or announced as `frame_side` squared."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    sides = (frame_side, frame_side) if frame_side else (width, height)
+    frame = b"\x21\xf9\x04\x08\x0a\0\0\0" + b"," + struct.pack("<HHHHB", 0, 0, *sides, 0) + b"\x02\x02\x4c\x01\0"
+    return screen + frame * frames + b";"
+
+
+# All of them
+
+
+def halves(format: str, step: int = 64) -> dict[str, bytes]:
+    content = saved(photo(96, 128), format)
+    return {f"{format} cut at {length}": content[:length] for length in range(step, len(content) - 1, step)}
+
+
+def polyglots() -> dict[str, bytes]:
+    script = b"=1;/*" + b"*/alert(1)//"
+    archive = b"PK\x03\x04" + bytes(26) + b"PK\x05\x06" + bytes(18)
+    return {
+        "GIF that is a script": saved(photo().quantize(4), "GIF") + script,
+        "PNG that is an archive": saved(photo(), "PNG") + archive,
+        "JPEG that is a page": jpeg_with((0xFE, b"<html><script>alert(1)</script>")),
+        "PNG that is a PDF": png(chunk(b"tEXt", b"x\0%PDF-1.4\n%%EOF")),
+        "BMP behind a script": script + saved(photo(), "BMP"),
+    }
+
+
+def good_in_spite() -> dict[str, bytes]:
+    """Odd, but whole: these give a picture."""
+    return polyglots_that_are_pictures() | {
+        "JPEG whose profile lies": jpeg_of_lying_icc(),
+        "JPEG whose EXIF leads to itself": jpeg_with((0xE1, b"Exif\0\0" + exif_looping())),
+        "PNG whose EXIF leads to itself": png(chunk(b"eXIf", exif_looping())),
+        "JPEG of 90 scans": jpeg_of_scans(90),
+        "PNG of a thousand chunks": png(*[chunk(b"prVt", b"")] * 1000),
+        "TIFF directory that leads to itself": tiff(next_ifd=8),
+        "zTXt comment": png(chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"hello"))),
+    }
+
+
+def polyglots_that_are_pictures() -> dict[str, bytes]:
+    return {name: content for name, content in polyglots().items() if "behind" not in name}
+
+
+def hostile() -> dict[str, bytes]:
+    """Name to content; every file here is refused, or gives a picture at a bounded price."""
+    white = saved(Image.new("1", (4000, 4000), 1), "PNG")
+    return dict(
+        itertools.chain(
+            {
+                "empty": b"",
+                "one byte": b"\xff",
+                "JPEG of a thousand scans": jpeg_of_scans(1000),
+                "JPEG that claims to be 13000x13000": jpeg_claiming(13_000, 13_000),
+                "progressive JPEG that claims to be 13000x13000": jpeg_claiming(13_000, 13_000, progressive=True),
+                "JPEG that claims to be 4000x4000": jpeg_claiming(4_000, 4_000),
+                "JPEG of no height": jpeg_claiming(64, 0),
+                "JPEG behind a megabyte of fill": b"\xff\xd8" + b"\xff" * (1 << 20) + saved(photo(), "JPEG")[2:],
+                "JPEG of two hundred EXIF segments": jpeg_with(*[(0xE1, b"Exif\0\0" + bytes(60_000))] * 200),
+                "JPEG whose EXIF shares its bytes": jpeg_with((0xE1, b"Exif\0\0" + exif_sharing(5000, 65_000))),
+                "PNG of 2**31 pixels a side": bare_png(2**31 - 1, 2**31 - 1, b""),
+                "PNG of no size": bare_png(0, 0, b""),
+                "PNG that claims to be 16000x12000": bare_png(16_000, 12_000, bytes(99)),
+                "PNG of 200 megapixels in one row": bare_png(200_000_000, 1, bytes(99)),
+                "white PNG": white,
+                "PNG whose EXIF shares its bytes": png(chunk(b"eXIf", exif_sharing(28_000, 400_000))),
+                "PNG of 200,000 chunks": png(*[chunk(b"prVt", b"")] * 200_000),
+                "PNG with a chunk of two gigabytes": png(chunk(b"tEXt", b"x\0y", length=2**31 - 1)),
+                "PNG whose profile lies": png(
+                    chunk(b"iCCP", b"x\0\0" + zlib.compress(struct.pack(">L", 2**32 - 1) + bytes(200)))
+                ),
+                "APNG of two thousand million frames": apng(frames=2**31 - 1, width=64, height=48),
+                "APNG frame larger than the screen": apng(frames=2, width=30_000, height=30_000),
+                "APNG frame outside the screen": apng(frames=2, width=64, height=48, x=2**31 - 1, y=2**31 - 1),
+                "APNG frame of no size": apng(frames=2, width=0, height=0),
+                "GIF of ten thousand frames of 65535x65535": gif(10_000, 65_535, 65_535),
+                "GIF of ten thousand frames of 4000x4000": gif(10_000, 4_000, 4_000),
+                "GIF frame larger than its screen": gif(1, 10, 10, frame_side=60_000),
+                "GIF of one frame without pixels": gif(1, 4_000, 4_000),
+                "plain PPM of few figures": b"P3 16000 12000 255\n" + b"1 " * 1000,
+                "plain PPM of a figure without end": b"P3 4 4 255\n" + b"1" * (1 << 20),
+                "PPM that claims to be 16000x12000": b"P6 16000 12000 255\n" + bytes(1000),
+                "BMP that claims to be 16000x12000": saved(photo(), "BMP")[:18]
+                + struct.pack("<ll", 16_000, 12_000)
+                + saved(photo(), "BMP")[26:],
+                "WebP that claims to be 16384x12000": webp_claiming(16_384, 12_000),
+            }.items(),
+            png_bombs().items(),
+            tiffs().items(),
+            polyglots().items(),
+        )
+    )
+
+
+def webp_claiming(width: int, height: int) -> bytes:
+    content = saved(photo(), "WEBP", exif=exif_looping())
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return content[:24] + canvas + content[30:]
