@@ -1,0 +1,229 @@
+"""Keys, logs, and what the service never does."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import Running, head, png, problem, serving, settings_of, until
+from starlette.requests import Request
+
+import service
+from service import logs
+from service.keys import Keys, new_key
+from service.problems import Problem
+from service.server import refuse_open_door
+from srgan.errors import UsageError
+
+ALICE, BOB = "alice-alice-alice-alice-1", "bob-bob-bob-bob-bob-bob-2"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    hashed = hashlib.sha256(BOB.encode()).hexdigest()
+    with serving(keys=f"alice:{ALICE}, bob:sha256:{hashed}", queue_requests=4) as server:
+        yield server
+
+
+# Keys
+
+
+@pytest.mark.parametrize("headers", [{"X-API-Key": ALICE}, {"Authorization": f"Bearer {BOB}"}])
+def test_a_key_lets_in(running: Running, headers: dict[str, str]) -> None:
+    assert running.client.post("/v1/upscale", content=png(), headers=headers).status_code == 200
+    assert running.client.get("/v1/models", headers=headers).status_code == 200
+
+
+ODD_KEYS = {
+    "none": b"",
+    "wrong": b"x-api-key: nonsense\r\n",
+    "the beginning of one": f"x-api-key: {ALICE[:-1]}\r\n".encode(),
+    "other case": f"x-api-key: {ALICE.upper()}\r\n".encode(),
+    "empty": b"x-api-key:\r\n",
+    "not ASCII": b"x-api-key: \xe9\xff\x80\r\n",
+    "60 KB": b"x-api-key: " + b"k" * 60_000 + b"\r\n",
+    "twice": f"x-api-key: {ALICE}\r\nx-api-key: {ALICE}\r\n".encode(),
+    "both ways": f"x-api-key: {ALICE}\r\nauthorization: Bearer {BOB}\r\n".encode(),
+    "another scheme": f"authorization: Basic {ALICE}\r\n".encode(),
+    "its hash": f"x-api-key: {hashlib.sha256(ALICE.encode()).hexdigest()}\r\n".encode(),
+}
+
+
+def test_every_odd_key_gets_the_same_answer(running: Running) -> None:
+    answers = set()
+    for odd in ODD_KEYS.values():
+        answer = running.talk(head(connection="close", content_length=0)[:-2] + odd + b"\r\n")
+        document = problem(answer, 401, "unauthorized")
+        assert answer[1]["www-authenticate"] == "Bearer"
+        answers.add(document["detail"])
+    assert len(answers) == 1
+
+
+def test_without_a_key_nothing_of_the_body_is_read(running: Running) -> None:
+    problem(running.talk(head(content_length=1_000_000)), 401, "unauthorized")
+    assert running.service.gate.inside == 0
+    for path in ("/healthz", "/readyz"):
+        assert running.client.get(path).status_code == 200
+    problem(running.client.get("/metrics"), 401, "unauthorized")
+
+
+def test_keys_are_compared_in_constant_time() -> None:
+    """All digests, by hmac.compare_digest, without an early end."""
+    tree = ast.parse((Path(service.__file__).parent / "keys.py").read_text())
+    holder = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "holder")
+    loop = next(node for node in ast.walk(holder) if isinstance(node, ast.For))
+    called = {ast.unparse(node.func) for node in ast.walk(loop) if isinstance(node, ast.Call)}
+    assert called == {"hmac.compare_digest"}
+    assert not [node for node in ast.walk(loop) if isinstance(node, ast.Break | ast.Return | ast.Compare)]
+
+
+def test_only_hashes_are_kept() -> None:
+    settings = settings_of(keys=f"alice:{ALICE}")
+    assert ALICE not in repr(settings)
+    assert ALICE not in repr(vars(Keys(settings)))
+
+
+def test_a_file_of_keys(tmp_path: Path) -> None:
+    key, sha256 = new_key()
+    assert len(key) >= 43
+    path = tmp_path / "keys.toml"
+    path.write_text(f'[keys.alice]\nsha256 = "{sha256}"\nshare = 0.1\n')
+    keys = Keys(settings_of(keys_file=path))
+    request = Request({"type": "http", "headers": [(b"x-api-key", key.encode())]})
+    holder = keys.holder(request)
+    assert (holder.name, holder.share) == ("alice", 0.1)
+    for content in ("nonsense", "[keys.a]\nsha256 = 'short'", "[others]", "keys = 3", "[keys.'a b']"):
+        path.write_text(content)
+        with pytest.raises(UsageError):
+            Keys(settings_of(keys_file=path))
+
+
+@pytest.mark.parametrize(
+    "keys", ["a:short", "noname", ":aaaaaaaaaaaaaaaaaaaaaaaaaaaaa", f"a b:{ALICE}", f"a:{ALICE},a:{BOB}"]
+)
+def test_keys_that_are_none(keys: str) -> None:
+    with pytest.raises(UsageError):
+        Keys(settings_of(keys=keys))
+
+
+def test_the_door_is_shut_without_keys() -> None:
+    for host in ("0.0.0.0", "192.0.2.1", "::", "", "some.name"):
+        with pytest.raises(UsageError, match="--insecure"):
+            refuse_open_door(settings_of(host=host))
+        refuse_open_door(settings_of(host=host, insecure=True))
+        refuse_open_door(settings_of(host=host, keys=f"alice:{ALICE}"))
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        refuse_open_door(settings_of(host=host))
+
+
+def test_without_keys_only_this_machine_is_served() -> None:
+    """However it was started: uvicorn's own command line knows nothing of `refuse_open_door`."""
+    keys = Keys(settings_of())
+    inside = {"type": "http", "headers": [], "server": ("127.0.0.1", 8000)}
+    assert keys.holder(Request(inside)).name == ""
+    with pytest.raises(Problem):
+        keys.holder(Request({**inside, "server": ("192.0.2.1", 8000)}))
+    assert Keys(settings_of(insecure=True)).holder(Request({**inside, "server": ("192.0.2.1", 8000)}))
+
+
+# Logs
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Lines that a logger wrote as the service does."""
+    written: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            written.append(self.format(record))
+
+    handler = Handler()
+    handler.setFormatter(logs.formatter())
+    logger = logging.getLogger("hostile")
+    logger.addHandler(handler)
+    logger.propagate = False
+    yield written
+    logger.removeHandler(handler)
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=50))
+def test_a_log_line_is_one_json_object_whatever_a_client_sends(text: str) -> None:
+    record = logging.LogRecord(
+        "hostile", logging.INFO, "", 0, "path %s", (text + "\r\n\x1b[2J\u2028\u202e",), None
+    )
+    line = logs.formatter().format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["event"].startswith(f"path {text}")
+
+
+def test_log_lines_are_short(lines: list[str]) -> None:
+    try:
+        raise ValueError("x" * 100_000)
+    except ValueError:
+        logging.getLogger("hostile").exception("y" * 100_000)
+    assert len(lines) == 1
+    assert len(lines[0]) < 4096
+    assert json.loads(lines[0])["level"] == "error"
+
+
+def test_a_key_is_in_no_log_metric_or_answer(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    headers = {"X-API-Key": ALICE}
+    seen = running.client.get("/metrics", headers=headers).text
+    seen += running.client.get("/nothing", headers=headers).text
+    seen += running.client.post("/v1/upscale", content=b"x", headers=headers).text
+    printed = capsys.readouterr()
+    seen += printed.out + printed.err
+    assert "/v1/upscale" in seen
+    assert ALICE not in seen
+    assert hashlib.sha256(ALICE.encode()).hexdigest() not in seen
+
+
+# What it never does
+
+
+def test_nothing_is_fetched_run_or_unpickled() -> None:
+    forbidden = {
+        "pickle",
+        "subprocess",
+        "requests",
+        "urllib.request",
+        "httpx",
+        "aiohttp",
+        "marshal",
+        "shelve",
+        "os",
+    }
+    for path in Path(service.__file__).parent.glob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module or "")
+        assert not names & forbidden, path
+
+
+def test_cross_origin_requests_get_no_permission(running: Running) -> None:
+    answer = running.client.options(
+        "/v1/upscale", headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    )
+    assert answer.status_code == 405
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_one_key_cannot_take_everything(running: Running) -> None:
+    mine = {"x_api_key": ALICE}
+    with running.connect(head(content_length=10, **mine)), running.connect(head(content_length=10, **mine)):
+        until(lambda: running.service.gate.inside == 2)
+        problem(running.talk(head(content_length=10, **mine)), 429, "key-over-share")
+        answer = running.client.post("/v1/upscale", content=png(), headers={"X-API-Key": BOB})
+        assert answer.status_code == 200
