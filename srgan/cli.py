@@ -267,7 +267,8 @@ def serve(
 @data.command()
 def check(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of pictures.", show_default=False)
+        list[str],
+        typer.Argument(metavar="DIR[=WEIGHT]...", help="Folders, as for `train --data`.", show_default=False),
     ],
     lr: Annotated[Path | None, typer.Option("--lr", metavar="DIR", help="Their low-resolution versions.")] = None,
     recipe: Annotated[
@@ -288,7 +289,8 @@ def check(
 @data.command()
 def preview(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of pictures.", show_default=False)
+        list[str],
+        typer.Argument(metavar="DIR[=WEIGHT]...", help="Folders, as for `train --data`.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The sheet, .png or .jpg.")],
     recipe: Annotated[str | None, typer.Option("--recipe", help="Whose degradation; default: srgan_x4.")] = None,

@@ -232,8 +232,12 @@ def test_pairs_are_checked(tmp_path: Path, recipe: str, untimed: None, capsys: p
     assert "2 readable" in said
     assert "2 with their own LR" in " ".join(said.split())
     assert "2x4.png of 21x16 px" in said
-    with pytest.raises(UsageError, match="--lr belongs to one folder"):
-        check_command([tmp_path / "hr", tmp_path / "hr"], tmp_path / "lr", None, recipe)
+    pair = f"{tmp_path / 'hr'}:{tmp_path / 'lr'}"
+    assert check_command([f"{pair}=2"], None, None, recipe) == 1
+    assert capsys.readouterr().out == said
+    for folders in ([tmp_path / "hr", tmp_path / "hr"], [pair]):
+        with pytest.raises(UsageError, match="--lr belongs to one folder"):
+            check_command(folders, tmp_path / "lr", None, recipe)
 
 
 def test_exit_codes_and_what_is_said(
@@ -395,6 +399,28 @@ def test_the_preview_follows_seed_and_recipe(clean: Path, recipe: str, tmp_path:
         sheets[name] = (tmp_path / f"{name}.png").read_bytes()
     assert sheets["a"] == sheets["same"]
     assert len(set(sheets.values())) == 3
+
+
+def test_the_preview_takes_weights_and_shipped_lr(clean: Path, recipe: str, tmp_path: Path) -> None:
+    for name in ("hr", "lr"):
+        (tmp_path / name).mkdir()
+    for seed in range(3):
+        Image.fromarray(photograph(64, 80, seed)).save(tmp_path / "hr" / f"{seed}.png")
+        Image.new("RGB", (20, 16), (255, 0, 255)).save(tmp_path / "lr" / f"{seed}x4.png")  # told apart at a glance
+    pair = f"{tmp_path / 'hr'}:{tmp_path / 'lr'}"
+
+    def shipped(*sources: str) -> int:
+        preview_command(sources, tmp_path / "sheet.png", recipe, seed=1, count=8)
+        sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+        return sum(
+            bool((sheet[36 * row, 68 * column + 32] == [255, 0, 255]).all())
+            for row in range(4)
+            for column in range(2)
+        )
+
+    assert shipped(pair) == 8
+    assert shipped(f"{pair}=1e-9", f"{clean}=1") == 0
+    assert shipped(f"{pair}=1", f"{clean}=1e-9") == 8
 
 
 def test_previews_that_cannot_be_are_refused(clean: Path, recipe: str, tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def build_cache(
             "another --run"
         ) from error
     _refuse_if_bad(cache, max_bad_share, sources)
-    return _weighted(cache, sources)
+    return weighted(cache, sources)
 
 
 def pack(files: Sequence[File], folder: Path) -> PictureCache:
@@ -340,6 +340,15 @@ def survey(files: Sequence[File]) -> tuple[PictureCache, list[File]]:
     """Decode `files` as `build_cache` does but keep no pixels; return the rest, and the files that can be used."""
     header, columns, kept = _decode_all(files, None)
     return _assembled(header, columns, torch.empty(0, dtype=torch.uint8)), kept
+
+
+def weighted(cache: PictureCache, sources: Sequence[Source]) -> PictureCache:
+    """Return `cache` with the weights of `sources`; one without a weight has 1 beside others."""
+    if all(source.weight is None for source in sources):
+        return cache
+    weights = tuple(1.0 if source.weight is None else source.weight for source in sources)
+    sha256 = hashlib.sha256(f"{cache.sha256} {weights}".encode()).hexdigest()  # it is another training set
+    return replace(cache, source_weights=weights, sha256=sha256)
 
 
 def split(cache: PictureCache, held_out: int, seed: int) -> tuple[PictureCache, PictureCache]:
@@ -496,12 +505,3 @@ def _refuse_if_bad(cache: PictureCache, max_bad_share: float, sources: Sequence[
             f"{said}. That is more than data.max_bad_share = {max_bad_share:g} allows: is it the right folder?"
         )
     log.warning("left out: %s", said)
-
-
-def _weighted(cache: PictureCache, sources: Sequence[Source]) -> PictureCache:
-    """Add the sources' weights, which are not in the files; a source without one has 1 beside others."""
-    if all(source.weight is None for source in sources):
-        return cache
-    weights = tuple(1.0 if source.weight is None else source.weight for source in sources)
-    sha256 = hashlib.sha256(f"{cache.sha256} {weights}".encode()).hexdigest()  # it is another training set
-    return replace(cache, source_weights=weights, sha256=sha256)

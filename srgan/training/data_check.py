@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,10 @@ from srgan.errors import BackboneError, PictureError, UsageError
 from srgan.files import write_atomically
 from srgan.training import degradation, trainer
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe, load_recipe
-from srgan.training.data import Patches, PictureCache, pack, split_numbers, survey
+from srgan.training.data import Patches, PictureCache, pack, split_numbers, survey, weighted
 from srgan.training.models import SCALE
 from srgan.training.processes import make_fabric
-from srgan.training.sources import File, Source, list_files, shown
+from srgan.training.sources import File, Source, list_files, parse_source, shown
 from srgan.training.state import STAGES, Position, make_players, random_streams
 
 DEFAULT_RECIPE = "srgan_x4"
@@ -186,7 +186,7 @@ def near_duplicates(thumbnails: Tensor, others: Tensor | None = None) -> list[tu
 def summary(report: DataReport) -> str:
     """Return the report in one paragraph, for the log of a training run."""
     parts = [
-        f"{report.pictures} pictures, {report.megapixels:.0f} megapixels to draw patches from, "
+        f"{report.pictures} pictures, {report.megapixels:.1f} megapixels to draw patches from, "
         f"{report.held_out} pictures held out"
     ]
     if report.paired:
@@ -205,19 +205,23 @@ def summary(report: DataReport) -> str:
 
 
 def check_command(
-    folders: Sequence[Path], lr: Path | None, json_path: Path | None, recipe: str | None = None
+    folders: Sequence[str | Path], lr: Path | None, json_path: Path | None, recipe: str | None = None
 ) -> int:
     """Check `folders`, print what was found, and return 0, or 1 if there are problems.
 
-    `lr`: the folder of shipped LR pictures, for a single folder of HR. `json_path`: where the whole report goes
+    `folders`: as `srgan train --data` takes them, see `sources.parse_source`. `lr`: the folder of shipped LR
+    pictures, for a single folder of HR. `json_path`: where the whole report goes
     as well. `recipe`: for which the sizes and times are, a bundled name or a TOML file. Raises UsageError for a
     folder that does not exist or has no picture in it, PictureError if the report cannot be written.
     """
-    if lr is not None and len(folders) != 1:
-        raise UsageError(f"--lr belongs to one folder of HR pictures, not to {len(folders)}: check them apart")
+    sources = [parse_source(str(folder)) for folder in folders]
+    if lr is not None:
+        if len(sources) != 1 or sources[0].lr_folder is not None:
+            raise UsageError("--lr belongs to one folder of HR pictures; give several as HR_DIR:LR_DIR")
+        sources = [replace(sources[0], lr_folder=lr)]
     name = recipe or DEFAULT_RECIPE
     settings = load_recipe(name)
-    report = check([Source(folder, lr) for folder in folders], settings)
+    report = check(sources, settings)
     _print(report, name)
     if json_path is not None:
         text = json.dumps({**asdict(report), "problems": report.problems}, indent=2) + "\n"
@@ -226,12 +230,13 @@ def check_command(
 
 
 def preview_command(
-    folders: Sequence[Path], out: Path, recipe: str | None = None, seed: int = 0, count: int = 16
+    folders: Sequence[str | Path], out: Path, recipe: str | None = None, seed: int = 0, count: int = 16
 ) -> None:
-    """Write a sheet of `count` HR patches of `folders`, each beside the LR that `recipe` makes of it, enlarged.
+    """Write a sheet of `count` HR patches of `folders`, each beside its LR, enlarged.
 
-    Patches are drawn as training draws them, from a sample of the pictures. Raises UsageError for a folder or a
-    suffix that cannot be used, PictureError if the sheet cannot be written.
+    LR is what `recipe` makes of the patch, or what was shipped with it. `folders`: as `srgan train --data` takes
+    them. Patches are drawn as training draws them, from a sample of the pictures. Raises UsageError for a folder
+    or a suffix that cannot be used, PictureError if the sheet cannot be written.
     """
     format = pictures.format_of_suffix(out.suffix)
     if format is None:
@@ -242,11 +247,12 @@ def preview_command(
     random = torch.Generator().manual_seed(seed)
     degrade = degradation.make(settings.degradation, random)
     stage = settings.pretrain if settings.pretrain.steps else settings.adversarial
-    files = list_files([Source(folder) for folder in folders])
+    sources = [parse_source(str(folder)) for folder in folders]
+    files = list_files(sources)
     sample = [files[index] for index in torch.randperm(len(files), generator=random)[: 2 * count].tolist()]
     with tempfile.TemporaryDirectory() as folder:
         patches = Patches(
-            pack(sample, Path(folder)),
+            weighted(pack(sample, Path(folder)), sources),
             stage.patch_hr_px + 2 * degrade.margin_hr_px,
             torch.device("cpu"),
             random,

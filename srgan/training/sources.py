@@ -79,9 +79,7 @@ def parse_source(text: str) -> Source:
             return replace(unweighted, weight=_weight_in(number, text))
     source = _folders_in(text)
     if source is None:
-        raise UsageError(
-            f"{text} is not a folder: give --data a folder of pictures, as DIR, DIR=WEIGHT or HR_DIR:LR_DIR"
-        )
+        raise UsageError(f"{text} is not a folder: give a folder of pictures, as DIR, DIR=WEIGHT or HR_DIR:LR_DIR")
     return source
 
 
@@ -203,13 +201,13 @@ def _weight_in(number: str, text: str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < float("inf"):
-        raise UsageError(f"--data {text}: the weight must be a number above 0, not {number!r}")
+        raise UsageError(f"{text}: the weight must be a number above 0, not {number!r}")
     return weight
 
 
 def _picture_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: give --data a folder of pictures")
+        raise UsageError(f"{folder} is not a folder: give a folder of pictures")
     return sorted(
         path
         for path in folder.rglob("*")
