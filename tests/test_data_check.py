@@ -412,11 +412,8 @@ def test_the_preview_takes_weights_and_shipped_lr(clean: Path, recipe: str, tmp_
     def shipped(*sources: str) -> int:
         preview_command(sources, tmp_path / "sheet.png", recipe, seed=1, count=8)
         sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-        return sum(
-            bool((sheet[36 * row, 68 * column + 32] == [255, 0, 255]).all())
-            for row in range(4)
-            for column in range(2)
-        )
+        cells = [sheet[36 * row, 68 * column + 32] for row in range(4) for column in range(2)]
+        return sum(bool((cell == [255, 0, 255]).all()) for cell in cells)
 
     assert shipped(pair) == 8
     assert shipped(f"{pair}=1e-9", f"{clean}=1") == 0

@@ -35,7 +35,7 @@ LOW_JPEG_QUALITY = 75  # below it the 8×8 blocks show, and a generator learns t
 NEAR_DUPLICATE = 0.96
 _FLAT = 2.0  # grey levels of deviation under which a thumbnail shows nothing to compare
 _SAMPLE = 24  # pictures decoded for the timing
-_MEASURED_CALLS = 2
+_MEASURED_CALLS = 3
 _MEASURED_BATCH = 4  # patches in a measured step on CPUs, where the time grows with them; a GPU gets all
 _ROWS_AT_ONCE = 2048
 _LARGEST_SHEET = 400
@@ -328,14 +328,19 @@ def _stage_timing(
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes, the first one left out: it allocates and compiles."""
+    """How long one call takes: the shortest of some, for whatever else the machine does only adds to it.
+
+    The first one is left out: it allocates and compiles.
+    """
     function()
-    _wait_for(device)
-    began = time.perf_counter()
+    taken = []
     for _ in range(_MEASURED_CALLS):
+        _wait_for(device)
+        began = time.perf_counter()
         function()
-    _wait_for(device)
-    return (time.perf_counter() - began) / _MEASURED_CALLS
+        _wait_for(device)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def _wait_for(device: torch.device) -> None:
@@ -434,6 +439,8 @@ def _lists(report: DataReport) -> dict[str, list[str]]:
 
 
 def _duration(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
     if hours >= 1:
         return f"{hours:.1f} hours"
     return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} seconds"
