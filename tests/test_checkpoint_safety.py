@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import srgan
@@ -138,6 +140,57 @@ def test_a_read_only_folder_is_said(tmp_path: Path) -> None:
     assert "Read-only file system" in done.stdout
     assert "--run" in done.stdout
     assert "rc 3" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [("fsync", "EIO", "Input/output error"), ("rename", "EDQUOT", "Disk quota exceeded")],
+)
+def test_a_failing_disk_is_said_and_the_old_checkpoint_survives(
+    tmp_path: Path, call: str, error: str, said: str
+) -> None:
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    script = tmp_path / "save.py"
+    script.write_text(SCRIPT)
+    path = tmp_path / "run" / "last.pt"
+    save_checkpoint(path, state_of(1))
+    inject = f"inject={call}:error={error}:when=1"
+    command = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
+    done = subprocess.run(
+        [*command, sys.executable, script, path, "10"], capture_output=True, text=True, check=False
+    )
+    if "PTRACE" in done.stderr:
+        pytest.skip(f"needs the right to trace: {done.stderr.strip()}")
+    assert done.returncode == 3, done.stderr
+    assert said in done.stdout
+    assert load_checkpoint(path)["step"] == 1
+    assert [left.name for left in path.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    disk, photos = tmp_path / "disk", tmp_path / "photos"
+    disk.mkdir()
+    photos.mkdir()
+    for index in range(5):
+        noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(photos / f"{index}.png")
+    settings = "--set pretrain.steps=30 --set adversarial.steps=0 --set pretrain.patch_hr_px=16 "
+    settings += "--set checkpoint_minutes=1e-9 --set keep_checkpoints=1000 --set log_steps=1 --set data.held_out=0"
+    train = f"{sys.executable} -m srgan train tiny --data {photos} --run {disk}/run {settings}"
+    done = in_a_small_filesystem(
+        disk,
+        "size=1800k",
+        f"({train} 2>&1; echo rc $?); mount -o remount,size=60m {disk} && {train} --resume 2>&1",
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in done.stdout
+    assert "No space left" in done.stdout
+    assert "--resume" in done.stdout
+    assert "rc 1" in done.stdout
+    assert "tiny-srresnet-x4.onnx" in done.stdout
 
 
 def test_a_torn_last_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
