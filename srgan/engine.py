@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from srgan.errors import EngineError, WeightsError
+from srgan.errors import EngineError, OutOfMemoryError, WeightsError
 from srgan.weights import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
     import numpy as np
     import openvino
 
+    from srgan.strips import StripGraph
+
+ReadRows = Callable[[int, int], "np.ndarray"]
+
 # Compiled models that are kept. Each holds its own working memory, kilobytes per LR pixel, so their sum is
 # bounded by pixels and not only by their number.
 _KEPT_MODELS = 4
 _KEPT_LR_PX = 320 * 320
+
+# What OpenVINO and oneDNN say when an allocation fails.
+_NO_MEMORY = ("bad_alloc", "allocate", "out of memory", "out_of_memory", "Cannot allocate")
 
 
 class Engine(Protocol):
@@ -34,8 +45,39 @@ class Engine(Protocol):
     def run(self, lr: np.ndarray) -> np.ndarray:
         """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1].
 
-        Called from several threads at once. Raises EngineError rather than return anything but a full result.
+        Called from several threads at once. Raises EngineError rather than return anything but a full result,
+        and of its kind OutOfMemoryError where a smaller tile may do.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class StripFacts:
+    """What strips cost: rows that are run beyond the picture's height, and bytes of kept rows per LR column."""
+
+    lag_lr_px: int
+    bytes_per_column: int
+
+
+@runtime_checkable
+class StripEngine(Engine, Protocol):
+    """An engine that can also run a picture in strips of rows: nothing twice, in memory for the width alone."""
+
+    @property
+    def strip_facts(self) -> StripFacts | None:
+        """What strips cost, or None if this model cannot be run so."""
+        ...
+
+    def strips(self, height: int, width: int, rows: int, read: ReadRows) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield rows of SR from the top down, each with its (1,3,h,sW) float32, valid until the next is asked for.
+
+        `read(start, stop)` returns these rows of LR, (1,3,h,W) float32 in [0,1]; `rows` are run at once. What is
+        kept between strips belongs to this one iterator. Raises what `run` raises.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Give back the memory that is kept to be faster next time."""
         ...
 
 
@@ -63,7 +105,7 @@ class OpenVinoEngine:
             # Pinned threads of two processes sit on the same cores while others idle.
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled: OrderedDict[tuple[int, ...], openvino.CompiledModel] = OrderedDict()
+        self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def run(self, lr: np.ndarray) -> np.ndarray:
@@ -73,28 +115,80 @@ class OpenVinoEngine:
         """
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.dtype != "float32":
             raise EngineError(f"expected (N,3,H,W) float32, got {lr.shape} {lr.dtype}")
-        try:
+        with _openvino_errors(f"a tile of shape {lr.shape}"):
             # A request of its own for every call: two threads never share input or output memory.
             request = self._compiled_for(lr.shape).create_infer_request()
             sr: np.ndarray = request.infer([lr], share_inputs=True)[0]
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed on a tile of shape {lr.shape}: {_first_line(error)}") from error
         scale = self.metadata.scale
         expected = (lr.shape[0], 3, lr.shape[2] * scale, lr.shape[3] * scale)
         if sr.shape != expected:
             raise EngineError(f"the model returned shape {sr.shape} instead of {expected}; its metadata is wrong")
-        # min and max carry a NaN or an infinity through, and need no array of flags.
-        if not (math.isfinite(sr.min()) and math.isfinite(sr.max())):
-            raise EngineError("the model returned values that are not finite; the weights are damaged")
+        _check_finite(sr)
         return sr
 
+    @cached_property
+    def strip_facts(self) -> StripFacts | None:
+        """What strips cost, or None if this model's graph cannot be cut into them."""
+        from srgan.strips import UnsuitableGraphError, strip_graph
+
+        try:
+            with self._lock:
+                graph = strip_graph(self._model, rows=1, width=1)
+        except UnsuitableGraphError:
+            return None
+        if graph.scale != self.metadata.scale:
+            return None  # `run` says what is wrong
+        return StripFacts(math.ceil(graph.lag / graph.scale), graph.state_bytes)
+
+    def strips(self, height: int, width: int, rows: int, read: ReadRows) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield SR in strips, as `StripEngine` says; exactly what `run` returns for the whole picture."""
+        with _openvino_errors(f"strips of {rows}x{width}"):
+            graph, compiled = self._strips_for(rows, width)
+            task = _StripTask(graph, compiled, height, width)
+        scale, wanted, finished = self.metadata.scale, height * self.metadata.scale, 0
+        number = 0
+        while finished < wanted:
+            start, stop = (min(height, row) for row in (number * rows, (number + 1) * rows))
+            lr = read(start, stop) if start < stop else None
+            with _openvino_errors(f"strips of {rows}x{width}"):
+                sr = task.next(number, lr)
+            first = number * rows * scale - graph.lag
+            begin, end = max(0, first), min(wanted, first + rows * scale)
+            if begin < end:
+                piece = sr[:, :, begin - first : end - first]
+                _check_finite(piece)
+                yield slice(begin, end), piece
+                finished = end
+            number += 1
+
+    def forget(self) -> None:
+        """Drop all compiled models; they are made again when needed."""
+        with self._lock:
+            self._compiled.clear()
+
     def _compiled_for(self, shape: tuple[int, ...]) -> openvino.CompiledModel:
+        def build() -> openvino.CompiledModel:
+            self._model.reshape(list(shape))
+            return self._core.compile_model(self._model, "CPU", self._settings)
+
+        return self._kept(shape, build)
+
+    def _strips_for(self, rows: int, width: int) -> tuple[StripGraph, openvino.CompiledModel]:
+        from srgan.strips import strip_graph
+
+        def build() -> tuple[StripGraph, openvino.CompiledModel]:
+            graph = strip_graph(self._model, rows, width)
+            return graph, self._core.compile_model(graph.model, "CPU", self._settings)
+
+        kept: tuple[StripGraph, openvino.CompiledModel] = self._kept((rows, width), build)
+        return kept
+
+    def _kept(self, shape: tuple[int, ...], build: Callable[[], Any]) -> Any:
         with self._lock:
             compiled = self._compiled.pop(shape, None)
             if compiled is None:
                 self._forget_until_fits(shape)
-                self._model.reshape(list(shape))
-                compiled = self._core.compile_model(self._model, "CPU", self._settings)
+                compiled = build()
             self._compiled[shape] = compiled  # now the most recent
             return compiled
 
@@ -104,6 +198,52 @@ class OpenVinoEngine:
             len(self._compiled) >= _KEPT_MODELS or sum(map(_lr_px, self._compiled)) + _lr_px(shape) > _KEPT_LR_PX
         ):
             self._compiled.popitem(last=False)
+
+
+class _StripTask:
+    """One picture on its way through a strip graph: the rows that are kept, and where the next ones go."""
+
+    def __init__(self, graph: StripGraph, compiled: openvino.CompiledModel, height: int, width: int) -> None:
+        import numpy as np
+        import openvino
+
+        self._graph, self._height = graph, height
+        self._request = compiled.create_infer_request()
+        self._lr = [openvino.Tensor(np.zeros((1, 3, graph.rows, width), np.float32)) for _ in range(2)]
+        self._masks = [
+            openvino.Tensor(np.zeros(graph.mask(scale, 0, height).shape, np.float32))
+            for scale in graph.mask_scales
+        ]
+        # What one strip leaves is what the next one takes: two sets that change places.
+        self._states, self._next = (
+            [openvino.Tensor(np.zeros(shape, np.float32)) for shape in graph.states] for _ in range(2)
+        )
+        for port, tensor in enumerate([*self._lr, *self._masks]):
+            self._request.set_input_tensor(port, tensor)
+
+    def next(self, number: int, lr: np.ndarray | None) -> np.ndarray:
+        """Run strip `number`, whose rows inside the picture are `lr`; return its output, good until the next."""
+        graph, (strip, edges) = self._graph, (tensor.data for tensor in self._lr)
+        inside = 0 if lr is None else lr.shape[2]
+        if lr is not None:
+            strip[:, :, :inside] = edges[:, :, :inside] = lr
+            edges[:, :, inside:] = lr[:, :, -1:]
+        else:
+            edges[:] = edges[:, :, -1:]
+        strip[:, :, inside:] = 0
+        if number == 0 and lr is not None:
+            for index in graph.edge_states:
+                self._states[index].data[:] = lr[:, :, :1].transpose(0, 2, 3, 1)
+        for scale, mask in zip(graph.mask_scales, self._masks, strict=True):
+            mask.data[:] = graph.mask(scale, number, self._height)
+        for offset, tensor in enumerate(self._states, start=2 + len(self._masks)):
+            self._request.set_input_tensor(offset, tensor)
+        for offset, tensor in enumerate(self._next, start=1):
+            self._request.set_output_tensor(offset, tensor)
+        self._request.infer()
+        self._states, self._next = self._next, self._states
+        sr: np.ndarray = self._request.get_output_tensor(0).data
+        return sr
 
 
 def available_cores() -> int:
@@ -160,8 +300,28 @@ def _metadata_of(model: openvino.Model, source: str) -> ModelMetadata:
     return metadata
 
 
+@contextlib.contextmanager
+def _openvino_errors(piece: str) -> Iterator[None]:
+    """Turn what OpenVINO raises while it works on `piece` into errors of this package."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemoryError(f"not enough memory for {piece}") from error
+    except RuntimeError as error:
+        said = _first_line(error)
+        if any(sign in str(error) for sign in _NO_MEMORY):
+            raise OutOfMemoryError(f"not enough memory for {piece} ({said})") from error
+        raise EngineError(f"OpenVINO failed on {piece}: {said}") from error
+
+
+def _check_finite(sr: np.ndarray) -> None:
+    # min and max carry a NaN or an infinity through, and need no array of flags.
+    if not (math.isfinite(sr.min()) and math.isfinite(sr.max())):
+        raise EngineError("the model returned values that are not finite; the weights are damaged")
+
+
 def _lr_px(shape: tuple[int, ...]) -> int:
-    return shape[0] * shape[2] * shape[3]
+    return math.prod(shape) // (3 if len(shape) == 4 else 1)  # (N,3,H,W), or rows and width of a strip
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@
     ├── BackboneError          ImageNet weights for VGG or AlexNet cannot be had
     ├── GuardError             the process that decodes pictures safely cannot be had
     ├── EngineError            inference failed; never papered over
+    │   └── OutOfMemoryError   a smaller piece of the picture may fit
     └── TrainingError          a run that cannot go on (it diverged, the disk is full)
 
 The command line maps these to exit codes in one place (`srgan.cli.main`).
@@ -59,6 +60,10 @@ class GuardError(SrganError):
 
 class EngineError(SrganError):
     """Inference failed or produced something that is not a picture."""
+
+
+class OutOfMemoryError(EngineError):
+    """Memory ran out during inference; what was asked for may succeed in smaller pieces."""
 
 
 class TrainingError(SrganError):

@@ -37,6 +37,11 @@ class Tile:
             slice(self.columns.read_start, self.columns.read_stop),
         )
 
+    @property
+    def read_px(self) -> int:
+        """How many LR pixels are run."""
+        return math.prod(span.read_stop - span.read_start for span in (self.rows, self.columns))
+
     def kept(self, scale: int) -> tuple[slice, slice]:
         """Rows and columns of the tile's own output that are kept."""
         return tuple(  # type: ignore[return-value]  # two axes give two slices

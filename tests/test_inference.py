@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srgan import inference, tiling
-from srgan.engine import OpenVinoEngine
-from srgan.errors import UsageError
+from srgan import inference
+from srgan.engine import OpenVinoEngine, ReadRows, StripFacts
+from srgan.errors import EngineError, OutOfMemoryError, UsageError
 from srgan.inference import Inference
 from srgan.weights import ModelMetadata
 
@@ -83,13 +85,137 @@ def test_auto_is_whole_when_small_and_tiled_when_memory_is_short(monkeypatch: py
 
 def test_auto_bounds_the_tile_whatever_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "available_bytes", lambda: 2**50)
-    tiles = Inference(NearestEngine(replace(METADATA, halo_lr_px=40)))._plan(3000, 4000)
-    read = tiles[0].read
-    assert (read[0].stop - read[0].start) * (read[1].stop - read[1].start) <= 592 * 592
-    assert Inference(NearestEngine())._plan(512, 512) == tiling.whole(512, 512)
+    engine = NearestEngine(replace(METADATA, halo_lr_px=40))
+    Inference(engine).run(600, 1200, lambda rows, columns: noise(600, 1200)[:, :, rows, columns], lambda *_: None)
+    assert len(engine.calls) > 1
+    assert all(shape[2] * shape[3] <= 576 * 576 for shape in engine.calls)
+
+
+@settings(max_examples=50)
+@given(height=st.integers(1, 20_000), width=st.integers(1, 20_000), limit=st.integers(50_000_000, 4_000_000_000))
+def test_a_plan_keeps_within_its_memory_and_covers_the_picture(height: int, width: int, limit: int) -> None:
+    """With the facts of the bundled models."""
+    plan = Inference(StripFake()).plan(height, width, limit)
+    assert plan.needed_bytes <= limit
+    px = plan.strip_rows * plan.tiles[0].read_px // height if plan.strip_rows else plan.tiles[0].read_px
+    assert px * 7500 <= limit
+    assert sum(tile.read_px for tile in plan.tiles) <= 6.5 * height * width + 500_000
+    ends = {(tile.rows.stop, tile.columns.stop) for tile in plan.tiles}
+    assert max(ends) == (height, width)
+    if plan.strip_rows:
+        assert {(tile.rows.start, tile.rows.stop) for tile in plan.tiles} == {(0, height)}
+
+
+def test_plans_for_well_known_sizes() -> None:
+    plans = Inference(StripFake())
+
+    def shape(height: int, width: int, limit: float) -> tuple[int, int]:
+        plan = plans.plan(height, width, limit)
+        return len(plan.tiles), plan.strip_rows
+
+    assert shape(500, 500, 2.7e9) == (1, 0)  # whole
+    assert shape(500, 500, 1e9) == (1, 32)
+    assert shape(3000, 4000, 2.7e9) == (1, 16)  # 12 megapixels
+    assert shape(3000, 4000, 3e8) == (3, 8)  # too wide for strips across
+    assert shape(10, 100_000, 2.7e9) == (4, 0)  # few rows, and strips lag by 40
+    assert plans.plan(3000, 4000, 2.7e9).cost < 1.12 * 3000 * 4000
+
+
+def test_the_smallest_plan_where_nothing_fits() -> None:
+    plan = Inference(StripFake()).plan(3000, 4000, 1)
+    assert plan.needed_bytes == min(
+        Inference(StripFake()).plan(3000, 4000, limit).needed_bytes for limit in (1, 10, 1000, 1e7, 1e8)
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 70), (70, 1), (61, 67), (100, 30)])
+def test_strips_and_columns_of_strips_equal_the_whole(tiny_engine: OpenVinoEngine, size: tuple[int, int]) -> None:
+    lr = noise(*size)
+    whole = tiny_engine.run(lr)
+    for limit in (10, 4_000_000):
+        sr = Inference(tiny_engine, memory_bytes=limit).array(lr)
+        assert np.abs(sr - whole).max() <= 1e-6
+
+
+# Out of memory
+
+
+class StripFake(NearestEngine):
+    """Also in strips. Fails as if the memory of `most_px` LR pixels were all there is."""
+
+    def __init__(self, most_px: float = float("inf"), fail_at_strip: int = 0) -> None:
+        super().__init__(replace(METADATA, halo_lr_px=40))
+        self.strip_facts = StripFacts(lag_lr_px=40, bytes_per_column=42_416)
+        self.most_px, self.fail_at_strip, self.forgotten = most_px, fail_at_strip, 0
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        if lr[0, 0].size > self.most_px:
+            raise OutOfMemoryError("not enough memory for a tile")
+        return super().run(lr)
+
+    def strips(self, height: int, width: int, rows: int, read: ReadRows) -> Iterator[tuple[slice, np.ndarray]]:
+        for number, start in enumerate(range(0, height, rows)):
+            if rows * width > self.most_px and number >= self.fail_at_strip:
+                raise OutOfMemoryError("not enough memory for strips")
+            stop = min(height, start + rows)
+            yield slice(4 * start, 4 * stop), super().run(np.ascontiguousarray(read(start, stop)))
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+def test_out_of_memory_takes_half_of_it_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "available_bytes", lambda: 2**50)
+    engine = StripFake(most_px=4000, fail_at_strip=2)
+    seen: list[float] = []
+    lr, sr = noise(300, 301), np.zeros((1, 3, 1200, 1204), np.float32)
+
+    def write(rows: slice, columns: slice, piece: np.ndarray) -> None:
+        sr[:, :, rows, columns] = piece
+
+    Inference(engine).run(300, 301, lambda rows, columns: lr[:, :, rows, columns], write, report=seen.append)
+    np.testing.assert_array_equal(sr, lr.repeat(4, 2).repeat(4, 3))
+    assert engine.forgotten == 2  # whole, strips of 32 rows, strips of fewer
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+def test_out_of_memory_four_times_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "available_bytes", lambda: 2**50)
+    engine = StripFake(most_px=0)
+    with pytest.raises(OutOfMemoryError, match=r"not enough memory .* allow this one more") as caught:
+        Inference(engine).array(noise(300, 300))
+    assert "\n" not in str(caught.value)
+    assert engine.forgotten == 3
+
+
+@pytest.mark.parametrize("tile", [200, "off"])
+def test_out_of_memory_with_a_tile_that_was_asked_for(tile: int | Literal["off"]) -> None:
+    engine = StripFake(most_px=100)
+    with pytest.raises(OutOfMemoryError, match="smaller tile"):
+        Inference(engine, tile_lr_px=tile).array(noise(30, 30))
+    assert engine.forgotten == 0
+
+
+def test_another_failure_is_never_tried_again() -> None:
+    class Broken(NearestEngine):
+        def run(self, lr: np.ndarray) -> np.ndarray:
+            super().run(lr)
+            raise EngineError("out of order")
+
+    engine = Broken()
+    with pytest.raises(EngineError, match="out of order"):
+        Inference(engine).array(noise(9, 9))
+    assert len(engine.calls) == 1
 
 
 @pytest.mark.parametrize("tile", [0, -1])
 def test_tiles_out_of_range(tile: int) -> None:
     with pytest.raises(UsageError, match="tile"):
         Inference(NearestEngine(), tile_lr_px=tile)
+
+
+@pytest.mark.parametrize("memory", [0, -1])
+def test_memory_out_of_range(memory: int) -> None:
+    with pytest.raises(UsageError, match="memory"):
+        Inference(NearestEngine(), memory_bytes=memory)
