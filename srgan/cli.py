@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import typer
 
-from srgan.errors import SrganError, UsageError
-
-if TYPE_CHECKING:
-    from srgan.batch import FileReport
+from srgan.errors import OutputError, SrganError, UsageError
+from srgan.interrupts import interruptible
+from srgan.reporting import FileReport, JsonReport
+from srgan.terminal import Bar, one_line, progress_bar, say, tell
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -55,7 +57,7 @@ def main() -> None:
     try:
         app(prog_name="srgan")
     except SrganError as error:
-        _say("error", str(error))
+        say("error", str(error))
         sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -115,33 +117,38 @@ def upscale(
     quality: Annotated[
         int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make finished files again, and replace any that are in the way.")
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow symbolic links out of a folder.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first file that fails.")] = False,
+    workers: Annotated[
+        int, typer.Option("-j", "--workers", help="Files that are decoded or encoded beside the one in inference.")
+    ] = 2,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what became of each file; - for stdout.")
+    ] = None,
 ) -> None:
-    """Upscale pictures: photo.jpg becomes photo_x4.jpg, a folder becomes the same tree in OUT."""
+    """Upscale pictures: photo.jpg becomes photo_x4.jpg, a folder becomes the same tree in OUT.
+
+    Files that are finished already are skipped, so an interrupted run is taken up by the same command.
+    """
     from srgan import batch
     from srgan.upscale import Request, Upscaler
 
     request = Request(scale, long_side, width, height, strength)
-    if quality is not None and not 1 <= quality <= 100:
-        raise UsageError(f"quality {quality} is out of range: choose one from 1 to 100")
+    options = batch.Options(request, quality, overwrite, fail_fast, measured=json_path is not None)
     upscaler = Upscaler(model, tile_lr_px=_tile(tile))
-    plan = batch.plan(inputs, out, scale=request.label(upscaler.scale), format=format)
+    plan = batch.plan(inputs, out, scale=request.label(upscaler.scale), format=format, follow_links=follow_links)
+    facts = {"model": upscaler.metadata.name, "model_sha256": upscaler.model_sha256}
+    log = JsonReport(json_path, {**facts, "settings": options.settings(format)})
 
-    reports: list[FileReport] = []
-    total = len(plan.jobs) + len(plan.unreadable)
-    try:
-        with _progress_bar(total) as bar:
-            for report in batch.run(plan, upscaler, scale=request, quality=quality, progress=bar.within_file):
-                reports.append(report)
-                bar.file_done()
-                _tell(report)
-    except KeyboardInterrupt:
-        _say("interrupted", f"{total - len(reports)} of {total} not done")
-        raise typer.Exit(INTERRUPTED) from None
-    failed = sum(report.status == "failed" for report in reports)
-    if total > 1:
-        print(f"{total - failed} written, {failed} failed")
-    if failed:
-        raise typer.Exit(FAILED)
+    def start(bar: Bar, stop: threading.Event) -> Generator[FileReport]:
+        return batch.run(plan, upscaler, options, workers=workers, progress=bar.within_file, stop=stop)
+
+    raise typer.Exit(_carried_out(start, plan.total, log, sys.stderr if _is_stream(json_path) else sys.stdout))
 
 
 @app.command()
@@ -157,9 +164,9 @@ def models() -> None:
         except SrganError as error:
             state = "DAMAGED"
             damaged += 1
-            _say("error", str(error))
+            say("error", str(error))
         default = " (default)" if model.is_default else ""
-        print(_one_line(f"{model.name}{default}  x{model.scale}  {state}  {model.description}"))
+        print(one_line(f"{model.name}{default}  x{model.scale}  {state}  {model.description}"))
     if damaged:
         raise typer.Exit(FAILED)
 
@@ -217,7 +224,7 @@ def report(
     with _extra("train"):
         from srgan.training.report import report_command
 
-        print(_one_line(str(report_command(run, out))))
+        print(one_line(str(report_command(run, out))))
 
 
 @app.command()
@@ -304,6 +311,43 @@ def preview(
         data_check.preview_command(folders, out, recipe, seed, count)
 
 
+def _carried_out(
+    start: Callable[[Bar, threading.Event], Generator[FileReport]], total: int, log: JsonReport, stream: TextIO
+) -> int:
+    """Tell of each file as it is finished, close the log whatever the end is, and return the exit code."""
+    error, abandoned = None, False
+    with interruptible() as interrupt:
+        try:
+            # Closed at once, not some time later: it holds threads and folders.
+            with progress_bar(total) as bar, contextlib.closing(start(bar, interrupt.stop)) as reports:
+                for report in reports:
+                    log.add(report)
+                    bar.file_done()
+                    tell(report, stream)
+        except OutputError as problem:
+            error = str(problem)
+            say("error", error)
+        except KeyboardInterrupt:
+            if interrupt.exit_code is None:
+                raise
+            abandoned = True
+        left = total - log.counts.total()
+        if total > 1 or log.counts["skipped"]:
+            counted = ", ".join(f"{count} {status}" for status, count in log.counts.items())
+            print(counted + f", {left} left" * bool(left), file=stream, flush=True)
+        if interrupt.exit_code is not None:
+            error = error or "interrupted"
+            say("interrupted", f"{left} of {total} not done; the same command goes on")
+        log.close(left=left, error=error)
+    if abandoned:
+        os._exit(interrupt.exit_code or INTERRUPTED)  # threads that are still at work would hold up the usual way
+    return interrupt.exit_code or (FAILED if left or log.counts["failed"] else 0)
+
+
+def _is_stream(path: Path | None) -> bool:
+    return str(path) == "-"
+
+
 def _tile(text: str) -> int | Literal["auto", "off"]:
     if text == "auto":
         return "auto"
@@ -324,70 +368,3 @@ def _extra(extra: str) -> Iterator[None]:
         if missing not in _EXTRAS[extra]:
             raise
         raise UsageError(f'this needs {missing}, which is not installed: pip install "srgan[{extra}]"') from error
-
-
-def _tell(report: FileReport) -> None:
-    for warning in report.warnings:
-        _say("warning", f"{report.source}: {warning}")
-    if report.error is not None:
-        _say("error", report.error)
-    if report.size is not None and report.source_size is not None:
-        before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
-        speed = report.size[0] * report.size[1] / 1e6 / report.seconds
-        line = f"{report.source} -> {report.target}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
-        print(_one_line(line), flush=True)
-
-
-def _say(kind: str, message: str) -> None:
-    print(_one_line(f"srgan: {kind}: {message}"), file=sys.stderr, flush=True)
-
-
-def _one_line(text: str) -> str:
-    """Return `text` with what could break the line or drive the terminal written as escapes.
-
-    File names may hold anything but a slash and a zero byte.
-    """
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
-
-
-class _Bar:
-    """Progress over all files: does nothing here, and draws where a terminal can show it."""
-
-    def within_file(self, fraction: float) -> None:
-        """Take the finished fraction of the file at hand."""
-
-    def file_done(self) -> None:
-        """Count a file."""
-
-
-@contextlib.contextmanager
-def _progress_bar(total: int) -> Iterator[_Bar]:
-    if not sys.stderr.isatty():
-        yield _Bar()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-
-    columns = BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # a line printed to a file or a pipe must stay in it
-    ) as progress:
-        task = progress.add_task("", total=total)
-
-        class Drawn(_Bar):
-            finished = 0
-
-            def within_file(self, fraction: float) -> None:
-                progress.update(task, completed=self.finished + fraction)
-
-            def file_done(self) -> None:
-                self.finished += 1
-                progress.update(task, completed=self.finished)
-
-        yield Drawn()

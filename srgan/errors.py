@@ -7,6 +7,7 @@
     ├── PictureError           one picture cannot be read or written; the next one may
     │   ├── UnsupportedPictureError   a format or pixel mode that is refused rather than damaged
     │   └── PictureTooLargeError      refused from its header, before any pixel is decoded
+    ├── OutputError            the place of the results takes no more (full, read-only); the run cannot go on
     ├── WeightsError           a weights or checkpoint file that is damaged, foreign or does not match
     ├── BackboneError          ImageNet weights for VGG or AlexNet cannot be had
     ├── GuardError             the process that decodes pictures safely cannot be had
@@ -44,6 +45,10 @@ class UnsupportedPictureError(PictureError):
 
 class PictureTooLargeError(PictureError):
     """A picture whose header promises more pixels than the limit."""
+
+
+class OutputError(SrganError):
+    """The place of the results takes no more: the disk is full or read-only, or its records are damaged."""
 
 
 class WeightsError(SrganError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 # A name that ends so is a write in progress, or what a killed process left of one.
 TEMPORARY_SUFFIX = ".srgan-part"
@@ -18,19 +20,50 @@ def write_atomically(path: Path, data: bytes) -> None:
     symbolic link at `path` is replaced, not written through. Whatever goes wrong, the temporary is removed.
     Raises OSError as the operating system gives it.
     """
+    with written_whole(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to fill that becomes `path` at the end of the block, as by `write_atomically`."""
+    temporary = temporary_beside(path)
+    with removed_on_error(temporary):
+        with open_new(temporary) as file:
+            yield file
+        put_in_place(temporary, path)
+
+
+def temporary_beside(path: Path, run: str = "") -> Path:
+    """Return a name for what will become `path`; `run`: whose it is, for who has to clean up after it."""
     # Short and random: the name fits wherever `path` does, and two processes never share one.
-    temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    return path.parent / f".{run}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+
+
+@contextlib.contextmanager
+def open_new(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file for writing, whose contents are on the disk when the block is left."""
+    # Not tempfile: its files are private (0600), and a result should get what the user's umask says.
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """Remove `path` if the block raises anything."""
     try:
-        # Not tempfile: its files are private (0600), and a result should get what the user's umask says.
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
         raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename `temporary` over `path`, and make that survive a power cut."""
+    temporary.replace(path)
     _sync_folder(path.parent)
 
 

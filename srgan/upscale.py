@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -114,12 +115,23 @@ class Upscaler:
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
         self._max_output_megapixels = max_output_megapixels
-        self._inference = Inference(engine or _engine_for(model), tile_lr_px=tile_lr_px)
+        if engine is None:
+            weights = find_weights(model)
+            engine = OpenVinoEngine(weights.onnx, name=str(weights.path))
+            self._model_sha256 = weights.sha256
+        else:
+            self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
+        self._inference = Inference(engine, tile_lr_px=tile_lr_px)
 
     @property
     def metadata(self) -> ModelMetadata:
         """What the model says of itself: name, scale, halo, how it was trained."""
         return self._inference.engine.metadata
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash of the weights, or of what another engine says of itself: equal hashes, equal results."""
+        return self._model_sha256
 
     @property
     def scale(self) -> int:
@@ -205,11 +217,6 @@ class Upscaler:
         blocks = sr.reshape(alpha.shape[0], self.scale, alpha.shape[1], self.scale)
         np.clip(blocks, low[:, None, :, None], high[:, None, :, None], out=blocks)
         return sr
-
-
-def _engine_for(model: str | Path | None) -> Engine:
-    weights = find_weights(model)
-    return OpenVinoEngine(weights.onnx, name=str(weights.path))
 
 
 def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:

@@ -63,12 +63,13 @@ class Weights:
     """A generator's ONNX file, read and found intact.
 
     `name`: of the bundled model, or the stem of a user's file. `path`: where it was read. `onnx`: its bytes, the
-    very ones that were checked.
+    very ones that were checked. `sha256`: their hash.
     """
 
     name: str
     path: Path
     onnx: bytes
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,13 @@ def find_weights(model: str | Path | None = None) -> Weights:
         onnx = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    if sha256 is not None and hashlib.sha256(onnx).hexdigest() != sha256:
+    found = hashlib.sha256(onnx).hexdigest()
+    if sha256 is not None and found != sha256:
         raise WeightsError(
             f"{path}: its sha256 is not the one in {MANIFEST}, so the file is damaged or was exchanged; "
             "install srgan again"
         )
-    return Weights(name, path, onnx)
+    return Weights(name, path, onnx, found)
 
 
 def bundled_models() -> list[BundledModel]:

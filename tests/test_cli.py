@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import temporaries, tree
 from typer.testing import CliRunner
 
 from srgan import cli, weights
@@ -80,33 +84,69 @@ def test_a_folder_with_bad_files(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "in" / "b.png").write_bytes(b"junk")
     done = srgan("upscale", "in", "-o", "out", "-n", tiny_model, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "2 written, 1 failed"
+    assert done.stdout.splitlines()[-1] == "2 written, 0 skipped, 1 failed"
     (error,) = done.stderr.splitlines()
     assert error.startswith("srgan: error: in/b.png: is not a picture of a known format")
-    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert written == {"a_x4.png", "sub/c_x4.png"}
+    assert set(tree(tmp_path / "out")) == {"a_x4.png", "sub/c_x4.png"}
+    again = srgan("upscale", "in", "-o", "out", "-n", tiny_model, "--json", "-", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "0 written, 2 skipped, 1 failed" in again.stderr
+    assert json.loads(again.stdout)["counts"] == {"written": 0, "skipped": 2, "failed": 1, "left": 0}
 
 
-def test_interrupted(tmp_path: Path, tiny_model: Path) -> None:
-    """The signal comes while a picture of a hundred tiles is at work."""
-    picture(tmp_path / "a.png", width=300, height=300)
-    picture(tmp_path / "b.png")
+# The command with an engine that waits, at a picture of 150 columns, until it is told to go on.
+GATED = """
+import sys, time
+from pathlib import Path
+from srgan.engine import OpenVinoEngine
+really_run = OpenVinoEngine.run
+def run(self, lr):
+    if lr.shape[3] == 150:
+        Path("begun").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+    return really_run(self, lr)
+OpenVinoEngine.run = run
+from srgan.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_interrupted(tmp_path: Path, tiny_model: Path, number: int, times: int) -> None:
+    picture(tmp_path / "in" / "a.png", width=150)
+    for other in range(10):
+        picture(tmp_path / "in" / f"b{other}.png")
     process = subprocess.Popen(
-        [*SRGAN, "upscale", "b.png", "a.png", "-n", tiny_model, "-t", "4"],
+        [sys.executable, "-c", GATED, *f"upscale in -o out -n {tiny_model} --json report.json".split()],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell passes "ignore" on
     )
-    assert process.stdout is not None
-    assert "b_x4.png" in process.stdout.readline()  # now the other one is being worked on
-    process.send_signal(signal.SIGINT)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.2)  # two at once would be one
+    if times == 1:
+        (tmp_path / "go").touch()
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == "srgan: interrupted: 1 of 2 not done\n"
-    assert out == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "b_x4.png"]
+    assert process.returncode == 128 + number, err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["error"] == "interrupted"
+    done = {Path(file["target"]).name for file in report["files"]}
+    left = 11 - len(done)
+    assert left >= 8  # at most two were quicker than the first
+    assert report["counts"] == {"written": len(done), "skipped": 0, "failed": 0, "left": left}
+    assert err == f"srgan: interrupted: {left} of 11 not done; the same command goes on\n"
+    assert out.splitlines()[-1] == f"{len(done)} written, 0 skipped, 0 failed, {left} left"
+    assert ("a_x4.png" in done) == (times == 1)
+    if times == 1:
+        assert set(tree(tmp_path / "out")) == done
+    assert temporaries(tmp_path / "out") == []
+    assert all(decode(path).width % 4 == 0 for path in (tmp_path / "out").glob("*.png"))
 
 
 def test_help_is_quick_and_names_every_command() -> None:
@@ -254,6 +294,68 @@ def test_warnings_are_said_and_no_failure(tmp_path: Path, capsys: pytest.Capture
     code, _, err = called("upscale", source, capsys=capsys)
     assert code == 0
     assert err.startswith(f"srgan: warning: {source}: the file is in truth PNG")
+
+
+# The report
+
+
+@pytest.mark.usefixtures("bundled")
+def test_the_report_says_what_became_of_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, path = tmp_path / "in", tmp_path / "out", tmp_path / "deep.json"
+    picture(source / "a.png")
+    (source / "b.png").write_bytes(b"junk")
+    picture(source / "c.png").rename(source / "\udcff\n.jpg")
+    assert called("upscale", source, "-o", out, "--json", path, "-q", 80, capsys=capsys)[0] == 1
+    report = json.loads(path.read_text())
+    assert report["model"] == "tiny-x4"
+    assert (
+        report["model_sha256"] == hashlib.sha256((tmp_path / "weights" / "tiny-x4.onnx").read_bytes()).hexdigest()
+    )
+    assert report["settings"]["quality"] == 80
+    assert report["settings"]["strength"] == 1.0
+    assert report["counts"] == {"written": 2, "skipped": 0, "failed": 1, "left": 0}
+    assert report["error"] is None
+    good, bad, odd = report["files"]
+    assert good["source"] == str(source / "a.png")
+    assert good["target"] == str(out / "a_x4.png")
+    assert (good["status"], good["error"], good["source_size"], good["size"]) == (
+        "written",
+        None,
+        [6, 5],
+        [24, 20],
+    )
+    assert good["seconds"] > 0
+    assert good["lr_psnr_db"] > 0
+    assert good["colour_shift_levels"] >= 0
+    assert (bad["status"], bad["target"]) == ("failed", None)
+    assert "is not a picture" in bad["error"]
+    assert os.fsencode(odd["source"]).endswith(b"\xff\n.jpg")
+    assert "in truth PNG" in odd["warnings"][0]
+    called("upscale", source, "-o", out, "--json", path, "-q", 80, capsys=capsys)
+    again = json.loads(path.read_text())
+    assert [file["status"] for file in again["files"]] == ["skipped", "failed", "skipped"]
+    assert again["files"][0]["target"] == str(out / "a_x4.png")
+
+
+@pytest.mark.usefixtures("bundled")
+def test_fail_fast_stops_at_the_first_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(20):
+        picture(tmp_path / "in" / f"{number:02}.png")
+    (tmp_path / "in" / "03.png").write_bytes(b"junk")
+    code, out, err = called("upscale", tmp_path / "in", "-o", tmp_path / "out", "--fail-fast", capsys=capsys)
+    assert code == 1
+    assert "03.png" in err
+    assert " left" in out.splitlines()[-1]
+    assert len(tree(tmp_path / "out")) < 10
+
+
+@pytest.mark.usefixtures("bundled")
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png")
+    code, _, err = called("upscale", source, "--json", tmp_path / "no" / "report.json", capsys=capsys)
+    assert code == 1
+    assert "the report cannot be written" in err
+    assert (tmp_path / "a_x4.png").exists()
 
 
 # Training and evaluation

@@ -1,0 +1,309 @@
+"""Which file becomes which: all of it is known, and found free of collisions, before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import sqlite3
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from srgan.errors import UsageError
+from srgan.pictures import FORMATS, PICTURE_SUFFIXES, format_of_suffix
+
+AUTO = "auto"  # the format of the input
+
+# Suffixes of results whose input has a suffix that is read but not written.
+_RESULT_SUFFIXES = {".gif": ".png", ".apng": ".png", ".pbm": ".ppm"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to read and where its result goes.
+
+    `format`: a key of `pictures.FORMATS`, or `AUTO`. `root`: the folder that the result must not leave.
+    """
+
+    source: Path
+    target: Path
+    format: str
+    root: Path
+
+
+def plan(
+    inputs: Sequence[Path],
+    out: Path | None,
+    *,
+    scale: float | str,
+    format: str = AUTO,
+    follow_links: bool = False,
+) -> Plan:
+    """Return which files become which when upscaled `scale` times, or to a size with that `Request.label`.
+
+    A file `photo.jpg` becomes `photo_x4.jpg` beside it or in the folder `out`, or `out` itself if that names a
+    picture. A folder becomes the same tree in `out`, or in a folder beside it with "_x4" to its name; hidden
+    files, files without the suffix of a picture and, without `follow_links`, symbolic links that lead out of the
+    folder are left alone. Raises UsageError, before any work, if an input does not exist or holds no pictures, if
+    two pictures would become one file, or if an input would be overwritten.
+    """
+    format = _known(format)
+    for path in inputs:
+        if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a folder may not be searched
+            raise UsageError(f"{path}: no such file or folder")
+    tag = f"_{scale}" if isinstance(scale, str) else f"_x{scale:g}"
+    made = Plan()
+    if out is not None and _names_a_picture(out):
+        made.add(0, _job_with_named_target(inputs, out, format))
+    elif out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file, neither a folder nor the name of a picture; give another -o")
+    else:
+        for position, path in enumerate(inputs):
+            if path.is_dir():
+                tree = Tree(path, out or _beside(path, tag), tag, format, follow_links=follow_links)
+                for job in tree.jobs():
+                    made.add(position, job)
+                made.note(tree)
+            else:
+                made.add(position, _job(path, out or path.parent, tag, format, out or path.parent))
+    if not len(made) and not made.unreadable:
+        raise UsageError(f"no pictures in {', '.join(map(str, inputs))}: none ends in {_known_suffixes()}")
+    made.refuse_overwritten_inputs()
+    return made
+
+
+class Plan:
+    """All jobs, in the order of the inputs and their names; iterate over it as often as you like.
+
+    `unreadable`: folders that could not be listed, each with the reason. `links_left`: how many symbolic links
+    were not followed. The jobs lie in a temporary database, so that a hundred thousand of them take no memory,
+    are sorted, and are compared with each other by whoever does that best. Any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self.unreadable: tuple[tuple[Path, str], ...] = ()
+        self.links_left = 0
+        # An empty name: a file of SQLite's own that goes when the connection does.
+        self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._lock = threading.Lock()
+        self._real_folder = lru_cache(maxsize=1000)(os.path.realpath)  # files come folder by folder
+        self._ignores_case = lru_cache(maxsize=1000)(ignores_case)
+        self._database.executescript(
+            """
+            PRAGMA journal_mode = OFF;
+            CREATE TABLE jobs (position INT, folder BLOB, name BLOB, target BLOB, format TEXT, root BLOB,
+                PRIMARY KEY (position, folder, name, target)) WITHOUT ROWID;
+            CREATE TABLE sources (place BLOB PRIMARY KEY) WITHOUT ROWID;
+            CREATE TABLE targets (place BLOB PRIMARY KEY, source BLOB, target BLOB) WITHOUT ROWID;
+            BEGIN;
+            """
+        )
+
+    def add(self, position: int, job: Job) -> None:
+        """Take a job of the input number `position`; the same one twice counts once.
+
+        Raises UsageError if another picture would become the same file.
+        """
+        source, target = os.fsencode(job.source), os.fsencode(job.target)
+        place = self._place(job.target, job.root)
+        with self._lock:
+            row: tuple[object, ...] = place, source, target
+            if not self._database.execute("INSERT OR IGNORE INTO targets VALUES (?, ?, ?)", row).rowcount:
+                ((first,),) = self._database.execute("SELECT source FROM targets WHERE place = ?", (place,))
+                if first == source:
+                    return
+                raise UsageError(
+                    f"{os.fsdecode(first)} and {job.source} would both become {job.target}; "
+                    "rename one or upscale them apart"
+                )
+            place = self._place(job.source, job.root)
+            self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", (place,))
+            row = position, *os.path.split(source), target, job.format, os.fsencode(job.root)
+            self._database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def note(self, tree: Tree) -> None:
+        """Take what was met on the way through a folder beside its pictures."""
+        self.unreadable += tuple(tree.unreadable)
+        self.links_left += tree.links_left
+
+    def refuse_overwritten_inputs(self) -> None:
+        """Raise UsageError if a target is one of the inputs."""
+        with self._lock:
+            for (target,) in self._database.execute(
+                "SELECT target FROM targets JOIN sources USING (place) ORDER BY target LIMIT 1"
+            ):
+                raise UsageError(
+                    f"{os.fsdecode(target)}: is an input and would be overwritten; give another folder with -o"
+                )
+
+    def claim(self, target: Path, job: Job) -> bool:
+        """Return whether `job` may have `target` for its result, which then belongs to nobody else."""
+        place = self._place(target, job.root)
+        with self._lock:
+            if self._database.execute("SELECT 1 FROM sources WHERE place = ?", (place,)).fetchone():
+                return False
+            row = place, os.fsencode(job.source), os.fsencode(target)
+            return bool(self._database.execute("INSERT OR IGNORE INTO targets VALUES (?, ?, ?)", row).rowcount)
+
+    @property
+    def total(self) -> int:
+        """How many reports there will be: one of each job and of each folder that could not be listed."""
+        return len(self) + len(self.unreadable)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._database.execute("SELECT count(*) FROM jobs").fetchone()[0])
+
+    def __iter__(self) -> Iterator[Job]:
+        with self._lock:
+            rows = self._database.execute("SELECT * FROM jobs ORDER BY position, folder, name, target")
+        while True:
+            with self._lock:
+                some = rows.fetchmany(100)
+            if not some:
+                return
+            for _, folder, name, target, format, root in some:
+                source = Path(os.fsdecode(os.path.join(folder, name)))  # noqa: PTH118  # bytes
+                yield Job(source, Path(os.fsdecode(target)), format, Path(os.fsdecode(root)))
+
+    def _place(self, path: Path, root: Path) -> bytes:
+        """Return what all spellings of one place have in common; a link at the place itself is not followed."""
+        spelt = f"{self._real_folder(path.parent)}/{path.name}"
+        if self._ignores_case(root):  # such file systems rarely tell composed from decomposed letters either
+            spelt = unicodedata.normalize("NFC", unicodedata.normalize("NFC", spelt).casefold())
+        return hashlib.blake2b(os.fsencode(spelt), digest_size=16).digest()
+
+
+class Tree:
+    """The pictures below `folder` and where each goes in the same tree below `target`; a walk in constant memory.
+
+    `unreadable`, `links_left`: as in `Plan`, after the walk. Raises UsageError if both folders are the same.
+    """
+
+    def __init__(self, folder: Path, target: Path, tag: str, format: str, *, follow_links: bool = False) -> None:
+        if os.path.realpath(target) == os.path.realpath(folder):
+            raise UsageError(f"{folder}: results among their inputs would be inputs next time; give another -o")
+        self.folder, self.target = folder, target
+        self.unreadable: list[tuple[Path, str]] = []
+        self.links_left = 0
+        self._tag, self._format, self._follow_links = tag, format, follow_links
+        self._inside, self._results = os.path.realpath(folder), os.path.realpath(target)
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield the jobs of the whole tree, in no particular order."""
+        yield from self._below(self.folder, ())
+
+    def _below(self, folder: Path, above: tuple[str, ...]) -> Iterator[Job]:
+        here = os.path.realpath(folder)
+        if here == self._results or here in above:  # its own results, or a link to a folder it lies in
+            return
+        folders = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        folders.append((entry.name, entry.is_symlink()))
+                    elif self._is_wanted(entry):
+                        mirrored = self.target / folder.relative_to(self.folder)
+                        yield _job(Path(entry), mirrored, self._tag, self._format, self.target)
+        except OSError as error:
+            self.unreadable.append((folder, error.strerror or str(error)))
+        for name, is_link in sorted(folders):
+            if is_link and not self._follow_links:
+                self.links_left += 1
+            else:
+                yield from self._below(folder / name, (*above, here))
+
+    def _is_wanted(self, entry: os.DirEntry[str]) -> bool:
+        if Path(entry.name).suffix.lower() not in PICTURE_SUFFIXES:
+            return False
+        if self._follow_links or not entry.is_symlink():
+            return True
+        inside = Path(os.path.realpath(entry)).is_relative_to(self._inside)
+        self.links_left += not inside
+        return inside
+
+
+def ignores_case(folder: Path) -> bool:
+    """Return whether the file system that holds `folder`, or will, takes A.png and a.png for one file.
+
+    Seen from what lies there already, without writing anything; where nothing tells, it is taken to tell them
+    apart.
+    """
+    place = Path(os.path.realpath(folder))
+    while not os.path.isdir(place) and place != place.parent:  # noqa: PTH112  # as with exists
+        place = place.parent
+    try:
+        with os.scandir(place) as entries:
+            paths = [Path(entry) for entry in itertools.islice(entries, 100)]
+        for path in (*paths, place):
+            swapped = path.name.swapcase()
+            if path.name.isascii() and swapped != path.name:
+                other = path.with_name(swapped)
+                return os.path.lexists(other) and os.path.samestat(other.lstat(), path.lstat())
+    except OSError:  # cannot be listed, or something has just gone
+        pass
+    return False
+
+
+def _known(format: str) -> str:
+    if format == AUTO:
+        return format
+    known = format_of_suffix(f".{format}")  # so that "jpeg" and "TIF" are understood
+    if not known:
+        raise UsageError(f"unknown format {format!r}: choose {AUTO}, {', '.join(FORMATS)}")
+    return known
+
+
+def _job(source: Path, folder: Path, tag: str, format: str, root: Path) -> Job:
+    suffix = source.suffix.lower()
+    stem = source.stem if suffix in PICTURE_SUFFIXES else source.name  # "photo.v2" is all stem
+    if format != AUTO:
+        suffix = FORMATS[format].suffixes[0]
+    elif format_of_suffix(suffix) is None:
+        suffix = _RESULT_SUFFIXES.get(suffix, ".png")
+    return Job(source, folder / f"{stem}{tag}{suffix}", format, root)
+
+
+def _job_with_named_target(inputs: Sequence[Path], out: Path, format: str) -> Job:
+    if len(inputs) != 1 or inputs[0].is_dir():
+        raise UsageError(f"{out}: names one picture, but the input is more; give a folder with -o")
+    return Job(inputs[0], out, format_of_name(out, format), out.parent)
+
+
+def format_of_name(out: Path, format: str) -> str:
+    """Return the format that the name `out` asks for; raises UsageError if `format` says another one."""
+    named = format_of_suffix(out.suffix)
+    if named is None:
+        raise UsageError(f"{out}: {out.suffix} cannot be written; choose {', '.join(FORMATS)}")
+    if format not in (AUTO, named):
+        raise UsageError(f"{out}: the name says {named} but -f says {format}; leave one of them away")
+    return named
+
+
+def _names_a_picture(out: Path) -> bool:
+    return out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir()
+
+
+def _beside(folder: Path, tag: str) -> Path:
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    if not named.name:
+        raise UsageError(f"{folder}: there is no place beside it for the results; give a folder with -o")
+    return named.with_name(named.name + tag)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _known_suffixes() -> str:
+    return ", ".join(sorted(PICTURE_SUFFIXES))
