@@ -40,7 +40,10 @@ import numpy as np
 
 from srgan import errors, headers, pictures
 from srgan.errors import GuardError, PictureError, SrganError
+from srgan.headers import Header, Limits
 from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture
+
+__all__ = ["GuardedDecoder", "Limits", "decode"]
 
 try:
     import fcntl
@@ -61,35 +64,6 @@ _START_TIMEOUT_S = 60.0
 _ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 # One thread, and its heap in one piece: what a machine of many cores sets aside for each would eat up the limit.
 _ENVIRONMENT_OF_OUR_OWN = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one picture may cost. The defaults are those for pictures of strangers.
-
-    `max_megapixels`, `max_side_px`, `max_scans` (of a JPEG): more is refused from the header. `cpu_s`: processor
-    time of the worker; `wall_s`: time until it is killed. `memory_bytes`: address space beyond an idle worker's.
-    """
-
-    max_megapixels: float = 16.0
-    max_side_px: int = 16_384
-    max_scans: int = 100
-    cpu_s: float = 10.0
-    wall_s: float = 30.0
-    memory_bytes: int = 2 << 30
-
-    @classmethod
-    def of_own_pictures(cls, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Self:
-        """Return limits for somebody's own pictures of up to `max_megapixels`: time and memory for the largest."""
-        cpu_s = max(cls.cpu_s, 0.3 * max_megapixels)  # AVIF on a slow core, with a margin of three
-        return cls(
-            max_megapixels=max_megapixels,
-            max_side_px=1 << 18,
-            cpu_s=cpu_s,
-            wall_s=3 * cpu_s,
-            # Sixteen bits in four channels are 8 bytes a pixel, and a decoder holds up to four copies.
-            memory_bytes=max(cls.memory_bytes, int(32e6 * max_megapixels)),
-        )
 
 
 class GuardedDecoder:
@@ -143,13 +117,7 @@ class GuardedDecoder:
             with contextlib.suppress(OSError):  # the decoder will meet it again
                 header = headers.read_header(file, max_scans=limits.max_scans)
         if header is not None:
-            headers.refuse(
-                header,
-                name,
-                max_megapixels=limits.max_megapixels,
-                max_side_px=limits.max_side_px,
-                max_scans=limits.max_scans,
-            )
+            headers.refuse(header, name, limits)
             if header.ordinary and not self._always:
                 return pictures.decode(source, max_megapixels=limits.max_megapixels)
         return self._pool.decode(source, name, limits)
@@ -410,13 +378,9 @@ def _answer(source: Path | bytes, limits: Limits) -> tuple[dict[str, object], li
     prefix = "the picture: " if isinstance(source, bytes) else f"{source}: "
     try:
         picture = pictures.decode(source, max_megapixels=limits.max_megapixels)
-        headers.refuse_size(
-            picture.width,
-            picture.height,
-            prefix.removesuffix(": "),
-            max_megapixels=limits.max_megapixels,
-            max_side_px=limits.max_side_px,
-        )
+        frames = (picture, *getattr(picture, "further", ()))
+        for found in (Header(1, 1, frames=len(frames)), *(Header(frame.width, frame.height) for frame in frames)):
+            headers.refuse(found, prefix.removesuffix(": "), limits)
         return {"picture": _pack(picture, blobs)}, blobs
     except SrganError as error:
         # Who has met the limit once may have lost more than the file: a thread that did not start, half a table.

@@ -11,7 +11,7 @@ import io
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from srgan.errors import PictureError, PictureTooLargeError
 
@@ -39,6 +39,9 @@ _ORDINARY_METADATA_BYTES = 8 << 20
 _ORDINARY_METADATA_CHUNKS = 100
 _ORDINARY_EXIF_BYTES = 1 << 16
 
+# Of a GIF: blocks of 255 bytes or less.
+_GIF_BLOCKS = 500_000
+
 _PIECE_BYTES = 1 << 20
 
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
@@ -51,14 +54,50 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one picture may cost. The defaults are those for pictures of strangers.
+
+    `max_megapixels` (of all frames together), `max_side_px`, `max_scans` (of a JPEG), `max_frames` (of an
+    animation, or pages): more is refused, from the header where it tells. `cpu_s`: processor time of the worker;
+    `wall_s`: time until it is killed. `memory_bytes`: address space beyond an idle worker's.
+    """
+
+    max_megapixels: float = 16.0
+    max_side_px: int = 16_384
+    max_scans: int = 100
+    max_frames: int = 1
+    cpu_s: float = 10.0
+    wall_s: float = 30.0
+    memory_bytes: int = 2 << 30
+
+    @classmethod
+    def of_own_pictures(cls, max_megapixels: float) -> Self:
+        """Return limits for somebody's own pictures of up to `max_megapixels`: time and memory for the largest."""
+        cpu_s = max(cls.cpu_s, 0.3 * max_megapixels)  # AVIF on a slow core, with a margin of three
+        return cls(
+            max_megapixels=max_megapixels,
+            max_side_px=1 << 18,
+            max_frames=100_000,
+            cpu_s=cpu_s,
+            wall_s=3 * cpu_s,
+            # Sixteen bits in four channels are 8 bytes a pixel, and a decoder holds up to four copies.
+            memory_bytes=max(cls.memory_bytes, int(32e6 * max_megapixels)),
+        )
+
+
+@dataclass(frozen=True)
 class Header:
-    """What a file promises. `ordinary`: nothing in it asks for care. `truncated`: it cannot hold its pixels."""
+    """What a file promises. `ordinary`: nothing in it asks for care. `truncated`: it cannot hold its pixels.
+
+    `scans`: of a JPEG. `frames`: of a GIF, 1 for others.
+    """
 
     width: int
     height: int
     ordinary: bool = True
     truncated: bool = False
     scans: int = 1
+    frames: int = 1
 
 
 def read_header(file: BinaryIO, *, max_scans: int) -> Header | None:
@@ -83,29 +122,24 @@ def read_header(file: BinaryIO, *, max_scans: int) -> Header | None:
     return None
 
 
-def refuse(header: Header, name: str, *, max_megapixels: float, max_side_px: int, max_scans: int) -> None:
-    """Raise PictureTooLargeError or PictureError if `header` promises more than the limits, or the impossible."""
-    width, height = header.width, header.height
-    refuse_size(width, height, name, max_megapixels=max_megapixels, max_side_px=max_side_px)
-    if header.scans > max_scans:
-        raise PictureTooLargeError(
-            f"{name}: a JPEG of more than {max_scans} scans takes too long; save it again with another program"
-        )
-    if header.truncated:
-        raise PictureError(f"{name}: is damaged or incomplete: too short for {width}x{height} pixels")
-
-
-def refuse_size(width: int, height: int, name: str, *, max_megapixels: float, max_side_px: int) -> None:
-    """Raise PictureTooLargeError if a picture of this size is more than the limits."""
-    if width * height > max_megapixels * 1e6:
-        limit = f"{max_megapixels:g} megapixels"
-    elif max(width, height) > max_side_px:
-        limit = f"{max_side_px} pixels a side"
+def refuse(header: Header, name: str, limits: Limits) -> None:
+    """Raise PictureTooLargeError or PictureError if `header` promises more than `limits`, or the impossible."""
+    size = f"{header.width}x{header.height} pixels"
+    if header.frames > 1:
+        size += f" in {header.frames} frames"
+    if header.width * header.height * header.frames > limits.max_megapixels * 1e6:
+        excess = f"{size} are more than the limit of {limits.max_megapixels:g} megapixels; crop or reduce it first"
+    elif max(header.width, header.height) > limits.max_side_px:
+        excess = f"{size} are more than the limit of {limits.max_side_px} pixels a side; crop or reduce it first"
+    elif header.frames > limits.max_frames:
+        excess = f"{header.frames} frames are more than the limit of {limits.max_frames}; save one as a picture"
+    elif header.scans > limits.max_scans:
+        excess = f"a JPEG of more than {limits.max_scans} scans takes too long; save it again with another program"
+    elif header.truncated:
+        raise PictureError(f"{name}: is damaged or incomplete: too short for {size}")
     else:
         return
-    raise PictureTooLargeError(
-        f"{name}: {width}x{height} pixels are more than the limit of {limit}; crop or reduce it first"
-    )
+    raise PictureTooLargeError(f"{name}: {excess}")
 
 
 def _jpeg(file: BinaryIO, size_bytes: int, max_scans: int) -> Header | None:
@@ -133,7 +167,8 @@ def _jpeg(file: BinaryIO, size_bytes: int, max_scans: int) -> Header | None:
     huffman = kind in (_BASELINE, _EXTENDED, _PROGRESSIVE)
     usual = scans * pixels <= _ORDINARY_SCAN_MEGAPIXELS * 1e6 and _is_usual_ratio(pixels, size_bytes)
     truncated = huffman and pixels > _JPEG_MOST_PX_PER_BYTE * size_bytes
-    return Header(width, height, huffman and exif_blocks <= 1 and usual, truncated, scans)
+    # Four components are CMYK, whose profile is carried out and not only carried along.
+    return Header(width, height, huffman and components <= 3 and exif_blocks <= 1 and usual, truncated, scans)
 
 
 def _scans(file: BinaryIO, max_scans: int) -> int:
@@ -217,25 +252,34 @@ def _webp(file: BinaryIO, size_bytes: int) -> Header | None:
 
 
 def _gif(file: BinaryIO) -> Header | None:
-    """Return the size of the screen or of a first frame that is larger; never ordinary."""
+    """Return the size of the screen, grown to what its frames need, and their number; never ordinary."""
     file.seek(6)
     width, height, flags = _read(file, "<HHBxx")
-    if flags & 0x80:
-        file.seek(6 << (flags & 7), io.SEEK_CUR)
-    for _ in range(_ORDINARY_SEGMENTS):
-        (kind,) = _read(file, "c")
+    file.seek(_gif_palette_bytes(flags), io.SEEK_CUR)
+    frames = 0
+    blocks = iter(range(_GIF_BLOCKS))
+    for _ in blocks:
+        kind = file.read(1)
+        if kind in (b"", b";"):
+            return Header(width, height, ordinary=False, frames=max(frames, 1))
         if kind == b",":
-            left, top, frame_width, frame_height = _read(file, "<HHHH")
-            return Header(max(width, left + frame_width), max(height, top + frame_height), ordinary=False)
-        if kind != b"!":
-            return None
-        file.seek(1, io.SEEK_CUR)
-        for _ in range(_ORDINARY_SEGMENTS):
-            (length,) = _read(file, "B")
-            if not length:
-                break
-            file.seek(length, io.SEEK_CUR)
+            left, top, frame_width, frame_height, flags = _read(file, "<HHHHB")
+            width, height = max(width, left + frame_width), max(height, top + frame_height)
+            file.seek(_gif_palette_bytes(flags), io.SEEK_CUR)
+            frames += 1
+        if kind in (b",", b"!"):
+            file.seek(1, io.SEEK_CUR)  # the size of codes, or the kind of extension
+            for _ in blocks:
+                length = file.read(1)
+                if length in (b"", b"\0"):
+                    break
+                file.seek(length[0], io.SEEK_CUR)
+        # Anything else between the blocks is skipped, as the decoder does.
     return None
+
+
+def _gif_palette_bytes(flags: int) -> int:
+    return 6 << (flags & 7) if flags & 0x80 else 0
 
 
 def _read(file: BinaryIO, layout: str) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -23,7 +23,7 @@ def photo(height: int = 48, width: int = 64) -> Image.Image:
 
 def saved(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.copy().save(buffer, format, **options)  # an image remembers how it was saved
     return buffer.getvalue()
 
 
@@ -294,3 +294,100 @@ def webp_claiming(width: int, height: int) -> bytes:
     content = saved(photo(), "WEBP", exif=exif_looping())
     canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return content[:24] + canvas + content[30:]
+
+
+# Where fuzzing starts from
+
+
+def deep_png(colour: int) -> bytes:
+    """A PNG of 16 bits per channel, of PNG's colour type 0, 2, 4 or 6."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    samples = np.random.default_rng(0).integers(0, 65536, (7, 5, channels), np.uint16).astype(">u2")
+    return bare_png(5, 7, b"".join(b"\0" + row.tobytes() for row in samples), bits=16, colour=colour)
+
+
+def deep_tiff(*changes: tuple[int, int, int, int]) -> bytes:
+    """An RGB TIFF of 16 bits per channel."""
+    content = bytearray(tiff((279, 4, 1, 64 * 48 * 6), *changes, pixels=64 * 48 * 6))
+    struct.pack_into("<HHH", content, 380, 16, 16, 16)
+    return bytes(content)
+
+
+def camera_exif() -> bytes:
+    """A block with the directories, the resolution and the thumbnail that a camera writes."""
+    block = Image.Exif()
+    block[0x010F], block[0x0112], block[0x011A], block[0x011B], block[0x0128] = "Maker", 6, 72.0, 72.0, 2
+    block.get_ifd(0x8769).update({0x9003: "2020:01:02 03:04:05", 0xA002: 64, 0xA003: 48})
+    block.get_ifd(0x8825).update({1: "N", 2: (51.0, 30.0, 1.5)})
+    content = bytearray(block.tobytes())
+    start = len(b"Exif\0\0")
+    order = "<" if content[start : start + 2] == b"II" else ">"
+    first = start + struct.unpack_from(order + "L", content, start + 4)[0]
+    link = first + 2 + 12 * struct.unpack_from(order + "H", content, first)[0]
+    thumbnail = saved(photo(12, 16), "JPEG")
+    place = len(content) - start
+    struct.pack_into(order + "L", content, link, place)
+    entries = [(0x0103, 4, 1, 6), (0x0201, 4, 1, place + 42), (0x0202, 4, 1, len(thumbnail))]
+    directory = b"".join(struct.pack(order + "HHLL", *entry) for entry in entries)
+    return bytes(content) + struct.pack(order + "H", 3) + directory + bytes(4) + thumbnail
+
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="3" tiff:XResolution="72/1">
+<tiff:ImageWidth>64</tiff:ImageWidth><xmp:Thumbnails>x</xmp:Thumbnails></rdf:Description></rdf:RDF></x:xmpmeta>"""
+
+
+def seeds() -> dict[str, bytes]:
+    """Small good files of every format and kind that is read, with all the metadata that is."""
+    small, other = photo(14, 20), photo(14, 20).rotate(180)
+    clear = small.copy()
+    clear.putalpha(Image.linear_gradient("L").resize(small.size))
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    everything: dict[str, Any] = {"icc_profile": icc, "exif": camera_exif(), "xmp": XMP}
+    moving: dict[str, Any] = {"save_all": True, "append_images": [other, small], "duration": 40, "loop": 2}
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Comment", "plain")
+    texts.add_text("Title", "packed" * 9, zip=True)
+    texts.add_itxt("XML:com.adobe.xmp", XMP.decode(), zip=True)
+    pages = {"save_all": True, "append_images": [other.copy()]}
+    deep = Image.fromarray(np.arange(280, dtype=np.uint16).reshape(14, 20) * 200)
+    return {
+        "JPEG": saved(small, "JPEG", **everything, comment=b"a comment", dpi=(72, 72)),
+        "JPEG grey": saved(small.convert("L"), "JPEG"),
+        "JPEG progressive": saved(small, "JPEG", progressive=True),
+        "JPEG CMYK": saved(small.convert("CMYK"), "JPEG", icc_profile=icc),
+        "MPO": saved(small, "MPO", save_all=True, append_images=[other]),
+        "PNG": saved(clear, "PNG", icc_profile=icc, exif=camera_exif(), pnginfo=texts, dpi=(72, 72)),
+        "PNG palette": saved(small.quantize(5), "PNG", transparency=1),
+        "PNG one bit": saved(small.convert("1"), "PNG", transparency=1),
+        "PNG interlaced": bare_png(4, 4, bytes(70), interlaced=1),
+        "PNG described": png(chunk(b"gAMA", bytes(4)), chunk(b"cICP", b"\1\1\0\1"), image=small),
+        **{f"PNG deep {colour}": deep_png(colour) for colour in (0, 2, 4, 6)},
+        "APNG": saved(small, "PNG", **moving),
+        "GIF": saved(small.quantize(9), "GIF", comment=b"a comment"),
+        "GIF animated": saved(small, "GIF", **moving),
+        "WebP": saved(clear, "WEBP", **everything),
+        "WebP lossless": saved(small, "WEBP", lossless=True),
+        "WebP animated": saved(small, "WEBP", **moving),
+        "AVIF": saved(clear, "AVIF", **everything),
+        "AVIF animated": saved(small, "AVIF", save_all=True, append_images=[other]),
+        "TIFF": saved(clear, "TIFF", exif=camera_exif(), icc_profile=icc, dpi=(72, 72)),
+        "TIFF deflate": saved(clear, "TIFF", compression="tiff_adobe_deflate"),
+        "TIFF LZW": saved(small, "TIFF", compression="tiff_lzw"),
+        "TIFF JPEG": saved(small, "TIFF", compression="jpeg"),
+        "TIFF fax": saved(small.convert("1"), "TIFF", compression="group4"),
+        "TIFF pages": saved(small, "TIFF", **pages),
+        "TIFF big": saved(small, "TIFF", big_tiff=True),
+        "TIFF deep": deep_tiff(),
+        "TIFF deep grey": saved(deep, "TIFF", compression="tiff_lzw"),
+        "TIFF float": saved(Image.fromarray(np.linspace(0, 1, 280, dtype=np.float32).reshape(14, 20)), "TIFF"),
+        "TIFF CMYK": saved(small.convert("CMYK"), "TIFF"),
+        "TIFF LAB": saved(Image.new("LAB", (8, 8)), "TIFF"),
+        "BMP": saved(small, "BMP"),
+        "BMP palette": saved(small.quantize(9), "BMP"),
+        "PPM": saved(small, "PPM"),
+        "PPM deep": b"P6 2 1 65535\n" + bytes(range(12)),
+        "PPM plain": b"P3 # a comment\n 3 1 1000 1 2 3 4 5 6 7 8 1000\n",
+        "PBM": saved(small.convert("1"), "PPM"),
+        "PFM": b"Pf 2 1 -1.0\n" + struct.pack("<ff", 0.25, 0.5),
+    }

@@ -336,6 +336,12 @@ def test_sizes_are_refused_before_and_behind_the_decoder() -> None:
         assert decoder.crashes == 0
 
 
+def test_frames_are_refused_where_one_is_wanted() -> None:
+    content = saved(photo(), "GIF", save_all=True, append_images=[photo().rotate(90)])
+    with GuardedDecoder() as decoder, pytest.raises(PictureTooLargeError, match=r"2 frames .* limit of 1;"):
+        decoder.decode(content)
+
+
 def test_too_many_scans_are_refused_and_many_are_not() -> None:
     content = hostile.jpeg_of_scans(30)
     with GuardedDecoder(Limits(max_scans=20)) as decoder:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from srgan import headers
 from srgan.errors import PictureError, PictureTooLargeError
-from srgan.headers import Header, read_header, refuse
+from srgan.headers import Header, Limits, read_header, refuse
 
 
 def header(content: bytes, max_scans: int = 100) -> Header:
@@ -57,6 +57,7 @@ def test_animations_are_not_ordinary(format: str) -> None:
     content = saved(photo(), format, save_all=True, append_images=[photo(48, 64).rotate(90)])
     found = header(content)
     assert (found.width, found.height, found.ordinary) == (64, 48, False)
+    assert found.frames == (2 if format == "GIF" else 1)
 
 
 @pytest.mark.parametrize("format", ["TIFF", "BMP", "PPM", "AVIF", "TGA", "JPEG2000"])
@@ -121,6 +122,7 @@ def test_many_scans_of_many_pixels_are_not_ordinary(monkeypatch: pytest.MonkeyPa
 def test_what_is_odd_is_not_ordinary() -> None:
     exif = (0xE1, b"Exif\0\0" + bytes(100))
     odd = {
+        "CMYK": saved(photo().convert("CMYK"), "JPEG"),
         "two EXIF blocks": jpeg_with(exif, exif),
         "large EXIF": png(chunk(b"eXIf", bytes(70_000))),
         "much metadata": png(chunk(b"prVt", bytes(9 << 20))),
@@ -137,22 +139,42 @@ def test_what_is_odd_is_not_ordinary() -> None:
         assert read_header(io.BytesIO(content), max_scans=100) is None
 
 
-def test_the_frame_of_a_gif_counts_if_it_is_larger_than_the_screen() -> None:
-    assert header(hostile.gif(2, 300, 200)) == Header(300, 200, ordinary=False)
-    assert header(hostile.gif(1, 10, 10, frame_side=60_000)) == Header(60_000, 60_000, ordinary=False)
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_frames_of_a_gif_are_counted(count: int) -> None:
+    frames = [photo(40, 60).rotate(7 * number) for number in range(1, count)]
+    content = saved(photo(40, 60), "GIF", save_all=True, append_images=frames, comment=b";," * 400)
+    assert header(content) == Header(60, 40, ordinary=False, frames=count)
+    assert header(content + b"junk") == header(content)
+
+
+def test_frames_of_a_gif_count_where_they_are_larger_than_the_screen() -> None:
+    assert header(hostile.gif(2, 300, 200)) == Header(300, 200, ordinary=False, frames=2)
+    growing = hostile.gif(3, 10, 10, frame_side=60_000)
+    assert header(growing) == Header(60_000, 60_000, ordinary=False, frames=3)
+    with pytest.raises(PictureTooLargeError, match="60000x60000 pixels in 3 frames"):
+        refuse(header(growing), "x.gif", Limits(max_megapixels=4000))
+
+
+def test_a_gif_without_end_is_left_to_care(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "_GIF_BLOCKS", 50)
+    for content in (hostile.gif(100, 8, 8), hostile.gif(0, 8, 8)[:-1] + b"!\xfe" + b"\1x" * 100):
+        assert read_header(io.BytesIO(content), max_scans=100) is None
 
 
 def test_more_than_the_limits_is_refused_by_name() -> None:
-    limits = {"max_megapixels": 2.0, "max_side_px": 5000, "max_scans": 100}
-    refuse(Header(2000, 1000), "x.png", **limits)
+    limits = Limits(max_megapixels=2.0, max_side_px=5000, max_scans=100, max_frames=3)
+    refuse(Header(2000, 1000), "x.png", limits)
+    refuse(Header(500, 1000, frames=3), "x.gif", limits)
     for found, error, reason in [
         (Header(2001, 1000), PictureTooLargeError, r"^x\.png: 2001x1000 pixels .* 2 megapixels"),
         (Header(1, 5001), PictureTooLargeError, "5000 pixels a side"),
+        (Header(1000, 1000, frames=3), PictureTooLargeError, "1000x1000 pixels in 3 frames .* 2 megapixels"),
+        (Header(10, 10, frames=4), PictureTooLargeError, "4 frames are more than the limit of 3"),
         (Header(10, 10, scans=101), PictureTooLargeError, "more than 100 scans"),
         (Header(10, 10, truncated=True), PictureError, "incomplete: too short for 10x10"),
     ]:
         with pytest.raises(error, match=reason):
-            refuse(found, "x.png", **limits)
+            refuse(found, "x.png", limits)
 
 
 SEEDS = [saved(photo(), format) for format in ("JPEG", "PNG", "WEBP", "GIF")] + [
