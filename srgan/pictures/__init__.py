@@ -1,0 +1,39 @@
+"""The only package that knows Pillow: files and bytes to `Picture` and back.
+
+What a file says about its pixels is kept, or refused with an error; what else it carries is kept as far as the
+format of the result can hold it, and what is not is told.
+
+    decode     a file, or the bytes of one, to a `Picture`: reading.py, with png.py, tiff.py, ppm.py, heic.py
+    encode     a `Picture` to the bytes of a file: writing.py, with png.py and tiff.py
+    why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
+    resized    a `Picture` at another size: resampling.py
+"""
+
+from srgan.pictures.picture import (
+    FORMATS,
+    PICTURE_SUFFIXES,
+    Format,
+    Picture,
+    format_of_suffix,
+    losses,
+    why_not,
+)
+from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode, jpeg_quality
+from srgan.pictures.resampling import resized, scaled_dpi
+from srgan.pictures.writing import encode
+
+__all__ = [
+    "DEFAULT_MAX_MEGAPIXELS",
+    "FORMATS",
+    "PICTURE_SUFFIXES",
+    "Format",
+    "Picture",
+    "decode",
+    "encode",
+    "format_of_suffix",
+    "jpeg_quality",
+    "losses",
+    "resized",
+    "scaled_dpi",
+    "why_not",
+]

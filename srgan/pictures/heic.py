@@ -1,0 +1,61 @@
+"""HEIC, the format of telephones: read where `pillow-heif` is installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from srgan.errors import UnsupportedPictureError
+
+_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+
+
+def is_heic(head: bytes) -> bool:
+    """Return whether a file that begins with these 32 bytes is a HEIC file."""
+    if head[4:8] != b"ftyp":
+        return False
+    brand, compatible = head[8:12], {head[start : start + 4] for start in range(16, len(head), 4)}
+    return brand in _BRANDS or (
+        brand in (b"mif1", b"msf1") and bool(compatible & _BRANDS) and b"avif" not in compatible
+    )
+
+
+@dataclass(frozen=True)
+class First:
+    """The first picture of a file, upright, not yet decoded."""
+
+    file: Any
+    size: tuple[int, int]
+    exif: bytes
+    xmp: bytes
+    icc: bytes | None
+    warnings: tuple[str, ...]
+
+    def samples(self) -> np.ndarray:
+        """Decode (H,W,C) uint8 or uint16 levels, C of 1 to 4 with alpha last."""
+        levels = np.asarray(self.file)
+        return levels[..., None] if levels.ndim == 2 else levels
+
+
+def open_first(file: BinaryIO) -> First:
+    """Open the first picture; raises UnsupportedPictureError without `pillow-heif`, and what it raises."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise UnsupportedPictureError(
+            "HEIC is read with the package pillow-heif: install it by `pip install 'srgan[heic]'`"
+        ) from error
+    opened = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+    warnings = (
+        ("only the first picture of the file was read; others behind it are not kept",) if len(opened) > 1 else ()
+    )
+    return First(
+        opened[opened.primary_index],
+        opened[opened.primary_index].size,
+        opened.info.get("exif") or b"",
+        opened.info.get("xmp") or b"",
+        opened.info.get("icc_profile") or None,
+        warnings,
+    )

@@ -1,0 +1,175 @@
+"""EXIF and XMP: their orientation, sizes and resolution made true to the pixels, all else left as it is."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+
+from PIL import ExifTags
+
+_HEADER = b"Exif\0\0"
+_BASE = ExifTags.Base
+
+# EXIF's types of values.
+_SHORT, _LONG, _RATIONAL = 3, 4, 5
+
+
+def upright_exif(block: bytes) -> bytes:
+    """Return an EXIF block whose orientation tag, if it has one, says 1; see `_Block`."""
+    edited = _Block(block)
+    edited.set_integers({_BASE.Orientation: 1})
+    return edited.tobytes()
+
+
+def fitted_exif(block: bytes, height: int, width: int, dpi: tuple[float, float] | None) -> bytes:
+    """Return an EXIF block that tells this size and resolution where it told one, and holds no thumbnail."""
+    edited = _Block(block)
+    edited.set_integers(
+        {
+            _BASE.ImageWidth: width,
+            _BASE.ImageLength: height,
+            _BASE.ExifImageWidth: width,
+            _BASE.ExifImageHeight: height,
+        }
+    )
+    if dpi is not None:
+        edited.set_rationals({_BASE.XResolution: dpi[0], _BASE.YResolution: dpi[1]})
+        edited.set_integers({_BASE.ResolutionUnit: 2})  # inches
+    edited.drop_thumbnail()
+    return edited.tobytes()
+
+
+def exif_dpi(block: bytes) -> tuple[float, float] | None:
+    """Return the resolution that an EXIF block tells, in pixels per inch, or None."""
+    edited = _Block(block)
+    sides = [edited.rational(tag) for tag in (_BASE.XResolution, _BASE.YResolution)]
+    per_inch = {2: 1.0, 3: 2.54}.get(edited.integer(_BASE.ResolutionUnit) or 2)
+    if per_inch is None or sides[0] is None or sides[1] is None:
+        return None
+    return valid_dpi((sides[0] * per_inch, sides[1] * per_inch))
+
+
+def valid_dpi(dpi: tuple[float, float]) -> tuple[float, float] | None:
+    """Return `dpi` as floats if both sides are resolutions that a file can hold, else None."""
+    across, down = float(dpi[0]), float(dpi[1])
+    sensible = all(math.isfinite(side) and 0.01 < side < 1e6 for side in (across, down))
+    return (across, down) if sensible else None
+
+
+def fitted_xmp(packet: bytes, height: int, width: int, dpi: tuple[float, float] | None) -> bytes:
+    """Return an XMP packet that is upright, of this size and resolution where it told them, without thumbnails."""
+    values = {
+        b"tiff:Orientation": b"1",
+        b"tiff:ImageWidth": b"%d" % width,
+        b"tiff:ImageLength": b"%d" % height,
+        b"exif:PixelXDimension": b"%d" % width,
+        b"exif:PixelYDimension": b"%d" % height,
+    }
+    if dpi is not None:
+        values[b"tiff:XResolution"] = b"%d/10000" % round(dpi[0] * 10000)
+        values[b"tiff:YResolution"] = b"%d/10000" % round(dpi[1] * 10000)
+        values[b"tiff:ResolutionUnit"] = b"2"
+
+    def fitted(match: re.Match[bytes]) -> bytes:
+        return match[1] + values.get(match[2], match[4]) if match[4] else match[0]
+
+    # As an attribute (tiff:Orientation="6") and as an element (<tiff:Orientation>6</tiff:Orientation>).
+    packet = re.sub(rb"(\b((?:tiff|exif):[A-Za-z]+)(\s*=\s*[\"']|>))([^\"'<>]*)", fitted, packet)
+    return re.sub(rb"<(xmp:Thumbnails)\b.*?</\1>", b"", packet, flags=re.DOTALL)
+
+
+class _Block:
+    """An EXIF block that is edited in place.
+
+    Written anew, it would lose what only its camera understands: such notes point to places in the block.
+    Raises ValueError or struct.error if the block is not one.
+    """
+
+    def __init__(self, block: bytes) -> None:
+        self._tiff = bytearray(block.removeprefix(_HEADER))
+        order = {b"II": "<", b"MM": ">"}.get(bytes(self._tiff[:2]))
+        if order is None:
+            raise ValueError("no byte order mark")
+        self._order = order
+        (self._first,) = self._read("L", 4)
+        self._places = dict(self._entries(self._first))
+        if _BASE.ExifOffset in self._places:
+            (exif,) = self._read("L", self._places[_BASE.ExifOffset] + 8)
+            self._places |= dict(self._entries(exif))
+
+    def tobytes(self) -> bytes:
+        """Return the block as it is now."""
+        return _HEADER + bytes(self._tiff)
+
+    def integer(self, tag: int) -> int | None:
+        """Return the value of a SHORT or LONG tag."""
+        place = self._place(tag, (_SHORT, _LONG))
+        return None if place is None else int(self._read(self._kind(place), place + 8)[0])
+
+    def rational(self, tag: int) -> float | None:
+        """Return the value of a RATIONAL tag."""
+        place = self._place(tag, (_RATIONAL,))
+        if place is None:
+            return None
+        numerator, denominator = self._read("LL", self._read("L", place + 8)[0])
+        return numerator / denominator if denominator else None
+
+    def set_integers(self, values: dict[int, int]) -> None:
+        """Write the values of those tags that are there, whatever type they had."""
+        for tag, value in values.items():
+            if tag in self._places:
+                place = self._places[tag]
+                if value < 2**16:
+                    self._write("HLHH", place + 2, _SHORT, 1, value, 0)
+                else:
+                    self._write("HLL", place + 2, _LONG, 1, value)
+
+    def set_rationals(self, values: dict[int, float]) -> None:
+        """Write the values of those RATIONAL tags that are there."""
+        for tag, value in values.items():
+            place = self._place(tag, (_RATIONAL,))
+            if place is not None:
+                fraction = Fraction(value).limit_denominator(1000)
+                self._write("LL", self._read("L", place + 8)[0], fraction.numerator, fraction.denominator)
+
+    def drop_thumbnail(self) -> None:
+        """Cut the link to the small picture that cameras put behind the tags, and the picture itself."""
+        link = self._end(self._first)
+        (second,) = self._read("L", link)
+        if not second:
+            return
+        places = dict(self._entries(second))
+        self._write("L", link, 0)
+        offset, length = (places.get(tag) for tag in (_BASE.JpegIFOffset, _BASE.JpegIFByteCount))
+        if offset is None or length is None:
+            return
+        start, size = self._read("L", offset + 8)[0], self._read("L", length + 8)[0]
+        if start + size >= len(self._tiff):
+            del self._tiff[start:]
+        else:
+            self._tiff[start : start + size] = bytes(size)
+
+    def _place(self, tag: int, kinds: tuple[int, ...]) -> int | None:
+        place = self._places.get(tag)
+        return place if place is not None and self._read("H", place + 2)[0] in kinds else None
+
+    def _kind(self, place: int) -> str:
+        return "H" if self._read("H", place + 2)[0] == _SHORT else "L"
+
+    def _entries(self, start: int) -> Iterator[tuple[int, int]]:
+        """Yield each tag of a directory and where its entry is: tag, type, count, value or its place."""
+        (count,) = self._read("H", start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            yield self._read("H", place)[0], place
+
+    def _end(self, start: int) -> int:
+        return int(start + 2 + 12 * self._read("H", start)[0])
+
+    def _read(self, kinds: str, place: int) -> tuple[int, ...]:
+        return struct.unpack_from(self._order + kinds, self._tiff, place)
+
+    def _write(self, kinds: str, place: int, *values: int) -> None:
+        struct.pack_into(self._order + kinds, self._tiff, place, *values)

@@ -1,0 +1,186 @@
+"""`Picture`, the formats it is read from and written to, and what each of them can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture in memory, upright: a still one, or the first frame or page with the others behind it.
+
+    `pixels`: (H,W,3) RGB or (H,W) grey, uint8 in 0..255 or uint16 in 0..65535, in the colours of `icc`. `alpha`:
+    (H,W) of the same type, not premultiplied, or None if every pixel is opaque by nature. `icc`: the ICC profile
+    as found. `exif`: the EXIF block ("Exif" header and TIFF structure), its orientation reset to upright.
+    `format`: the key in `FORMATS`, or "heic", of the file it was read from. `warnings`: what of the file could not
+    be kept.
+
+    `xmp`: the XMP packet. `dpi`: pixels per inch (across, down). `texts`: comments and captions by their keyword.
+    `png_colour`: chunks by which a PNG file describes its colours without a profile, (name, body) each.
+
+    `further`: the frames of an animation or the pages of a document after this one, which have none of their own.
+    `duration_ms`: how long the frame is shown, None if it is no frame of an animation. `plays`: how often the
+    animation is shown, 0 for ever.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    icc: bytes | None = None
+    exif: bytes = b""
+    format: str = "png"
+    warnings: tuple[str, ...] = ()
+    xmp: bytes = b""
+    dpi: tuple[float, float] | None = None
+    texts: tuple[tuple[str, str], ...] = ()
+    png_colour: tuple[tuple[bytes, bytes], ...] = ()
+    further: tuple[Picture, ...] = ()
+    duration_ms: float | None = None
+    plays: int = 0
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether there is one channel instead of three."""
+        return self.pixels.ndim == 2
+
+    @property
+    def bits(self) -> int:
+        """Bits per channel, 8 or 16."""
+        return 8 * self.pixels.dtype.itemsize
+
+    @property
+    def frames(self) -> tuple[Picture, ...]:
+        """This frame or page alone, and those behind it."""
+        return (replace(self, further=()), *self.further) if self.further else (self,)
+
+    @property
+    def is_animated(self) -> bool:
+        """Whether there are several frames, shown one after the other."""
+        return bool(self.further) and self.duration_ms is not None
+
+    def without_metadata(self) -> Picture:
+        """Return the picture with nothing but what is needed to show it: no EXIF, XMP or texts on any frame."""
+        bare = replace(self, exif=b"", xmp=b"", texts=())
+        return replace(bare, further=tuple(frame.without_metadata() for frame in self.further))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that is written. `suffixes`: of file names, the first one for new files.
+
+    `holds`: what survives in it beside 8-bit pixels, of "16 bits", "alpha", "icc", "exif", "xmp", "dpi", "texts",
+    "comment" (the one text of that name), "png_colour", "animation" and "pages".
+    """
+
+    pillow: str
+    suffixes: tuple[str, ...]
+    max_side_px: int
+    holds: frozenset[str]
+
+
+FORMATS = {
+    "png": Format(
+        "PNG",
+        (".png", ".apng"),
+        2**31 - 1,
+        frozenset({"16 bits", "alpha", "icc", "exif", "xmp", "dpi", "texts", "png_colour", "animation"}),
+    ),
+    "jpg": Format(
+        "JPEG",
+        (".jpg", ".jpeg", ".jpe", ".jfif"),
+        65_500,
+        frozenset({"icc", "exif", "xmp", "dpi", "comment"}),
+    ),
+    "webp": Format("WEBP", (".webp",), 16_383, frozenset({"alpha", "icc", "exif", "xmp", "dpi", "animation"})),
+    "avif": Format("AVIF", (".avif",), 65_536, frozenset({"alpha", "icc", "exif", "xmp", "dpi", "animation"})),
+    "tiff": Format(
+        "TIFF",
+        (".tif", ".tiff"),
+        2**31 - 1,
+        frozenset({"16 bits", "alpha", "icc", "exif", "xmp", "dpi", "pages"}),
+    ),
+    "gif": Format("GIF", (".gif",), 65_535, frozenset({"alpha", "animation", "comment"})),
+    "bmp": Format("BMP", (".bmp",), 2**31 - 1, frozenset({"dpi"})),
+    "ppm": Format("PPM", (".ppm", ".pgm", ".pnm"), 2**31 - 1, frozenset({"16 bits"})),
+}
+
+# Suffixes by which a picture is known in a folder.
+PICTURE_SUFFIXES = frozenset(
+    {suffix for format in FORMATS.values() for suffix in format.suffixes} | {".pbm", ".heic", ".heif"}
+)
+
+# A JPEG file keeps EXIF and XMP in one segment each, whose length has 16 bits; 2 for the length itself, and the
+# name in front of it.
+MAX_JPEG_EXIF_BYTES, MAX_JPEG_XMP_BYTES = 65_533, 65_504
+
+
+def format_of_suffix(suffix: str) -> str | None:
+    """Return the key in `FORMATS` that file names with `suffix` (".jpg") have, or None."""
+    return next((key for key, format in FORMATS.items() if suffix.lower() in format.suffixes), None)
+
+
+def why_not(picture: Picture, format: str, *, size: tuple[int, int] | None = None) -> str | None:
+    """Return why `format` cannot hold what is seen of `picture`, in a few words, or None if it can.
+
+    `size`: (height, width) that it will be written with, if not its own.
+    """
+    if format not in FORMATS:
+        return f"{format.upper()} is read but not written"
+    target = FORMATS[format]
+    if any(frame.alpha is not None for frame in picture.frames) and "alpha" not in target.holds:
+        return f"{target.pillow} cannot hold transparency"
+    if picture.icc and "icc" not in target.holds:
+        return f"{target.pillow} cannot hold a colour profile"
+    if picture.is_animated and "animation" not in target.holds:
+        return f"{target.pillow} cannot hold an animation"
+    if picture.further and not picture.is_animated and "pages" not in target.holds:
+        return f"{target.pillow} cannot hold several pages"
+    if max(size or (picture.height, picture.width)) > target.max_side_px:
+        return f"{target.pillow} ends at {target.max_side_px} pixels a side"
+    return None
+
+
+def losses(picture: Picture, format: str) -> tuple[str, ...]:
+    """Return what of `picture` a file of `format` will not carry, each in a few words; its pixels' size aside."""
+    target = FORMATS[format]
+    name = target.pillow
+    lost = []
+    if picture.bits == 16 and ("16 bits" not in target.holds or picture.is_animated):
+        kind = f"an animated {name}" if "16 bits" in target.holds else name
+        lost.append(f"{kind} is written with 8 bits per channel, so the 16 of the picture were rounded")
+    if format == "gif":
+        lost.append("GIF holds 256 colours a frame, so others were approached by a pattern of them")
+        if any(_is_soft(frame.alpha) for frame in picture.frames):
+            lost.append("GIF holds no partial transparency, so edges became hard")
+        if any((frame.duration_ms or 0) % 10 for frame in picture.frames):
+            lost.append("GIF counts time in hundredths of a second, so durations were rounded")
+    for what, words in (("exif", "EXIF data"), ("xmp", "XMP data"), ("dpi", "a resolution")):
+        if getattr(picture, what) and what not in target.holds:
+            lost.append(f"{name} cannot hold {words}")
+    if format == "jpg":
+        if len(picture.exif) > MAX_JPEG_EXIF_BYTES:
+            lost.append("JPEG holds 64 KB of EXIF data, so this was not kept")
+        if len(picture.xmp) > MAX_JPEG_XMP_BYTES:
+            lost.append("JPEG holds 64 KB of XMP data, so this was not kept")
+    if picture.texts and "texts" not in target.holds:
+        kept = {"Comment"} if "comment" in target.holds else set()
+        if {keyword for keyword, _ in picture.texts} - kept:
+            lost.append(f"{name} cannot hold the texts of the file")
+    if picture.png_colour and "png_colour" not in target.holds:
+        lost.append(f"{name} cannot hold the gamma and primaries of the file")
+    return tuple(lost)
+
+
+def _is_soft(alpha: np.ndarray | None) -> bool:
+    return alpha is not None and bool(((alpha > 0) & (alpha < np.iinfo(alpha.dtype).max)).any())

@@ -1,0 +1,43 @@
+"""Pictures at another size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from srgan.pictures.picture import Picture
+
+
+def resized(picture: Picture, height: int, width: int) -> Picture:
+    """Return `picture` at another size by bicubic resampling (a = -0.5), antialiased when it gets smaller.
+
+    The resolution follows, so that the picture is as large on paper as before. Frames and pages behind the first
+    are left as they are.
+    """
+    # Apart, not as RGBA: Pillow premultiplies there, which rounds the colour of faint pixels away.
+    alpha = None if picture.alpha is None else _resized(picture.alpha, height, width)
+    pixels = _resized(picture.pixels, height, width)
+    return replace(picture, pixels=pixels, alpha=alpha, dpi=scaled_dpi(picture, height, width))
+
+
+def scaled_dpi(picture: Picture, height: int, width: int) -> tuple[float, float] | None:
+    """Return the resolution by which `picture` at another size is as large on paper as before."""
+    if picture.dpi is None:
+        return None
+    return picture.dpi[0] * width / picture.width, picture.dpi[1] * height / picture.height
+
+
+def _resized(levels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return (H,W) or (H,W,3) uint8 or uint16 as the same of another size."""
+    if levels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC))
+    # Pillow resizes 16 bits one channel at a time and as floats alone.
+    channels = levels.reshape(*levels.shape[:2], -1)
+    out = np.empty((height, width, channels.shape[2]), levels.dtype)
+    for index in range(channels.shape[2]):
+        channel = Image.fromarray(channels[..., index].astype(np.float32))
+        floats = np.asarray(channel.resize((width, height), Image.Resampling.BICUBIC))
+        out[..., index] = np.rint(floats).clip(0, np.iinfo(levels.dtype).max)
+    return out.reshape(height, width, *levels.shape[2:])

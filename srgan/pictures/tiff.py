@@ -1,0 +1,416 @@
+"""TIFF page by page: 16 bits per channel read and written, which Pillow cuts to 8, and every page with its tags.
+
+A page is read by Pillow where it can be. Where its samples have 16 bits, Pillow (and libtiff below it) still does
+the hard part, decompression: it is shown a greyscale page of the same bytes, which are then read as what they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, TiffTags
+from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Directory
+
+from srgan.errors import UnsupportedPictureError
+
+_MAX_PAGES = 10_000
+
+# Tags.
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+_STRIPS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP, _ICC = 282, 283, 296, 700, 34675
+
+# Tags that say something of the picture and nothing of how it lies in the file.
+_DESCRIPTIVE = {
+    *(0x010D, 0x010E, 0x010F, 0x0110, 0x011D, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298),
+    *(0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F, ExifTags.Base.ExifOffset, ExifTags.Base.GPSInfo),
+}
+
+# Tags whose loss is told, by what they are.
+_UNKEPT = {
+    33550: "georeference",
+    33922: "georeference",
+    34264: "georeference",
+    34735: "georeference",
+    33723: "IPTC data",
+    34377: "Photoshop data",
+}
+
+# Photometric interpretations: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK.
+_COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}
+
+_UNSIGNED, _SIGNED = 1, 2
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page. `file`: the TIFF file with this page alone to be seen; `tags`: its directory."""
+
+    file: bytes
+    tags: Directory
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width); raises ValueError if there is none."""
+        height, width = _integer(self.tags, _HEIGHT), _integer(self.tags, _WIDTH)
+        if height < 1 or width < 1:
+            raise ValueError("the size is missing")
+        return height, width
+
+    @property
+    def is_secondary(self) -> bool:
+        """Whether this is a smaller copy of another page, or a mask for it."""
+        return bool(_integer(self.tags, _SUBFILE, 0) & 0b101)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether `deep_samples` reads it, not Pillow."""
+        return set(_per_sample(self.tags, _BITS, 1)) == {16}
+
+    @property
+    def bits(self) -> int:
+        """Bits of the largest sample."""
+        return int(max(_per_sample(self.tags, _BITS, 1)))
+
+    @property
+    def dpi(self) -> tuple[float, float] | None:
+        """Pixels per inch, if the resolution is one of length."""
+        across, down = self.tags.get(_X_RESOLUTION), self.tags.get(_Y_RESOLUTION)
+        per_inch = {2: 1.0, 3: 2.54}.get(self.tags.get(_RESOLUTION_UNIT, 2))
+        if not across or not down or per_inch is None:
+            return None
+        return float(across) * per_inch, float(down) * per_inch
+
+    @property
+    def xmp(self) -> bytes:
+        """The XMP packet."""
+        packet = self.tags.get(_XMP, b"")
+        return packet if isinstance(packet, bytes) else bytes(packet)
+
+    @property
+    def icc(self) -> bytes | None:
+        """The ICC profile."""
+        profile = self.tags.get(_ICC)
+        return profile if isinstance(profile, bytes) else None
+
+    def exif(self) -> bytes:
+        """Return an EXIF block of what the tags say of the picture; raises what Pillow does on damaged ones."""
+        found = Image.Exif()
+        found.load_from_fp(io.BytesIO(self.file), self.tags._offset)
+        described = Image.Exif()
+        for tag in sorted(_DESCRIPTIVE & set(found)):
+            described[tag] = found.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else found[tag]
+        return described.tobytes() if len(described) else b""
+
+    def unkept(self) -> list[str]:
+        """Return what the page carries that is not read, in a few words each."""
+        return sorted({words for tag, words in _UNKEPT.items() if tag in self.tags})
+
+
+def is_tiff(head: bytes) -> bool:
+    """Return whether a file that begins with `head` is a TIFF file, of the classic or the big kind."""
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def pages(content: bytes) -> Iterator[Page]:
+    """Yield the pages of a TIFF file; raises ValueError, struct.error or what Pillow does if they are damaged."""
+    silence_libtiff()
+    seen: set[int] = set()
+    order, big = ("<" if content[:2] == b"II" else ">"), content[2:4] in (b"+\0", b"\0+")
+    word, link, entry = ("Q", 8, 20) if big else ("L", 4, 12)
+    (place,) = struct.unpack_from(order + word, content, link)
+    while place:
+        if place in seen or len(seen) >= _MAX_PAGES:
+            raise ValueError("its pages run in a circle, or are too many")
+        seen.add(place)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), content, place)
+        end = place + (8 if big else 2) + count * entry
+        (following,) = struct.unpack_from(order + word, content, end)
+        alone = content
+        if following or len(seen) > 1:
+            edited = bytearray(content)
+            struct.pack_into(order + word, edited, link, place)
+            struct.pack_into(order + word, edited, end, 0)
+            alone = bytes(edited)
+        tags = Directory(content[: 16 if big else 8])
+        stream = io.BytesIO(content)
+        stream.seek(place)
+        tags.load(stream)
+        yield Page(alone, tags)
+        place = following
+
+
+def deep_samples(page: Page) -> np.ndarray:
+    """Return the samples of a page of 16 bits: (H,W,C) uint16 in 0..65535, signed ones moved to there.
+
+    Raises UnsupportedPictureError for another kind of samples, and what Pillow does if the file is damaged.
+    """
+    tags = page.tags
+    kinds = set(_per_sample(tags, _FORMAT, _UNSIGNED))
+    if not kinds <= {_UNSIGNED, _SIGNED} or len(kinds) != 1:
+        raise UnsupportedPictureError(
+            "16-bit floating-point samples are not supported; save it with 16-bit integers"
+        )
+    samples = _integer(tags, _SAMPLES, 1)
+    if not 1 <= samples <= 8:
+        raise UnsupportedPictureError(f"{samples} samples per pixel are not supported; save it as RGB")
+    height, width = page.size
+    if samples > 1 and _integer(tags, _PLANAR, 1) == 2:
+        planes = [_plane(page, height, width, plane, samples) for plane in range(samples)]
+        levels = np.concatenate(planes, axis=2)
+    else:
+        levels = _plane(page, height, width, None, samples)
+    return levels ^ np.uint16(0x8000) if kinds == {_SIGNED} else levels
+
+
+def _plane(page: Page, height: int, width: int, plane: int | None, samples: int) -> np.ndarray:
+    """Return one plane (H,W,1), or all samples (H,W,C) of a page that keeps them together."""
+    tags = page.tags
+    together = samples if plane is None else 1
+    shown = _as_bytes(page, 2 * together * width, height, plane, samples, 2 * together)
+    with Image.open(io.BytesIO(shown), formats=("TIFF",)) as image:
+        image.load()
+        content = np.ascontiguousarray(np.asarray(image))
+    order = ">" if page.file[:2] == b"MM" else "<"
+    levels = content.view(order + "u2").reshape(height, width, together).astype(np.uint16)
+    predictor = _integer(tags, _PREDICTOR, 1)
+    if predictor == 2:  # each sample is the difference to the one on its left, within its tile
+        step = _integer(tags, _TILE_WIDTH, width) if _TILES in tags else width
+        for left in range(0, width, step):
+            part = levels[:, left : left + step]
+            np.cumsum(part, axis=1, dtype=np.uint16, out=part)
+    elif predictor != 1:
+        raise UnsupportedPictureError(f"predictor {predictor} is not supported; save it with another compression")
+    return levels
+
+
+def _as_bytes(page: Page, width: int, height: int, plane: int | None, samples: int, factor: int) -> bytes:
+    """Return the file with a new directory: its bytes, or those of one plane, as a greyscale page of 8 bits."""
+    tags = page.tags
+    tiled = _TILES in tags
+    offsets, lengths = (_TILES, _TILE_BYTES) if tiled else (_STRIPS, _STRIP_BYTES)
+    places = {tag: _tuple(tags.get(tag, ())) for tag in (offsets, lengths)}
+    if plane is not None:
+        each = len(places[offsets]) // samples
+        places = {tag: values[plane * each : (plane + 1) * each] for tag, values in places.items()}
+    entries = {
+        _WIDTH: (width,),
+        _HEIGHT: (height,),
+        _BITS: (8,),
+        _COMPRESSION: (_integer(tags, _COMPRESSION, 1),),
+        _PHOTOMETRIC: (1,),
+        _FILL_ORDER: (_integer(tags, _FILL_ORDER, 1),),
+        _SAMPLES: (1,),
+        _PLANAR: (1,),
+        _PREDICTOR: (1,),
+        **places,
+    }
+    if tiled:
+        entries |= {
+            _TILE_WIDTH: (_integer(tags, _TILE_WIDTH) * factor,),
+            _TILE_HEIGHT: (_integer(tags, _TILE_HEIGHT),),
+        }
+    else:
+        entries[_ROWS_PER_STRIP] = (min(height, _integer(tags, _ROWS_PER_STRIP, height)),)
+    return _with_directory(page.file, entries)
+
+
+def _with_directory(content: bytes, entries: dict[int, tuple[int, ...]]) -> bytes:
+    """Return a TIFF file with a directory of these tags, all of them LONG, appended and made the only one."""
+    order, big = ("<" if content[:2] == b"II" else ">"), content[2:4] in (b"+\0", b"\0+")
+    word, link = ("Q", 8) if big else ("L", 4)
+    kind = 16 if big else 4
+    padded = content + bytes(-len(content) % 8)
+    place = len(padded)
+    entries = {tag: values for tag, values in sorted(entries.items()) if values}
+    directory = struct.pack(order + ("Q" if big else "H"), len(entries))
+    outside = place + len(directory) + len(entries) * (20 if big else 12) + struct.calcsize(order + word)
+    lists = b""
+    for tag, values in entries.items():
+        body = struct.pack(f"{order}{len(values)}{word}", *values)
+        if len(values) > 1:
+            lists, body = lists + body, struct.pack(order + word, outside + len(lists))
+        directory += struct.pack(order + "HH" + word, tag, kind, len(values)) + body
+    directory += struct.pack(order + word, 0)
+    head = padded[:link] + struct.pack(order + word, place)
+    return head + padded[len(head) :] + directory + lists
+
+
+def colour_and_extra(page: Page, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, int, list[str]]:
+    """Split samples (H,W,C) uint16 into colour (H,W,c), alpha (H,W) or None, photometric kind, and warnings."""
+    kind = _integer(page.tags, _PHOTOMETRIC, 1)
+    if kind not in _COLOURS:
+        raise UnsupportedPictureError(
+            f"16-bit samples of photometric kind {kind} are not supported; save it as RGB or greyscale"
+        )
+    count = _COLOURS[kind]
+    if levels.shape[2] < count:
+        raise ValueError("it has fewer samples than colours")
+    colour, extra = levels[..., :count], levels[..., count:]
+    if kind == 0:
+        colour = ~colour
+    meanings = _tuple(page.tags.get(_EXTRA, ())) or (2,) * extra.shape[2]
+    warnings = []
+    alpha = None
+    if extra.shape[2] and meanings[0] in (1, 2):
+        alpha = extra[..., 0]
+        if meanings[0] == 1:
+            colour = _unpremultiplied(colour, alpha)
+    if extra.shape[2] > (alpha is not None):
+        warnings.append("its additional channels were not kept")
+    return colour, alpha, kind, warnings
+
+
+def _unpremultiplied(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    opacity = np.maximum(alpha, 1)[..., None].astype(np.float32) / 65535
+    straight: np.ndarray = np.rint(colour / opacity).clip(0, 65535).astype(np.uint16)
+    return straight
+
+
+def orientation(page: Page) -> int:
+    """Return the EXIF orientation of the page, 1 if it says none."""
+    return _integer(page.tags, ExifTags.Base.Orientation, 1)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A page to write: (H,W,C) uint8 or uint16 levels, C of 1 to 4 with alpha last, and the tags to go with it."""
+
+    levels: np.ndarray
+    exif: bytes
+    xmp: bytes
+    icc: bytes | None
+    dpi: tuple[float, float] | None
+
+
+def write(sheets: list[Sheet]) -> bytes:
+    """Return a TIFF file, compressed by deflate on differences. Raises ValueError if it would not fit 4 GB."""
+    buffer = bytearray(struct.pack("<2sHL", b"II", 42, 0))
+    link = 4
+    for sheet in sheets:
+        tags = _tags_of(sheet)
+        offsets = []
+        sizes = []
+        rows_per_strip = max(1, 2**18 // (sheet.levels.shape[1] * sheet.levels.shape[2]))
+        for top in range(0, sheet.levels.shape[0], rows_per_strip):
+            offsets.append(len(buffer))
+            strip = zlib.compress(_differences(sheet.levels[top : top + rows_per_strip]), 3)
+            sizes.append(len(strip))
+            buffer += strip
+        if len(buffer) > 2**32 - 2**20:
+            raise ValueError("TIFF ends at 4 GB; choose another format")
+        tags[_ROWS_PER_STRIP] = rows_per_strip
+        buffer += bytes(len(buffer) % 2)
+        # `tobytes` takes offsets of strips as counted from the directory's end, so that it may be written first.
+        tags[_STRIP_BYTES] = tuple(sizes)
+        tags.tagtype[_STRIPS] = TiffTags.LONG
+        tags[_STRIPS] = tuple(offsets)
+        place = len(buffer)
+        directory = bytearray(tags.tobytes(place))
+        _set_offsets(directory, place, offsets)
+        struct.pack_into("<L", buffer, link, place)
+        buffer += directory
+        link = place + 2 + 12 * len(tags)
+    return bytes(buffer)
+
+
+def _tags_of(sheet: Sheet) -> Directory:
+    height, width, channels = sheet.levels.shape
+    tags = Directory(struct.pack("<2sHL", b"II", 42, 8))
+    for tag, value in _described(sheet.exif).items():
+        tags[tag] = value
+    tags[_WIDTH], tags[_HEIGHT] = width, height
+    tags[_BITS] = (8 * sheet.levels.dtype.itemsize,) * channels
+    tags[_COMPRESSION], tags[_PREDICTOR] = 8, 2
+    tags[_PHOTOMETRIC] = 2 if channels >= 3 else 1
+    tags[_SAMPLES] = channels
+    tags[_PLANAR] = 1
+    if channels in (2, 4):
+        tags[_EXTRA] = (2,)
+    if sheet.dpi is not None:
+        tags[_X_RESOLUTION], tags[_Y_RESOLUTION] = sheet.dpi
+        tags[_RESOLUTION_UNIT] = 2
+    if sheet.xmp:
+        tags.tagtype[_XMP] = TiffTags.BYTE
+        tags[_XMP] = sheet.xmp
+    if sheet.icc:
+        tags.tagtype[_ICC] = TiffTags.UNDEFINED
+        tags[_ICC] = sheet.icc
+    return tags
+
+
+def _described(exif: bytes) -> dict[int, object]:
+    if not exif:
+        return {}
+    found = Image.Exif()
+    found.load(exif)
+    return {
+        tag: dict(found.get_ifd(tag)) if tag in TiffTags.TAGS_V2_GROUPS else found[tag]
+        for tag in _DESCRIPTIVE & set(found)
+    }
+
+
+def _set_offsets(directory: bytearray, place: int, offsets: list[int]) -> None:
+    """Write where the strips are into a finished directory that will lie at `place`."""
+    (count,) = struct.unpack_from("<H", directory)
+    for entry in range(2, 2 + 12 * count, 12):
+        tag, _, values, value = struct.unpack_from("<HHLL", directory, entry)
+        if tag == _STRIPS:
+            at = entry + 8 if values == 1 else value - place
+            struct.pack_into(f"<{len(offsets)}L", directory, at, *offsets)
+
+
+def _differences(levels: np.ndarray) -> bytes:
+    """Return rows (h,W,C) with each sample as its difference to the one on its left, little-endian."""
+    out = levels.astype(levels.dtype.newbyteorder("<"), copy=True)
+    np.subtract(levels[:, 1:], levels[:, :-1], out=out[:, 1:])
+    return out.tobytes()
+
+
+@functools.cache
+def silence_libtiff() -> None:
+    """Keep libtiff from printing: what it says of a damaged file comes as an error anyhow.
+
+    Its handlers belong to the process, and Pillow leaves the one for errors in place. Where the library is linked
+    in another way than by a file of its own name, it stays as it is.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+        paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "/libtiff" in line}
+        for path in paths:
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler.argtypes = library.TIFFSetWarningHandler.argtypes = [ctypes.c_void_p]
+            library.TIFFSetErrorHandler.restype = library.TIFFSetWarningHandler.restype = ctypes.c_void_p
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+    except (OSError, AttributeError):
+        return
+
+
+def _integer(tags: Directory, tag: int, default: int | None = None) -> int:
+    value = tags.get(tag, default)
+    if isinstance(value, tuple) and value:
+        value = value[0]
+    if not isinstance(value, int):
+        raise ValueError(f"tag {tag} is missing or no whole number")
+    return value
+
+
+def _tuple(value: object) -> tuple[int, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(one, int) for one in values):
+        raise ValueError("a tag is no list of whole numbers")
+    return values
+
+
+def _per_sample(tags: Directory, tag: int, default: int) -> tuple[int, ...]:
+    return _tuple(tags.get(tag, default)) or (default,)
