@@ -12,7 +12,7 @@ from service.problems import Problem
 from srgan.pictures import FORMATS
 from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request
 
-FormatName = Literal["auto", "png", "jpg", "webp", "avif", "tiff", "bmp", "ppm"]
+FormatName = Literal["auto", "png", "jpg", "webp", "avif", "tiff", "gif", "bmp", "ppm"]
 _PICTURE_FIELDS = ("image", "file")
 
 # Their own headers and quotes included: nothing that a form says beside its pictures is long.

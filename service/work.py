@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ MEDIA_TYPES = {
     "webp": "image/webp",
     "avif": "image/avif",
     "tiff": "image/tiff",
+    "gif": "image/gif",
     "bmp": "image/bmp",
     "ppm": "image/x-portable-anymap",
 }
@@ -103,7 +104,7 @@ class Works:
         with _problems():
             upscaler = await asyncio.to_thread(self._models.get, model)
             format = destination(picture, wish, upscaler)
-        cost_px = picture.width * picture.height * (1 if picture.alpha is None else 2)
+        cost_px = sum(frame.width * frame.height * (1 if frame.alpha is None else 2) for frame in picture.frames)
         self._gate.weigh(ticket, cost_px)
         self._refuse_if_hopeless(cost_px)
         self._gate.refuse_if_draining()
@@ -198,7 +199,7 @@ def stripped(picture: Picture) -> Picture:
     icc = picture.icc
     if icc is not None and (len(icc) > _MAX_ICC_BYTES or icc[36:40] != b"acsp"):
         icc = None  # not a colour profile (ICC.1, 7.2), whatever it may be
-    return Picture(picture.pixels, picture.alpha, icc, format=picture.format)
+    return replace(picture.without_metadata(), icc=icc)
 
 
 def decoded(content: bytes, settings: Settings) -> Picture:

@@ -18,7 +18,7 @@ from srgan.errors import OutputError, PictureError, SrganError, UsageError
 from srgan.files import open_new, removed_on_error
 from srgan.guarded import decode
 from srgan.manifest import Manifest, Origin, explained
-from srgan.pictures import FORMATS, Picture, encode, why_not
+from srgan.pictures import FORMATS, Picture, encode, losses, why_not
 from srgan.planning import AUTO, Job, Plan, plan
 from srgan.reporting import FileReport
 from srgan.upscale import Request, Upscaler
@@ -275,7 +275,7 @@ def destination(picture: Picture, job: Job, size: tuple[int, int]) -> tuple[str,
         target = target.with_suffix(FORMATS[format].suffixes[0])
         if not warnings:
             warnings.append(f"the file is in truth {format.upper()}, so the result is named {target.name}")
-    return format, target, tuple(warnings)
+    return format, target, (*warnings, *losses(picture, format))
 
 
 def write_result(temporary: Path, target: Path, data: bytes) -> None:

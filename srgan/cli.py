@@ -112,7 +112,9 @@ def upscale(
     ] = "auto",
     format: Annotated[
         str,
-        typer.Option("-f", "--format", help="auto (that of the input), png, jpg, webp, avif, tiff, bmp or ppm."),
+        typer.Option(
+            "-f", "--format", help="auto (that of the input), png, jpg, webp, avif, tiff, gif, bmp or ppm."
+        ),
     ] = "auto",
     quality: Annotated[
         int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")

@@ -19,7 +19,7 @@ from srgan.pictures import FORMATS, PICTURE_SUFFIXES, format_of_suffix
 AUTO = "auto"  # the format of the input
 
 # Suffixes of results whose input has a suffix that is read but not written.
-_RESULT_SUFFIXES = {".gif": ".png", ".apng": ".png", ".pbm": ".ppm"}
+_RESULT_SUFFIXES = {".pbm": ".ppm"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from srgan.engine import Engine, OpenVinoEngine
 from srgan.errors import PictureTooLargeError, UsageError
 from srgan.inference import Inference, Progress
-from srgan.pictures import Picture, resized
+from srgan.pictures import Picture, resized, scaled_dpi
 from srgan.weights import ModelMetadata, find_weights
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
@@ -23,6 +23,8 @@ DEFAULT_MAX_OUTPUT_MEGAPIXELS = 1000.0
 
 # Opacity of 255 below which a colour is too imprecise to be upscaled.
 _FAINT = 16
+
+_REDUCED = "it is larger than what was asked for, so it was reduced without the model"
 
 
 @dataclass(frozen=True)
@@ -143,59 +145,95 @@ class Upscaler:
     ) -> Picture:
         """Return `picture` enlarged as `request` says: a `Request`, a scale, or None for the model's own scale.
 
-        A size other than the model's is reached by antialiased resampling of the model's result. Greyscale stays
-        greyscale; transparency is upscaled apart from colour; profile and metadata are kept. `progress` is called
-        with the finished fraction, 1.0 last; an exception it raises stops the work.
+        Frames and pages are upscaled one by one. A size other than the model's is reached by antialiased
+        resampling of the model's result. Greyscale stays greyscale and 16 bits stay 16; transparency is upscaled
+        apart from colour; profile and metadata are kept. `progress` is called with the finished fraction, 1.0
+        last; an exception it raises stops the work.
         Raises UsageError for a size out of range, PictureTooLargeError if the result would be larger than
         the limit, EngineError if inference fails.
         """
         request = Request.of(request)
-        height, width = self.output_size(picture, request)
+        self.output_size(picture, request)
         report = progress or _ignore
-        visible = picture
-        if picture.alpha is not None:
-            visible = replace(picture, pixels=_bled(picture.pixels, picture.alpha))
-        if request.strength == 0 or max(height / picture.height, width / picture.width) < 1:
-            report(1.0)
-            return resized(visible, height, width)
-        if picture.alpha is None:
-            alpha = None
-            pixels = self._upscale_levels(visible.pixels, report)
-        else:
-            pixels = self._upscale_levels(visible.pixels, lambda fraction: report(fraction / 2))
-            alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2))
-        result = replace(picture, pixels=pixels, alpha=alpha)
-        if (height, width) != pixels.shape[:2]:
-            result = resized(result, height, width)
-        if request.strength == 1:
-            return result
-        return _blend(result, resized(visible, height, width), request.strength)
+        total_px = sum(frame.height * frame.width for frame in picture.frames)
+        done_px = 0
+        results = []
+        for frame in picture.frames:
+            frame_px = frame.height * frame.width
+
+            def report_frame(fraction: float, before: int = done_px, own: int = frame_px) -> None:
+                report((before + fraction * own) / total_px)
+
+            results.append(self._upscale_frame(frame, request, report_frame))
+            done_px += frame_px
+        return replace(results[0], further=tuple(results[1:])) if len(results) > 1 else results[0]
 
     def output_size(self, picture: Picture, request: Request | float | None = None) -> tuple[int, int]:
         """Return (height, width) that `upscale` would give, without any work; raises what it would."""
-        height, width = Request.of(request).output_size(picture.height, picture.width, self.scale)
-        # The model's own result comes first, whatever is asked for.
-        pixels = max(height * width, picture.height * picture.width * self.scale**2)
+        request = Request.of(request)
+        pixels = 0
+        for frame in picture.frames:
+            height, width = request.output_size(frame.height, frame.width, self.scale)
+            # The model's own result comes first, whatever is asked for.
+            pixels += max(height * width, frame.height * frame.width * self.scale**2)
         if pixels > self._max_output_megapixels * 1e6:
+            each = f" in {len(picture.frames)} frames" if picture.further else ""
             raise PictureTooLargeError(
-                f"{picture.width}x{picture.height} pixels become {pixels / 1e6:.3g} megapixels, more than the "
-                f"limit of {self._max_output_megapixels:g}; cut the picture into parts"
+                f"{picture.width}x{picture.height} pixels{each} become {pixels / 1e6:.3g} megapixels, more than "
+                f"the limit of {self._max_output_megapixels:g}; cut the picture into parts"
             )
-        return height, width
+        return request.output_size(picture.height, picture.width, self.scale)
 
     def upscale_array(self, lr: np.ndarray) -> np.ndarray:
         """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
         return self._inference.array(lr)
 
+    def _upscale_frame(self, picture: Picture, request: Request, report: Progress) -> Picture:
+        height, width = request.output_size(picture.height, picture.width, self.scale)
+        visible = picture
+        if picture.alpha is not None:
+            visible = replace(picture, pixels=_bled(picture.pixels, picture.alpha))
+        smaller = height < picture.height or width < picture.width
+        if request.strength == 0 or smaller:
+            report(1.0)
+            if smaller:
+                visible = replace(visible, warnings=(*picture.warnings, _REDUCED))
+            return resized(visible, height, width)
+        result = self._upscale_whole(visible, report)
+        if (height, width) != (result.height, result.width):
+            result = resized(result, height, width)
+        if request.strength == 1:
+            return result
+        return _blend(result, resized(visible, height, width), request.strength)
+
+    def _upscale_whole(self, picture: Picture, report: Progress) -> Picture:
+        """Return one frame at the model's scale; what is hidden by its alpha has been filled already."""
+        height, width = picture.height * self.scale, picture.width * self.scale
+        dpi = scaled_dpi(picture, height, width)
+        if picture.alpha is None:
+            return replace(picture, pixels=self._upscale_colours(picture.pixels, report), dpi=dpi)
+        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2))
+        opaque = _extremes(picture.alpha)[0] == np.iinfo(picture.alpha.dtype).max
+        _hold_within(pixels, picture.pixels, self.scale, where=~opaque)
+        alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2))
+        return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi)
+
+    def _upscale_colours(self, levels: np.ndarray, report: Progress) -> np.ndarray:
+        """Upscale (H,W,3) or (H,W); colours that are all grey stay exactly that."""
+        if levels.ndim == 3 and all(np.array_equal(levels[..., 0], levels[..., channel]) for channel in (1, 2)):
+            return np.repeat(self._upscale_levels(levels[..., 0], report)[..., None], 3, axis=2)
+        return self._upscale_levels(levels, report)
+
     def _upscale_levels(self, levels: np.ndarray, report: Progress) -> np.ndarray:
-        """Upscale (H,W,3) or (H,W) uint8 to the same at the model's scale."""
+        """Upscale (H,W,3) or (H,W) of either depth to the same at the model's scale."""
         height, width, *channels = levels.shape
-        out = np.empty((height * self.scale, width * self.scale, *channels), np.uint8)
+        out = np.empty((height * self.scale, width * self.scale, *channels), levels.dtype)
+        peak = np.float32(np.iinfo(levels.dtype).max)
 
         def write(rows: slice, columns: slice, piece: np.ndarray) -> None:
             # A grey picture went in as three equal channels and comes out as three nearly equal ones.
             values = np.moveaxis(piece[0], 0, -1) if channels else piece[0].mean(axis=0)
-            out[rows, columns] = np.rint(values.clip(0, 1) * 255)  # truncating would darken by half a level
+            out[rows, columns] = np.rint(values.clip(0, 1) * peak)  # truncating would darken by half a level
 
         def read(rows: slice, columns: slice) -> np.ndarray:
             return _to_nchw(levels[rows, columns])
@@ -204,18 +242,12 @@ class Upscaler:
         return out
 
     def _upscale_alpha(self, alpha: np.ndarray, report: Progress) -> np.ndarray:
-        """Upscale (H,W) uint8 transparency; what was fully opaque or clear around stays exactly so."""
+        """Upscale (H,W) transparency; what was fully opaque or clear around stays exactly so."""
         if alpha.min() == alpha.max():
             report(1.0)
             return np.full((alpha.shape[0] * self.scale, alpha.shape[1] * self.scale), alpha.flat[0])
         sr = self._upscale_levels(alpha, report)
-        # A generator overshoots beside edges, and its flat areas are off by a level here and there. Held within
-        # the range of the nine pixels around, neither shows.
-        padded = np.pad(alpha, 1, mode="edge")
-        around = [padded[y : y + alpha.shape[0], x : x + alpha.shape[1]] for y in range(3) for x in range(3)]
-        low, high = np.minimum.reduce(around), np.maximum.reduce(around)
-        blocks = sr.reshape(alpha.shape[0], self.scale, alpha.shape[1], self.scale)
-        np.clip(blocks, low[:, None, :, None], high[:, None, :, None], out=blocks)
+        _hold_within(sr, alpha, self.scale)
         return sr
 
 
@@ -233,10 +265,32 @@ def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
 
 
 def _to_nchw(levels: np.ndarray) -> np.ndarray:
-    """Return (1,3,h,w) float32 in [0,1] of (h,w,3) or (h,w) uint8."""
+    """Return (1,3,h,w) float32 in [0,1] of (h,w,3) or (h,w) levels of either depth."""
     channels = np.moveaxis(levels, -1, 0) if levels.ndim == 3 else np.broadcast_to(levels, (3, *levels.shape))
-    nchw: np.ndarray = np.divide(channels, 255, dtype=np.float32)[None]
+    nchw: np.ndarray = np.divide(channels, np.iinfo(levels.dtype).max, dtype=np.float32)[None]
     return nchw
+
+
+def _extremes(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest of the nine levels around each of (H,W) or, by channel, (H,W,C)."""
+    height, width = levels.shape[:2]
+    padded = np.pad(levels, ((1, 1), (1, 1), (0, 0))[: levels.ndim], mode="edge")
+    around = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.minimum.reduce(around), np.maximum.reduce(around)
+
+
+def _hold_within(sr: np.ndarray, lr: np.ndarray, scale: int, where: np.ndarray | None = None) -> None:
+    """Hold `sr` within the range of the nine pixels of `lr` around, in place; `where` (H,W): there alone.
+
+    A generator overshoots beside edges, and its flat areas are off by a level here and there. On a rim either
+    would show, as a line against whatever is put behind.
+    """
+    low, high = _extremes(lr)
+    if where is not None:
+        low[~where], high[~where] = 0, np.iinfo(lr.dtype).max
+    blocks = sr.reshape(lr.shape[0], scale, lr.shape[1], scale, -1)
+    low, high = (bound.reshape(lr.shape[0], 1, lr.shape[1], 1, -1) for bound in (low, high))
+    np.clip(blocks, low, high, out=blocks)
 
 
 def _bled(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -246,11 +300,12 @@ def _bled(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     (of eight bits, few survive the programs that premultiply), but a generator would draw either into the rim.
     Nearby: the smallest square of 2, 4, 8, ... pixels around that holds anything visible, weighted by opacity.
     """
-    if (alpha >= _FAINT).all() or not alpha.any():
+    least = _FAINT * (np.iinfo(alpha.dtype).max // 255)
+    if (alpha >= least).all() or not alpha.any():
         return pixels
     colour = pixels.astype(np.float32).reshape(*alpha.shape, -1)
-    filled: np.ndarray = np.rint(_fill(colour, alpha.astype(np.float32), least=_FAINT))
-    return filled.astype(np.uint8).reshape(pixels.shape)
+    filled: np.ndarray = np.rint(_fill(colour, alpha.astype(np.float32), least=least))
+    return filled.astype(pixels.dtype).reshape(pixels.shape)
 
 
 def _fill(colour: np.ndarray, weight: np.ndarray, least: float) -> np.ndarray:

@@ -186,7 +186,7 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "-t", "0"], 2, "tile '0' is not understood"),
         (["a.png", "-t", "none"], 2, "tile 'none' is not understood"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
-        (["a.png", "-f", "gif"], 2, "unknown format 'gif'"),
+        (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),
         (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
         (["a.png", "-n", "unknown.onnx"], 2, "unknown.onnx: no such file"),
         (["a.png", "-n", "some.safetensors"], 2, "srgan export"),

@@ -142,7 +142,7 @@ def test_errors_come_with_their_class_and_the_name_that_was_given(
     decoder: GuardedDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("deep.tif").write_bytes(saved(Image.new("LAB", (8, 8)), "TIFF"))
+    Path("deep.tif").write_bytes(saved(Image.new("I", (8, 8)), "TIFF"))
     Path("half.tif").write_bytes(saved(photo(), "TIFF")[:-200])
     Path("empty.png").write_bytes(b"")
     Path("folder.png").mkdir()

@@ -195,66 +195,23 @@ def test_pictures_behind_the_first_of_a_jpeg_are_told() -> None:
 
 
 def refused() -> dict[str, bytes]:
-    frames = [Image.fromarray(colours(seed=seed)) for seed in range(3)]
-    deep = np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16
-    animated = {"save_all": True, "append_images": frames[1:]}
+    floats = np.full((4, 4), 0.5, np.float32)
+    beyond, lost = floats.copy(), floats.copy()
+    beyond[0, 0], lost[1, 1] = 1.5, np.nan
     return {
-        "16-bit grey PNG": saved(Image.fromarray(deep)),
-        "16-bit grey TIFF": saved(Image.fromarray(deep), "TIFF"),
-        "16-bit RGB PNG": png_of_16_bits(colour_type=2),
-        "16-bit RGBA PNG": png_of_16_bits(colour_type=6),
-        "16-bit grey-alpha PNG": png_of_16_bits(colour_type=4),
-        "16-bit RGB TIFF": tiff_of_16_bits(),
-        "16-bit RGB PPM": b"P6 2 1 65535\n" + bytes(12),
-        "12-bit RGB PPM": b"P6 2 1 4095\n" + bytes(12),
-        "16-bit plain RGB PPM": b"P3 1 1 65535\n1 40000 3\n",
-        "16-bit grey PGM": b"P5 2 1 65535\n" + bytes(4),
-        "float TIFF": saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+        "float TIFF beyond white": saved(Image.fromarray(beyond), "TIFF"),
+        "float TIFF below black": saved(Image.fromarray(-beyond), "TIFF"),
+        "float TIFF with a hole": saved(Image.fromarray(lost), "TIFF"),
+        "float PFM": b"Pf 1 1 -1.0\n" + struct.pack("<f", 3),
         "32-bit TIFF": saved(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"),
-        "float PFM": b"Pf 1 1 -1.0\n" + bytes(4),
-        "CMYK JPEG": saved(Image.new("CMYK", (8, 8)), "JPEG"),
-        "CMYK TIFF": saved(Image.new("CMYK", (8, 8)), "TIFF"),
-        "LAB TIFF": saved(Image.new("LAB", (8, 8)), "TIFF"),
-        "animated GIF": saved(frames[0], "GIF", **animated),
-        "animated PNG": saved(frames[0], "PNG", **animated),
-        "animated WebP": saved(frames[0], "WEBP", **animated),
-        "animated AVIF": saved(frames[0], "AVIF", **animated),
-        "two-page TIFF": saved(frames[0], "TIFF", **animated),
     }
-
-
-def png_of_16_bits(colour_type: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    channels = {2: 3, 4: 2, 6: 4}[colour_type]
-    header = struct.pack(">IIBBBBB", 2, 1, 16, colour_type, 0, 0, 0)
-    rows = zlib.compress(b"\0" + bytes(range(2 * 2 * channels)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def tiff_of_16_bits() -> bytes:
-    pixels = bytes(range(12))
-    entries = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2)]
-    entries += [(273, 4, 1, 128), (277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 12)]
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHLL", *entry) for entry in entries)
-    start = b"II*\0" + struct.pack("<L", 8) + directory + bytes(4)
-    return start + struct.pack("<HHH", 16, 16, 16) + pixels
 
 
 @pytest.mark.parametrize(("name", "content"), refused().items())
 def test_what_would_be_damaged_is_refused(name: str, content: bytes) -> None:
     Image.open(io.BytesIO(content)).load()  # a good file, as such
-    with pytest.raises(UnsupportedPictureError, match="not supported yet"):
+    with pytest.raises(UnsupportedPictureError, match="not supported"):
         decode(content)
-
-
-def test_a_deep_avif_is_refused() -> None:
-    content = saved(gradient(), "AVIF")
-    flags = content.index(b"av1C") + 6
-    deep = content[:flags] + bytes([content[flags] | 0x40]) + content[flags + 1 :]
-    with pytest.raises(PictureError):
-        decode(deep)
 
 
 def test_the_pixel_limit_holds_before_decoding() -> None:
@@ -365,11 +322,12 @@ def test_odd_and_hostile_files(shared: Path) -> None:
         if isinstance(result, Picture):
             read += 1
             assert row["expect"] != "reject", row["path"]
-            assert decode(encode(result, "png")).pixels.shape == result.pixels.shape
+            again = decode(encode(result, "png" if why_not(result, "png") is None else "tiff"))
+            assert again.pixels.shape == result.pixels.shape
         else:
-            assert row["expect"] != "accept" or isinstance(result, UnsupportedPictureError), row["path"]
+            assert row["expect"] != "accept", f"{row['path']}: {result}"
             assert "\n" not in str(result)
-    assert read > 100
+    assert read > 170
 
 
 # What is written
@@ -422,7 +380,7 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
         (clear, "bmp", "transparency"),
         (wide, "webp", "16383"),
         (profiled, "ppm", "profile"),
-        (plain, "gif", "not written"),
+        (plain, "heic", "not written"),
     ]:
         assert reason in (why_not(picture, format) or "")
         with pytest.raises(PictureError, match=reason):
@@ -433,7 +391,7 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
 def test_suffixes() -> None:
     assert format_of_suffix(".JPEG") == "jpg"
     assert format_of_suffix(".tif") == "tiff"
-    assert format_of_suffix(".gif") is None
+    assert format_of_suffix(".heic") is None
     assert {".png", ".jpg", ".webp", ".avif", ".gif", ".pbm"} <= PICTURE_SUFFIXES
 
 

@@ -102,7 +102,7 @@ def test_the_format_is_that_of_the_upload_unless_it_cannot_be(running: Running) 
     for format in ("png", "jpeg", "webp", "avif", "tiff", "bmp"):
         assert types(rgb, format) == f"image/{format}"
     assert types(rgb, "ppm") == "image/x-portable-anymap"
-    assert types(rgb, "gif") == "image/png"
+    assert types(rgb, "gif") == "image/gif"
     assert types(rgb, "png", "?format=jpg&quality=50") == "image/jpeg"
 
 

@@ -28,7 +28,10 @@ def samples(opened: ImageFile.ImageFile, file: BinaryIO) -> np.ndarray:
     file.seek(opened.tile[0].offset)
     if is_plain:
         text = re.sub(rb"#[^\r\n]*", b"", file.read())
-        values = np.array(text.split(maxsplit=count)[:count]).astype(np.int64)
+        words = text.split(maxsplit=count)[:count]
+        if max(map(len, words), default=0) > 10:  # an array of words takes as much for each as for the longest
+            raise ValueError("a value is too long")
+        values = np.array(words).astype(np.int64)
     else:
         kind = np.dtype(np.uint8 if largest < 256 else ">u2")
         values = np.frombuffer(file.read(count * kind.itemsize), kind).astype(np.int64)

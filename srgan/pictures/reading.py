@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import stat
 import struct
 import zlib
@@ -29,7 +30,7 @@ from PIL import (
 )
 
 from srgan.errors import PictureError, PictureTooLargeError, SrganError, UnsupportedPictureError
-from srgan.pictures import colour, heic, metadata, png, ppm, tiff
+from srgan.pictures import colour, gif, heic, metadata, png, ppm, tiff
 from srgan.pictures.picture import FORMATS, Picture
 
 # Imported one by one, because asking Pillow for one format that is not registered yet imports all of its forty.
@@ -67,6 +68,9 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+# Pillow's remarks on damaged files would go to standard error where nobody has set up logging.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Pixel modes that are read: what each becomes without transparency and with it. All are exact.
 _MODES = {
@@ -194,9 +198,13 @@ class _Budget:
         self._left = max_megapixels * 1e6
 
     def spend(self, width: int, height: int, frames: int = 1) -> None:
-        """Raise PictureTooLargeError if so many pixels are more than are left."""
+        """Take so many pixels; raise PictureTooLargeError if they are more than are left."""
+        self.check(width, height, frames)
         self._left -= width * height * frames
-        if self._left < 0:
+
+    def check(self, width: int, height: int, frames: int = 1) -> None:
+        """Raise PictureTooLargeError if so many pixels are more than are left."""
+        if width * height * frames > self._left:
             times = f" in {frames} frames" if frames > 1 else ""
             raise PictureTooLargeError(
                 f"{width}x{height} pixels{times} are more than the limit of {self._max_megapixels:g} megapixels "
@@ -213,14 +221,17 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
             return _read_tiff(file.read(), budget)
         if heic.is_heic(head):
             return _read_heic(file, budget)
+        if head.startswith((b"GIF87a", b"GIF89a")):
+            budget.check(*gif.canvas(file))
+            file.seek(0)
         with Image.open(file, formats=_OPENED) as opened:
             if opened.format != "MPO" and getattr(opened, "is_animated", False):
                 return _read_frames(opened, file, budget)
             budget.spend(opened.width, opened.height)
-            return _read_still(opened, file, budget)
+            return _read_still(opened, file)
 
 
-def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, budget: _Budget) -> Picture:
+def _read_still(opened: ImageFile.ImageFile, file: BinaryIO) -> Picture:
     warnings: list[str] = []
     if opened.format == "PNG" and png.is_deep(file):
         # Pixels before metadata: on some damaged files the metadata parser fails first, and a load after that
@@ -230,10 +241,7 @@ def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, budget: _Budget) ->
         return _finished(planes, opened, file, warnings)
     if opened.format == "PPM" and ppm.is_scaled(opened):
         return _finished(_Planes.of_samples(ppm.samples(opened, file)), opened, file, warnings)
-    size = opened.size
     opened.load()
-    if opened.size != size:  # a frame may turn out larger than the header promised
-        budget.spend(opened.width, opened.height)
     if opened.format == "MPO":
         warnings.append("only the first picture of the file was read; others behind it are not kept")
     if opened.format == "AVIF" and (bits := _avif_bits(file)) > 8:

@@ -22,6 +22,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Directory
 from srgan.errors import UnsupportedPictureError
 
 _MAX_PAGES = 10_000
+_MAX_TILE_PX = 4096 * 4096
 
 # Tags.
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
@@ -105,6 +106,7 @@ class Page:
     def exif(self) -> bytes:
         """Return an EXIF block of what the tags say of the picture; raises what Pillow does on damaged ones."""
         found = Image.Exif()
+        found.endian, found.bigtiff = self.tags._endian, self.tags._bigtiff
         found.load_from_fp(io.BytesIO(self.file), self.tags._offset)
         described = Image.Exif()
         for tag in sorted(_DESCRIPTIVE & set(found)):
@@ -128,9 +130,9 @@ def pages(content: bytes) -> Iterator[Page]:
     order, big = ("<" if content[:2] == b"II" else ">"), content[2:4] in (b"+\0", b"\0+")
     word, link, entry = ("Q", 8, 20) if big else ("L", 4, 12)
     (place,) = struct.unpack_from(order + word, content, link)
-    while place:
-        if place in seen or len(seen) >= _MAX_PAGES:
-            raise ValueError("its pages run in a circle, or are too many")
+    while place and place not in seen:  # a list that runs in a circle ends where it began
+        if len(seen) >= _MAX_PAGES:
+            raise UnsupportedPictureError(f"more than {_MAX_PAGES} pages are not supported; split the file")
         seen.add(place)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), content, place)
         end = place + (8 if big else 2) + count * entry
@@ -215,6 +217,10 @@ def _as_bytes(page: Page, width: int, height: int, plane: int | None, samples: i
         **places,
     }
     if tiled:
+        if _integer(tags, _TILE_WIDTH) * _integer(tags, _TILE_HEIGHT) > max(
+            _MAX_TILE_PX, 4 * height * page.size[1]
+        ):
+            raise ValueError("its tiles are far larger than the page")
         entries |= {
             _TILE_WIDTH: (_integer(tags, _TILE_WIDTH) * factor,),
             _TILE_HEIGHT: (_integer(tags, _TILE_HEIGHT),),
