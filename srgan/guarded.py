@@ -234,7 +234,9 @@ class _Worker:
     def __init__(self) -> None:
         self.state = "lost"
         self._overdue = False
-        places = [place for place in sys.path if place] + [str(Path(__file__).parents[1])]
+        places = [place for place in sys.path if place]
+        if (own := str(Path(__file__).parents[1])) not in places:  # it was found in the current folder
+            places.insert(0, own)
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         try:
             self._process = subprocess.Popen(  # noqa: S603  # this Python and our own places

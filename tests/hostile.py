@@ -12,6 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
+from srgan import headers, pictures
+from srgan.errors import SrganError
+from srgan.headers import Limits
+from srgan.pictures import Picture
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -107,6 +112,18 @@ def png_bombs(megabytes: int = 200) -> dict[str, bytes]:
         + chunk(b"IEND", b""),
         "IDAT bomb": bare_png(64, 48, bytes(megabytes << 20)),
     }
+
+
+def mended(content: bytes) -> bytes:
+    """A PNG file with the checksums of all its chunks made right, as far as it can be read; any other as it is."""
+    if not content.startswith(PNG_SIGNATURE):
+        return content
+    parts, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while position + 12 <= len(content):
+        length, kind = struct.unpack_from(">L4s", content, position)
+        parts.append(chunk(kind, content[position + 8 : position + 8 + length], length=length))
+        position += 12 + length
+    return b"".join(parts) + content[position:]
 
 
 def apng(*, frames: int, width: int, height: int, x: int = 0, y: int = 0) -> bytes:
@@ -274,6 +291,7 @@ def hostile() -> dict[str, bytes]:
                 "GIF of ten thousand frames of 65535x65535": gif(10_000, 65_535, 65_535),
                 "GIF of ten thousand frames of 4000x4000": gif(10_000, 4_000, 4_000),
                 "GIF frame larger than its screen": gif(1, 10, 10, frame_side=60_000),
+                "GIF that grows to 60000x60000": gif(1, 10, 10)[:-1] + gif(1, 10, 10, frame_side=60_000)[19:],
                 "GIF of one frame without pixels": gif(1, 4_000, 4_000),
                 "plain PPM of few figures": b"P3 16000 12000 255\n" + b"1 " * 1000,
                 "plain PPM of a figure without end": b"P3 4 4 255\n" + b"1" * (1 << 20),
@@ -391,3 +409,28 @@ def seeds() -> dict[str, bytes]:
         "PBM": saved(small.convert("1"), "PPM"),
         "PFM": b"Pf 2 1 -1.0\n" + struct.pack("<ff", 0.25, 0.5),
     }
+
+
+def read_and_write(content: bytes, max_megapixels: float = 1) -> Picture | None:
+    """Judge, decode and encode `content`; None if it is refused. Whatever else is raised is a finding."""
+    header = headers.read_header(io.BytesIO(content), max_scans=100)
+    try:
+        if header is not None:
+            headers.refuse(header, "the picture", Limits.of_own_pictures(max_megapixels))
+        picture = pictures.decode(content, max_megapixels=max_megapixels)
+    except SrganError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert refusal.startswith("the picture: ")
+        assert "\n" not in refusal
+        return None
+    assert picture.pixels.dtype in (np.uint8, np.uint16)
+    assert picture.pixels.shape in ((picture.height, picture.width), (picture.height, picture.width, 3))
+    assert picture.alpha is None or picture.alpha.shape == (picture.height, picture.width)
+    assert 0 < picture.width * picture.height <= max_megapixels * 1e6
+    for format in {picture.format, "png"}:
+        if pictures.why_not(picture, format) is None:
+            pictures.encode(picture, format)
+    return picture
