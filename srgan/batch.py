@@ -29,7 +29,7 @@ __all__ = ["AUTO", "FileReport", "Job", "Options", "Plan", "plan", "run"]
 DEFAULT_WORKERS = 2
 
 # Uncompressed, the largest picture that is read (200 megapixels of 64 bits) is smaller.
-_MAX_SOURCE_BYTES = 2 * 2**30
+MAX_SOURCE_BYTES = 2 * 2**30
 
 _KEPT_MANIFESTS = 16
 
@@ -322,7 +322,7 @@ def _origin(source: Path) -> Origin:
         origin = Origin.of(source)
     except OSError as error:
         raise PictureError(f"{source}: cannot be read: {error.strerror}") from error
-    if origin.size > _MAX_SOURCE_BYTES:
+    if origin.size > MAX_SOURCE_BYTES:
         raise PictureError(
             f"{source}: {origin.size} bytes are more than a picture of a size that is read can have"
         )

@@ -7,27 +7,26 @@ codes: 0 all done, 1 something failed, 2 the request made no sense, 130 interrup
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-import os
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 import typer
 
-from srgan.errors import OutputError, SrganError, UsageError
-from srgan.interrupts import interruptible
-from srgan.reporting import FileReport, JsonReport
-from srgan.terminal import Bar, one_line, progress_bar, say, tell
+from srgan.errors import SrganError, UsageError
+from srgan.terminal import one_line, say
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 # What only training and evaluation, or the service, need; where one of them is missing, the extra is.
 _EXTRAS = {
     "train": {"lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard", "torch", "torchvision"},
+    "watch": {"watchfiles"},
+    "cluster": {"ray", "pyarrow", "pandas"},
     "service": {
         *("dbos", "fastapi", "fsspec", "h11", "prometheus_client", "pydantic_settings", "python_multipart"),
         *("starlette", "structlog", "uvicorn"),
@@ -132,25 +131,30 @@ def upscale(
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what became of each file; - for stdout.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with what appears in the folder, until Ctrl-C.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="local|ray", help="Work here, or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of the Ray cluster; default: one on this machine alone.")
+    ] = None,
 ) -> None:
     """Upscale pictures: photo.jpg becomes photo_x4.jpg, a folder becomes the same tree in OUT.
 
-    Files that are finished already are skipped, so an interrupted run is taken up by the same command.
+    Files that are finished already are skipped, so an interrupted run is taken up by the same command. As INPUT or
+    OUT, - is standard input or output.
     """
-    from srgan import batch
+    from srgan import batch, commands
     from srgan.upscale import Request, Upscaler
 
     request = Request(scale, long_side, width, height, strength)
     options = batch.Options(request, quality, overwrite, fail_fast, measured=json_path is not None)
-    upscaler = Upscaler(model, tile_lr_px=_tile(tile))
-    plan = batch.plan(inputs, out, scale=request.label(upscaler.scale), format=format, follow_links=follow_links)
-    facts = {"model": upscaler.metadata.name, "model_sha256": upscaler.model_sha256}
-    log = JsonReport(json_path, {**facts, "settings": options.settings(format)})
-
-    def start(bar: Bar, stop: threading.Event) -> Generator[FileReport]:
-        return batch.run(plan, upscaler, options, workers=workers, progress=bar.within_file, stop=stop)
-
-    raise typer.Exit(_carried_out(start, plan.total, log, sys.stderr if _is_stream(json_path) else sys.stdout))
+    work = commands.Work(inputs, out, format, follow_links, workers, watch, json_path, engine, address)
+    make_upscaler = functools.partial(Upscaler, model, tile_lr_px=_tile(tile))
+    with _extra("watch"), _extra("cluster"):
+        raise typer.Exit(commands.upscale(work, make_upscaler, options))
 
 
 @app.command()
@@ -311,43 +315,6 @@ def preview(
         from srgan.training import data_check
 
         data_check.preview_command(folders, out, recipe, seed, count)
-
-
-def _carried_out(
-    start: Callable[[Bar, threading.Event], Generator[FileReport]], total: int, log: JsonReport, stream: TextIO
-) -> int:
-    """Tell of each file as it is finished, close the log whatever the end is, and return the exit code."""
-    error, abandoned = None, False
-    with interruptible() as interrupt:
-        try:
-            # Closed at once, not some time later: it holds threads and folders.
-            with progress_bar(total) as bar, contextlib.closing(start(bar, interrupt.stop)) as reports:
-                for report in reports:
-                    log.add(report)
-                    bar.file_done()
-                    tell(report, stream)
-        except OutputError as problem:
-            error = str(problem)
-            say("error", error)
-        except KeyboardInterrupt:
-            if interrupt.exit_code is None:
-                raise
-            abandoned = True
-        left = total - log.counts.total()
-        if total > 1 or log.counts["skipped"]:
-            counted = ", ".join(f"{count} {status}" for status, count in log.counts.items())
-            print(counted + f", {left} left" * bool(left), file=stream, flush=True)
-        if interrupt.exit_code is not None:
-            error = error or "interrupted"
-            say("interrupted", f"{left} of {total} not done; the same command goes on")
-        log.close(left=left, error=error)
-    if abandoned:
-        os._exit(interrupt.exit_code or INTERRUPTED)  # threads that are still at work would hold up the usual way
-    return interrupt.exit_code or (FAILED if left or log.counts["failed"] else 0)
-
-
-def _is_stream(path: Path | None) -> bool:
-    return str(path) == "-"
 
 
 def _tile(text: str) -> int | Literal["auto", "off"]:

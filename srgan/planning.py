@@ -51,7 +51,7 @@ def plan(
     folder are left alone. Raises UsageError, before any work, if an input does not exist or holds no pictures, if
     two pictures would become one file, or if an input would be overwritten.
     """
-    format = _known(format)
+    format = known_format(format)
     for path in inputs:
         if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a folder may not be searched
             raise UsageError(f"{path}: no such file or folder")
@@ -74,6 +74,19 @@ def plan(
         raise UsageError(f"no pictures in {', '.join(map(str, inputs))}: none ends in {_known_suffixes()}")
     made.refuse_overwritten_inputs()
     return made
+
+
+def tree(
+    inputs: Sequence[Path], out: Path | None, *, scale: float | str, format: str = AUTO, follow_links: bool = False
+) -> Tree:
+    """Return the one folder of `inputs` as `plan` would see it; raises UsageError if it is anything else."""
+    if len(inputs) != 1 or not inputs[0].is_dir():
+        raise UsageError("--watch takes one folder")
+    tag = f"_{scale}" if isinstance(scale, str) else f"_x{scale:g}"
+    target = out or _beside(inputs[0], tag)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target}: is a file, not a folder; give another -o")
+    return Tree(inputs[0], target, tag, known_format(format), follow_links=follow_links)
 
 
 class Plan:
@@ -197,6 +210,18 @@ class Tree:
         """Yield the jobs of the whole tree, in no particular order."""
         yield from self._below(self.folder, ())
 
+    def jobs_at(self, path: Path) -> Iterator[Job]:
+        """Yield the job of a file in the tree or those of a folder in it, if they are not to be left alone."""
+        inside = path.relative_to(self.folder).parts
+        real = Path(os.path.realpath(path.parent if inside else path))
+        if any(part.startswith(".") for part in inside) or real.is_relative_to(self._results):
+            return
+        if path.is_dir():
+            if self._follow_links or not path.is_symlink():
+                yield from self._below(path, ())
+        elif self._is_wanted(path, path.is_symlink()):
+            yield self._job(path)
+
     def _below(self, folder: Path, above: tuple[str, ...]) -> Iterator[Job]:
         here = os.path.realpath(folder)
         if here == self._results or here in above:  # its own results, or a link to a folder it lies in
@@ -209,9 +234,8 @@ class Tree:
                         continue
                     if _is_folder(entry):
                         folders.append((entry.name, entry.is_symlink()))
-                    elif self._is_wanted(entry):
-                        mirrored = self.target / folder.relative_to(self.folder)
-                        yield _job(Path(entry), mirrored, self._tag, self._format, self.target)
+                    elif self._is_wanted(Path(entry), entry.is_symlink()):
+                        yield self._job(Path(entry))
         except OSError as error:
             self.unreadable.append((folder, error.strerror or str(error)))
         for name, is_link in sorted(folders):
@@ -220,14 +244,18 @@ class Tree:
             else:
                 yield from self._below(folder / name, (*above, here))
 
-    def _is_wanted(self, entry: os.DirEntry[str]) -> bool:
-        if Path(entry.name).suffix.lower() not in PICTURE_SUFFIXES:
+    def _is_wanted(self, path: Path, is_link: bool) -> bool:
+        if path.suffix.lower() not in PICTURE_SUFFIXES:
             return False
-        if self._follow_links or not entry.is_symlink():
+        if self._follow_links or not is_link:
             return True
-        inside = Path(os.path.realpath(entry)).is_relative_to(self._inside)
+        inside = Path(os.path.realpath(path)).is_relative_to(self._inside)
         self.links_left += not inside
         return inside
+
+    def _job(self, source: Path) -> Job:
+        mirrored = self.target / source.parent.relative_to(self.folder)
+        return _job(source, mirrored, self._tag, self._format, self.target)
 
 
 def ignores_case(folder: Path) -> bool:
@@ -252,10 +280,11 @@ def ignores_case(folder: Path) -> bool:
     return False
 
 
-def _known(format: str) -> str:
+def known_format(format: str) -> str:
+    """Return the key in `FORMATS` that "jpeg" or "TIF" stand for, or `AUTO`; raises UsageError for others."""
     if format == AUTO:
         return format
-    known = format_of_suffix(f".{format}")  # so that "jpeg" and "TIF" are understood
+    known = format_of_suffix(f".{format}")
     if not known:
         raise UsageError(f"unknown format {format!r}: choose {AUTO}, {', '.join(FORMATS)}")
     return known
