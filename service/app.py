@@ -18,7 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from service import logs, openapi, routes
+from service import job_routes, logs, openapi, routes
+from service.job_routes import JobDesk
+from service.jobs import Jobs
 from service.middleware import Around
 from service.models import AnyUpscaler
 from service.parameters import describe_errors
@@ -57,6 +59,10 @@ def create_app(
     )
     app.state.service = service
     app.include_router(routes.pictures)
+    app.state.desk = app.state.jobs = None
+    if settings.jobs:
+        app.state.jobs = Jobs(settings, service.works, service.metrics)
+        app.include_router(job_routes.router)
     app.include_router(routes.watching)
     if (_STATIC / "index.html").is_file():
         app.mount("/", StaticFiles(directory=_STATIC, html=True), name="static")
@@ -69,21 +75,33 @@ def create_app(
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    loading = asyncio.create_task(_load(service))
+    jobs: Jobs | None = app.state.jobs
+    loading = asyncio.create_task(_load(app, service, jobs))
     with _noticing_signals(service):
         yield
     service.drain()
     service.wanted.end()
     loading.cancel()
+    if app.state.desk is not None and jobs is not None:
+        await asyncio.to_thread(jobs.stop)
+        app.state.desk.close()
     await asyncio.to_thread(service.close)
 
 
-async def _load(service: Service) -> None:
+async def _load(app: FastAPI, service: Service, jobs: Jobs | None) -> None:
     try:
         await asyncio.to_thread(service.models.prove)
         _log.info("ready", model=service.models.default)
     except Exception:  # noqa: BLE001  # said in the log; the service stays not ready
         _log.exception("the model cannot be used")
+        return
+    while jobs is not None and app.state.desk is None:
+        try:
+            await asyncio.to_thread(jobs.start)
+            app.state.desk = JobDesk(service, jobs)
+        except Exception:  # noqa: BLE001  # said in the log; a database may come back
+            _log.exception("the jobs' database cannot be used")
+            await asyncio.sleep(5)
 
 
 @contextlib.contextmanager
@@ -126,9 +144,10 @@ def _answer_with_problems(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)  # noqa: S101
         code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "malformed-request")
         said = {404: "no such address", 405: "this address takes other methods"}.get(error.status_code)
-        return await answer(
-            request, Problem(code, said or "the request cannot be understood", headers=error.headers)
-        )
+        headers = dict(error.headers or {})
+        if methods := openapi.allowed(app, request.url.path):
+            headers["Allow"] = methods
+        return await answer(request, Problem(code, said or "the request cannot be understood", headers=headers))
 
     app.add_exception_handler(Problem, answer)
     app.add_exception_handler(RequestValidationError, invalid)

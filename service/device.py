@@ -1,4 +1,4 @@
-"""The one who computes: tiles of all requests go through here, one after another or in batches, by turns."""
+"""The one who computes: tiles and strips of all requests go through here, one after another, by turns."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import contextlib
 import contextvars
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from service.fair import FairQueue, Flow, Stopped
-from srgan.engine import Engine
+from srgan.engine import Engine, StripEngine, StripFacts
 from srgan.errors import EngineError
 from srgan.weights import ModelMetadata
 
@@ -21,19 +22,27 @@ from srgan.weights import ModelMetadata
 _flow: contextvars.ContextVar[Flow | None] = contextvars.ContextVar("flow", default=None)
 
 
-@dataclass(eq=False)
-class _Tile:
-    engine: Engine
-    lr: np.ndarray
-    flow: Flow
-    sr: Future[np.ndarray] = field(default_factory=Future)
+Strip = tuple[slice, np.ndarray]
 
-    def goes_with(self, other: _Tile) -> bool:
-        return self.engine is other.engine and self.lr.shape == other.lr.shape
+
+@dataclass(eq=False)
+class _Piece:
+    """Something to compute: a tile, which others of its shape may join, or whatever `compute` does."""
+
+    flow: Flow
+    lr_px: int
+    compute: Callable[[], Any]
+    tile: tuple[Engine, np.ndarray] | None = None
+    done: Future[Any] = field(default_factory=Future)
+
+    def goes_with(self, other: _Piece) -> bool:
+        if self.tile is None or other.tile is None:
+            return False
+        return self.tile[0] is other.tile[0] and self.tile[1].shape == other.tile[1].shape
 
 
 class Device:
-    """A processor that is shared: `share(engine)` is an engine whose tiles take turns with all others' here.
+    """A processor that is shared: `share(engine)` is an engine whose work takes turns with all others' here.
 
     `batch_tiles`: how many tiles of one model and shape run at once, which pays on GPUs. Threads that use a shared
     engine wait for their turn; a thread of the device's own computes. Call `close` at the end.
@@ -41,7 +50,7 @@ class Device:
 
     def __init__(self, *, batch_tiles: int = 1) -> None:
         self._batch_tiles = batch_tiles
-        self._waiting: FairQueue[_Tile] = FairQueue()
+        self._waiting: FairQueue[_Piece] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self.busy_s = 0.0
@@ -51,6 +60,8 @@ class Device:
 
     def share(self, engine: Engine) -> Engine:
         """Return an engine that does what `engine` does, when its turn comes."""
+        if isinstance(engine, StripEngine):
+            return _SharedStripEngine(self, engine)
         return _SharedEngine(self, engine)
 
     @contextlib.contextmanager
@@ -64,43 +75,54 @@ class Device:
 
     def run(self, engine: Engine, lr: np.ndarray) -> np.ndarray:
         """Return what `engine.run(lr)` does, when its turn comes; raises what that raises, or Stopped."""
-        tile = _Tile(engine, lr, _flow.get() or Flow())
+        lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
+        flow = _flow.get() or Flow()
+        sr: np.ndarray = self._turn(_Piece(flow, lr_px, lambda: engine.run(lr), tile=(engine, lr)))
+        return sr
+
+    def strips(
+        self, engine: StripEngine, height: int, width: int, rows: int, read: Callable[[int, int], np.ndarray]
+    ) -> Iterator[Strip]:
+        """Yield what `engine.strips` does, each strip when its turn comes."""
+        flow, strips = _flow.get() or Flow(), engine.strips(height, width, rows, read)
+        while (strip := self._turn(_Piece(flow, rows * width, lambda: next(strips, None)))) is not None:
+            yield strip
+
+    def _turn(self, piece: _Piece) -> Any:
         with self._changed:
             if self._closed:
                 raise EngineError("the service is shutting down")
-            self._waiting.put(tile.flow, lr.shape[0] * lr.shape[2] * lr.shape[3], tile)
+            self._waiting.put(piece.flow, piece.lr_px, piece)
             self._changed.notify()
-        return tile.sr.result()
+        return piece.done.result()
 
     def close(self) -> None:
         """Refuse what waits and end the thread, after the tile at hand."""
         with self._changed:
             self._closed = True
             while self._waiting:
-                self._waiting.get().sr.set_exception(EngineError("the service is shutting down"))
+                self._waiting.get().done.set_exception(EngineError("the service is shutting down"))
             self._changed.notify()
         self._thread.join(timeout=30)
 
     def _work(self) -> None:
-        while (tiles := self._next()) is not None:
+        while (pieces := self._next()) is not None:
             started = time.perf_counter()
-            try:
-                _compute(tiles)
-            finally:
-                self._measure(sum(tile.lr.shape[2] * tile.lr.shape[3] for tile in tiles), started)
+            _compute(pieces)
+            self._measure(sum(piece.lr_px for piece in pieces), started)
 
-    def _next(self) -> list[_Tile] | None:
+    def _next(self) -> list[_Piece] | None:
         with self._changed:
             while not self._waiting:
                 if self._closed:
                     return None
                 self._changed.wait()
             first = self._waiting.get()
-            tiles = [first, *self._waiting.get_like(first.goes_with, self._batch_tiles - 1)]
-        for tile in tiles:
-            if tile.flow.stopped:
-                tile.sr.set_exception(Stopped())
-        return [tile for tile in tiles if not tile.sr.done()]
+            pieces = [first, *self._waiting.get_like(first.goes_with, self._batch_tiles - 1)]
+        for piece in pieces:
+            if piece.flow.stopped:
+                piece.done.set_exception(Stopped())
+        return [piece for piece in pieces if not piece.done.done()]
 
     def _measure(self, lr_px: int, started: float) -> None:
         seconds = time.perf_counter() - started
@@ -123,16 +145,35 @@ class _SharedEngine:
         return self._device.run(self._engine, lr)
 
 
-def _compute(tiles: list[_Tile]) -> None:
+class _SharedStripEngine(_SharedEngine):
+    def __init__(self, device: Device, engine: StripEngine) -> None:
+        super().__init__(device, engine)
+        self._strip_engine = engine
+
+    @property
+    def strip_facts(self) -> StripFacts | None:
+        return self._strip_engine.strip_facts
+
+    def strips(
+        self, height: int, width: int, rows: int, read: Callable[[int, int], np.ndarray]
+    ) -> Iterator[Strip]:
+        return self._device.strips(self._strip_engine, height, width, rows, read)
+
+    def forget(self) -> None:
+        self._strip_engine.forget()
+
+
+def _compute(pieces: list[_Piece]) -> None:
     """Run tiles together; if that fails, each alone, so that none suffers for another."""
+    tiles = [piece.tile for piece in pieces if piece.tile is not None]
     if len(tiles) > 1:
         with contextlib.suppress(Exception):
-            together = tiles[0].engine.run(np.concatenate([tile.lr for tile in tiles]))
-            for index, tile in enumerate(tiles):
-                tile.sr.set_result(together[index : index + 1])
+            together = tiles[0][0].run(np.concatenate([lr for _, lr in tiles]))
+            for index, piece in enumerate(pieces):
+                piece.done.set_result(together[index : index + 1])
             return
-    for tile in tiles:
+    for piece in pieces:
         try:
-            tile.sr.set_result(tile.engine.run(tile.lr))
+            piece.done.set_result(piece.compute())
         except BaseException as error:  # noqa: BLE001  # handed to the thread that asked
-            tile.sr.set_exception(error)
+            piece.done.set_exception(error)

@@ -23,12 +23,7 @@ _SHARED = (
 
 def configure(level: str = "INFO") -> None:
     """Send this process's logging, uvicorn's included, to standard error as JSON lines."""
-    structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
+    use_logging()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter())
     root = logging.getLogger()
@@ -39,7 +34,16 @@ def configure(level: str = "INFO") -> None:
         logger.handlers = []
         logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True  # every answer has a line of ours
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def use_logging() -> None:
+    """Make structlog's loggers those of `logging`, whoever handles that."""
+    structlog.configure(
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
 
 
 def formatter() -> structlog.stdlib.ProcessorFormatter:

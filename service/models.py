@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -64,12 +64,14 @@ class Models:
         device: Device,
         *,
         default: str | None = None,
-        tile_lr_px: int = 240,
+        tile_lr_px: int | None = None,
+        memory_bytes: int = 2**30,
         max_output_megapixels: float = 256.0,
         upscaler: AnyUpscaler | None = None,
     ) -> None:
         self._device = device
-        self._tile_lr_px = tile_lr_px
+        self._tile_lr_px: int | Literal["auto"] = tile_lr_px or "auto"
+        self._memory_bytes = memory_bytes
         self._max_output_megapixels = max_output_megapixels
         self._sources: dict[str, str | Path] = {}
         self._loaded: dict[str, AnyUpscaler] = {}
@@ -133,6 +135,7 @@ class Models:
                 self._loaded[wanted] = Upscaler(
                     engine=self._device.share(engine),
                     tile_lr_px=self._tile_lr_px,
+                    memory_bytes=self._memory_bytes,
                     max_output_megapixels=self._max_output_megapixels,
                 )
             return self._loaded[wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from typing import Any
@@ -108,6 +109,19 @@ def _finish_operation(operation: dict[str, Any], needs_key: bool) -> None:
         operation["security"] = [{"key": []}, {"bearer": []}]
 
 
+def allowed(app: FastAPI, path: str) -> str:
+    """Return the methods of an address, as the Allow header says them; "" if there is none."""
+    methods: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            methods |= {method.upper() for method in operations}
+    return ", ".join(sorted(methods))
+
+
 def _parameters() -> dict[str, Any]:
-    properties: dict[str, Any] = Wish.model_json_schema()["properties"]
+    """Return the parameters as fields of a form, which are there or not, but never null."""
+    properties: dict[str, Any] = {}
+    for name, schema in Wish.model_json_schema()["properties"].items():
+        choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
+        properties[name] = {**choices[0], "description": schema["description"]}
     return properties

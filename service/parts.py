@@ -16,8 +16,9 @@ from service.models import AnyUpscaler, Models
 from service.problems import Problem, draining
 from service.settings import Settings
 from service.wanted import Wanted
-from service.work import Decode, Works, decoded
+from service.work import Decode, Works
 from srgan.engine import available_bytes
+from srgan.guarded import GuardedDecoder, Limits
 
 _log = structlog.stdlib.get_logger("service")
 
@@ -39,6 +40,7 @@ class Service:
             self.device,
             default=settings.model,
             tile_lr_px=settings.tile_lr_px,
+            memory_bytes=settings.memory_bytes,
             max_output_megapixels=settings.limit_output_megapixels,
             upscaler=upscaler,
         )
@@ -49,13 +51,19 @@ class Service:
             px_per_s=lambda: self.device.lr_px_per_s,
         )
         self.wanted = Wanted()
+        limits = Limits(
+            max_megapixels=settings.limit_megapixels,
+            max_side_px=settings.limit_side_px,
+            max_frames=settings.limit_frames,
+        )
+        self.decoder = GuardedDecoder(limits, always=True, max_workers=2)
         self.works = Works(
             settings,
             self.models,
             self.device,
             self.gate,
             self.metrics,
-            decode or (lambda content: decoded(content, settings)),
+            decode or self.decoder.decode,
         )
         self._declare_gauges()
 
@@ -67,6 +75,7 @@ class Service:
         for name, lane in self.works.lanes.items():
             self._declare_lane(name, lane)
         gauge("srgan_engine_pixels_per_second", "Of late.", lambda: self.device.lr_px_per_s)
+        self.metrics.total("srgan_decoder_crashes", "Decoders that died on a file.", lambda: self.decoder.crashes)
         gauge("srgan_ready", "1 if requests are taken.", lambda: float(self.not_ready() is None))
         self.metrics.total("srgan_engine_seconds", "Time the engine computed.", lambda: self.device.busy_s)
 
@@ -109,3 +118,4 @@ class Service:
         """Stop all work and end the threads."""
         self.device.close()
         self.works.close()
+        self.decoder.close()

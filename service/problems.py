@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from srgan.errors import (
     EngineError,
+    GuardError,
     PictureTooLargeError,
     SrganError,
     UnsupportedPictureError,
@@ -118,6 +119,8 @@ def problem_of(error: SrganError) -> Problem:
             return Problem("unsupported-format", said)
         case UsageError():
             return Problem("invalid-parameter", said)
+        case GuardError():
+            return Problem("not-ready", "pictures cannot be decoded now; try again", retry_after_s=5)
         case EngineError():
             return Problem("engine-failed", "the upscaler failed on this picture; try again, or another model")
         case _:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from service import openapi
+from service import manual, openapi
 from service.admission import Ticket
 from service.keys import Holder
 from service.parameters import Wish
@@ -90,6 +90,21 @@ async def upscale(
         timeout_s=settings.write_timeout_s,
         bytes_per_s=settings.body_bytes_per_s,
     )
+
+
+@watching.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """Answer with the documentation for people."""
+    # Not the host of the request: that is the client's word.
+    server = request.scope.get("server") or ("127.0.0.1", 8000)
+    html = manual.page(request.app.openapi(), f"http://{server[0]}:{server[1]}")
+    return Response(html, media_type="text/html")
+
+
+@watching.get("/docs/style.css", include_in_schema=False)
+async def docs_style() -> Response:
+    """Answer with how the documentation looks."""
+    return Response(manual.STYLE, media_type="text/css")
 
 
 class Model(BaseModel):

@@ -22,14 +22,18 @@ class Settings(BaseSettings):
     insecure: bool = Field(False, description="Serve other machines without API keys.")
 
     model: str | None = Field(None, description="Bundled model or .onnx file used when a request names none.")
-    tile_lr_px: int = Field(
-        240, ge=16, description="Side of a tile's core: one tile is how long a cancelled request still works."
+    memory_bytes: int = Field(
+        2**30, ge=2**24, description="For one piece of work, which is how long a cancelled request goes on."
+    )
+    tile_lr_px: int | None = Field(
+        None, ge=16, description="Side of a tile's core, instead of what fits memory_bytes."
     )
     batch_tiles: int = Field(1, ge=1, le=64, description="Tiles of one shape run together; more than 1 for GPUs.")
 
     limit_bytes: int = Field(32 * 2**20, ge=1, description="Of one upload.")
     limit_megapixels: float = Field(16.0, gt=0)
     limit_side_px: int = Field(16_384, ge=1)
+    limit_frames: int = Field(100, ge=1, description="Of an animation, or pages; together within the pixels.")
     limit_output_megapixels: float = Field(256.0, gt=0)
 
     queue_requests: int = Field(64, ge=1, description="Requests inside at once, their uploads included.")
@@ -55,12 +59,17 @@ class Settings(BaseSettings):
     keys_file: Path | None = Field(None, description="TOML file of API keys, see docs/deployment.md.")
 
     database_url: str | None = Field(None, description="PostgreSQL for jobs; by default SQLite in data_dir.")
+    database_timeout_s: float = Field(10.0, gt=0, description="How long a request waits for the database.")
     data_dir: str = Field("srgan-data", description="Folder or fsspec URL for the pictures of jobs.")
+    jobs: bool = Field(True, description="Offer /v1/jobs.")
     jobs_at_once: int = Field(1, ge=1)
     job_files: int = Field(100, ge=1, description="Pictures in one job.")
     job_bytes: int = Field(512 * 2**20, ge=1, description="Upload bytes of one job.")
     job_queue: int = Field(1000, ge=1, description="Jobs waiting or running, in all.")
+    job_watchers: int = Field(256, ge=1, description="Clients that watch jobs by server-sent events.")
     job_expiry_s: float = Field(
         24 * 3600.0, gt=0, description="After its end a job and its files are kept so long."
     )
+    job_poll_s: float = Field(0.5, gt=0, description="How often the database is asked for jobs to do.")
+    lease_s: float = Field(15.0, gt=0, description="After this long without a sign of life, others take over.")
     log_level: str = "INFO"

@@ -20,7 +20,7 @@ _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II
 _PORTABLE = tuple(
     b"P" + kind + space for kind in (b"1", b"2", b"3", b"4", b"5", b"6") for space in (b"\n", b" ", b"\t", b"\r")
 )
-_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
+_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def check_kind(content: bytes) -> bytes:
         content.startswith(_SIGNATURES)
         or content.startswith(_PORTABLE)
         or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")
-        or (content[4:8] == b"ftyp" and content[8:12] in _AVIF_BRANDS)
+        or (content[4:8] == b"ftyp" and content[8:12] in _BRANDS)
     )
     if not is_known:
         raise Problem(

@@ -18,8 +18,8 @@ from service.models import AnyUpscaler, Models
 from service.parameters import Wish
 from service.problems import Problem, problem_of
 from service.settings import Settings
-from srgan.errors import PictureError, SrganError
-from srgan.pictures import FORMATS, Picture, decode, encode, why_not
+from srgan.errors import SrganError
+from srgan.pictures import FORMATS, Picture, encode, why_not
 from srgan.upscale import Request
 
 T = TypeVar("T")
@@ -155,8 +155,8 @@ class Works:
             if wish.metadata == "strip":
                 result = stripped(result)
             encoded = encode(result, format, quality=wish.quality)
-        self._metrics.pixels_in.inc(picture.width * picture.height)
-        self._metrics.pixels_out.inc(result.width * result.height)
+        self._metrics.pixels_in.inc(sum(frame.width * frame.height for frame in picture.frames))
+        self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in result.frames))
         return Answer(encoded, format, result.width, result.height, upscaler.metadata.name)
 
     async def _until_stopped(self, ticket: Ticket, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
@@ -190,24 +190,20 @@ def destination(picture: Picture, wish: Wish, upscaler: AnyUpscaler) -> str:
     if wish.format == "auto":
         return picture.format if why_not(picture, picture.format, size=size) is None else "png"
     if reason := why_not(picture, wish.format, size=size):
-        raise Problem("invalid-parameter", f"format: {reason}; png holds everything")
+        raise Problem("invalid-parameter", f"format: {reason}; auto finds one that can")
     return wish.format
 
 
 def stripped(picture: Picture) -> Picture:
-    """Return the pixels and the colour profile of `picture` and nothing else that its file said."""
-    icc = picture.icc
-    if icc is not None and (len(icc) > _MAX_ICC_BYTES or icc[36:40] != b"acsp"):
-        icc = None  # not a colour profile (ICC.1, 7.2), whatever it may be
-    return replace(picture.without_metadata(), icc=icc)
+    """Return `picture` with its colour profile and nothing else that its file said beside the pixels."""
+    frames = [replace(frame.without_metadata(), icc=_profile(frame.icc)) for frame in picture.frames]
+    return replace(frames[0], further=tuple(frames[1:]))
 
 
-def decoded(content: bytes, settings: Settings) -> Picture:
-    """Return the picture of an upload, within the limits of `settings`."""
-    picture = decode(content, max_megapixels=settings.limit_megapixels)
-    if max(picture.width, picture.height) > settings.limit_side_px:
-        raise Problem("too-many-pixels", f"more than {settings.limit_side_px} pixels a side; crop or reduce it")
-    return picture
+def _profile(icc: bytes | None) -> bytes | None:
+    """Return a colour profile, or None for what is none (ICC.1, 7.2), whatever it may be."""
+    is_one = icc is not None and len(icc) <= _MAX_ICC_BYTES and icc[36:40] == b"acsp"
+    return icc if is_one else None
 
 
 class _problems(contextlib.AbstractContextManager[None]):  # noqa: N801
@@ -230,6 +226,3 @@ async def _ended(future: Awaitable[object]) -> None:
             await asyncio.shield(waiting)
     with contextlib.suppress(BaseException):
         await future
-
-
-__all__ = ["MEDIA_TYPES", "Answer", "PictureError", "Works", "decoded", "destination", "stripped"]

@@ -103,8 +103,8 @@ class Upscaler:
 
     `model`: name of a bundled model, path of an ONNX file, or None for the default model. `tile_lr_px`: the side
     of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for whole pictures as long as
-    they fit into a third of the free memory. The result is the same whatever it is. `engine`: used instead of
-    loading `model`. `max_output_megapixels`: a larger result is refused before any work.
+    they fit into `memory_bytes`, by default a third of what is free. The result is the same whatever it is.
+    `engine`: used instead of loading `model`. `max_output_megapixels`: a larger result is refused before any work.
     Raises UsageError for a tile size below 1, and what `find_weights` and `OpenVinoEngine` raise.
     """
 
@@ -113,6 +113,7 @@ class Upscaler:
         model: str | Path | None = None,
         *,
         tile_lr_px: int | Literal["auto", "off"] = "auto",
+        memory_bytes: int | None = None,
         engine: Engine | None = None,
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
@@ -123,7 +124,7 @@ class Upscaler:
             self._model_sha256 = weights.sha256
         else:
             self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
-        self._inference = Inference(engine, tile_lr_px=tile_lr_px)
+        self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=memory_bytes)
 
     @property
     def metadata(self) -> ModelMetadata:

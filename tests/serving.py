@@ -7,22 +7,28 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
 
+from service import logs
 from service.app import create_app
 from service.parts import Service
 from service.server import config
 from service.settings import Settings
-from srgan.pictures import Picture, encode
+from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata
+
+logs.use_logging()  # unconfigured, structlog draws its lines
 
 METADATA = ModelMetadata(name="nearest-x4", scale=4, halo_lr_px=0, architecture={})
 
@@ -58,14 +64,21 @@ class Blocked:
 
 
 def settings_of(**changes: Any) -> Settings:
-    return Settings(**{"port": 0, "log_level": "WARNING", **changes})
+    return Settings(**{"port": 0, "log_level": "WARNING", "jobs": False, **changes})
 
 
 class Running:
     """A server that runs. `client`: an HTTP client for it."""
 
-    def __init__(self, port: int, service: Service, client: httpx.Client, loop: asyncio.AbstractEventLoop) -> None:
-        self.port, self.service, self.client = port, service, client
+    def __init__(
+        self,
+        port: int,
+        service: Service,
+        client: httpx.Client,
+        loop: asyncio.AbstractEventLoop,
+        engine: NearestEngine,
+    ) -> None:
+        self.port, self.service, self.client, self.engine = port, service, client, engine
         self._loop = loop
 
     def loop_call(self, function: Callable[[], object]) -> None:
@@ -101,17 +114,24 @@ def answer_on(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 @contextlib.contextmanager
 def serving(
-    settings: Settings | None = None, *, before: Callable[[], None] | None = None, **changes: Any
+    settings: Settings | None = None,
+    *,
+    before: Callable[[], None] | None = None,
+    is_ready: bool = True,
+    **changes: Any,
 ) -> Iterator[Running]:
-    """Run a server whose engine is a `NearestEngine`, or the model that `settings` names."""
+    """Run a server whose engine is a `NearestEngine`, or the model that `settings` names.
+
+    `before`: what the engine does before each tile, once the server is ready; from the start if not `is_ready`.
+    """
     settings = settings or settings_of(**changes)
     app = create_app(settings)
     service: Service = app.state.service
+    engine = NearestEngine(None if is_ready else before)
     if settings.model is None:
-        engine = service.device.share(NearestEngine(before))
         upscaler = Upscaler(
-            engine=engine,
-            tile_lr_px=settings.tile_lr_px,
+            engine=service.device.share(engine),
+            tile_lr_px=settings.tile_lr_px or "auto",
             max_output_megapixels=settings.limit_output_megapixels,
         )
         service.models.serve_only(upscaler)
@@ -122,11 +142,13 @@ def serving(
         until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-            if before is None:
+            if is_ready:
                 until(lambda: service.models.ready)
-            else:
-                service.models.ready = True
-            yield Running(port, service, client, server.servers[0].get_loop())
+                engine.before = before
+                engine.calls.clear()
+                if settings.jobs:
+                    until(lambda: app.state.desk)
+            yield Running(port, service, client, server.servers[0].get_loop(), engine)
     finally:
         server.handle_exit(signal.SIGTERM, None)
         thread.join(60)
@@ -169,3 +191,102 @@ def problem(answer: httpx.Response | tuple[int, dict[str, str], bytes], status: 
     if status in (429, 503):
         assert int(headers["retry-after"]) >= 1
     return document
+
+
+# Jobs
+
+QUICK: dict[str, Any] = {"jobs": True, "job_poll_s": 0.05, "lease_s": 0.6}
+
+
+def ended(server: Running, location: str, **headers: str) -> dict[str, Any]:
+    """Wait for a job to end and return it."""
+    last: dict[str, Any] = {}
+
+    def look() -> bool:
+        last.update(server.client.get(location, headers=headers).json())
+        return last["status"] not in ("pending", "processing")
+
+    until(look)
+    return last
+
+
+def left(server: Running, **options: Any) -> str:
+    answer = server.client.post("/v1/jobs", **{"content": png(), **options})
+    assert answer.status_code == 202, answer.text
+    location: str = answer.headers["location"]
+    assert location == f"/v1/jobs/{answer.json()['id']}"
+    return location
+
+
+def events_of(client: httpx.Client, location: str) -> list[dict[str, Any]]:
+    with client.stream("GET", f"{location}/events") as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+
+
+# Servers that may be killed
+
+SERVER = """
+import sys
+from service import server
+from service.settings import Settings
+server.serve(Settings(
+    port=int(sys.argv[1]), model=sys.argv[2], data_dir=sys.argv[3], database_url=sys.argv[4] or None,
+    tile_lr_px=16, lease_s=0.6, job_poll_s=0.05, grace_s=1,
+))
+"""
+
+
+class Process:
+    """A server in a process of its own, which can be killed and started again."""
+
+    def __init__(self, model: Path, folder: Path, database_url: str = "") -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._arguments = [str(self.port), str(model), str(folder), database_url]
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, *self._arguments],
+            cwd=Path(__file__).parents[1],
+            stderr=subprocess.DEVNULL,
+        )
+
+    def wait(self) -> None:
+        until(lambda: self._answers(), 60)
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        self._process.send_signal(number)
+        return self._process.wait(30)
+
+    def close(self) -> None:
+        self.client.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            return self.client.get("/v1/jobs").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def expected(model: Path, contents: list[bytes]) -> list[bytes]:
+    upscaler = Upscaler(model, tile_lr_px=16)
+    return [encode(upscaler.upscale(decode(content)), "png") for content in contents]
+
+
+def results(client: httpx.Client, ids: list[str]) -> list[bytes]:
+    found = []
+    for id in ids:
+        until(lambda id=id: client.get(f"/v1/jobs/{id}").json().get("status") == "completed", 60)  # type: ignore[misc]
+        found.append(client.get(f"/v1/jobs/{id}/result").content)
+    return found
+
+
+def accepted(server: Process, contents: list[bytes]) -> list[str]:
+    return [server.client.post("/v1/jobs", content=content).json()["id"] for content in contents]

@@ -193,7 +193,7 @@ SERVER = """
 import sys
 from service import server
 from service.settings import Settings
-server.serve(Settings(port=int(sys.argv[1]), grace_s=2, model=sys.argv[2], tile_lr_px=16))
+server.serve(Settings(port=int(sys.argv[1]), grace_s=30, model=sys.argv[2], tile_lr_px=16, jobs=False))
 """
 
 
@@ -226,7 +226,7 @@ def answers(url: str) -> int:
 def test_sigterm_ends_in_good_order(process: tuple[subprocess.Popen[bytes], int]) -> None:
     """What is in work is finished, a stalled upload refused, and the exit code says that all is well."""
     started, port = process
-    content = png(300, 300)
+    content = png(150, 150)
     with (
         socket.create_connection(("127.0.0.1", port)) as working,
         socket.create_connection(("127.0.0.1", port)) as stalled,
@@ -248,9 +248,8 @@ def test_sigterm_ends_in_good_order(process: tuple[subprocess.Popen[bytes], int]
 def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
     blocked = Blocked()
     with serving(before=blocked, grace_s=0.3, tile_lr_px=16) as server:
-        blocked.entered.acquire()
         content = png(64, 64)
-        with server.connect(head(content_length=len(content)) + content) as connection:
+        with server.connect(head(content_length=len(content), connection="close") + content) as connection:
             until(lambda: server.service.gate.px)
             server.loop_call(server.service.drain)
             problem(server.client.get("/readyz"), 503, "not-ready")

@@ -1,0 +1,91 @@
+"""Where the pictures of jobs lie: a local folder or any file system that fsspec knows."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from srgan.errors import UsageError
+from srgan.files import write_atomically
+
+# Every entry of an archive gets this time, so that the same pictures make the same bytes.
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class Storage:
+    """Files by relative names below `url`, a folder or an fsspec URL such as s3://bucket/prefix.
+
+    A file appears whole or not at all: locally by a rename after a flush, elsewhere as object stores do. Names are
+    made by the service; nothing of a client is in them. Raises UsageError for a URL whose file system is missing.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"data_dir {url!r}: {error}") from error
+        self._root = root.rstrip("/")
+        self.local = Path(self._root) if "file" in _protocols(self._fs) else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make the file `name` hold `content`. Raises OSError."""
+        if self.local is not None:
+            path = self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        else:
+            self._fs.pipe_file(self._path(name), content)
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Return the bytes of a file, or those from `start` to before `stop`. Raises OSError."""
+        content: bytes = self._fs.cat_file(self._path(name), start, stop)
+        return content
+
+    def archive(self, name: str, entries: Iterable[tuple[str, str]]) -> int:
+        """Make `name` a ZIP archive of `entries`, pairs of a name in it and a file here; return its bytes."""
+        target = self._path(name)
+        with contextlib.closing(self._part(target)) as part, zipfile.ZipFile(part, "w") as archive:
+            for inside, file in entries:
+                archive.writestr(zipfile.ZipInfo(inside, _ZIP_TIME), self.read(file))  # stored: pictures are dense
+        if self.local is not None:
+            Path(part.name).replace(target)
+        size: int = self._fs.info(target)["size"]
+        return size
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file `name`."""
+        return bool(self._fs.exists(self._path(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of what lies directly in `folder`, nothing if there is no such folder."""
+        self._fs.invalidate_cache()
+        try:
+            return sorted(
+                str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._path(folder), detail=False)
+            )
+        except FileNotFoundError:
+            return []
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder and all in it; what is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._path(name), recursive=True)
+
+    def _part(self, target: str) -> Any:
+        """Open what becomes `target`: elsewhere it appears when it is closed, here when it is renamed."""
+        if self.local is None:
+            return self._fs.open(target, "wb")
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        return Path(target).with_name(".archive-part").open("wb")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
