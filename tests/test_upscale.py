@@ -104,6 +104,68 @@ def test_what_a_picture_carries_is_kept() -> None:
     )
 
 
+@pytest.mark.parametrize("channels", [None, 3])
+def test_16_bits_survive_the_way_through_float(channels: int | None) -> None:
+    shape = (64, 64) if channels is None else (64, 64, channels)
+    pixels = np.random.default_rng(0).integers(0, 65536, shape, np.uint16)
+    result = Upscaler(engine=NearestEngine()).upscale(Picture(pixels, pixels.reshape(64, 64, -1)[..., 0]))
+    assert result.alpha is not None
+    np.testing.assert_array_equal(result.alpha, pixels.reshape(64, 64, -1)[..., 0].repeat(4, 0).repeat(4, 1))
+    opaque = Upscaler(engine=NearestEngine()).upscale(Picture(pixels))
+    np.testing.assert_array_equal(opaque.pixels, pixels.repeat(4, 0).repeat(4, 1))
+
+
+def test_16_bits_are_finer_than_8(tiny_engine: OpenVinoEngine) -> None:
+    ramp = np.linspace(20_000, 21_000, 48).astype(np.uint16)[None].repeat(16, 0)
+    fine = Upscaler(engine=tiny_engine).upscale(Picture(ramp)).pixels
+    assert len(np.unique(fine)) > 100
+    coarse = Upscaler(engine=tiny_engine).upscale(Picture((ramp // 257).astype(np.uint8))).pixels
+    assert np.abs(fine / 257 - coarse).max() < 2
+
+
+def test_colours_that_are_all_grey_take_no_tint(tiny_engine: OpenVinoEngine) -> None:
+    grey = levels(20, 20, None)
+    result = Upscaler(engine=tiny_engine).upscale(Picture(np.repeat(grey[..., None], 3, axis=2)))
+    expected = Upscaler(engine=tiny_engine).upscale(Picture(grey)).pixels
+    assert result.pixels.shape == (80, 80, 3)
+    for channel in range(3):
+        np.testing.assert_array_equal(result.pixels[..., channel], expected)
+
+
+# Frames and pages
+
+
+def test_every_frame_and_page_is_upscaled() -> None:
+    frames = [Picture(levels(5, 4, seed=index), duration_ms=10.0 * index, dpi=(72, 36)) for index in range(3)]
+    frames[1] = Picture(levels(7, 3, None, seed=1), levels(7, 3, None, seed=2) // 2 + 100)
+    seen: list[float] = []
+    whole = replace(frames[0], plays=2, further=tuple(frames[1:]))
+    result = Upscaler(engine=NearestEngine()).upscale(whole, progress=seen.append)
+    assert [(frame.height, frame.width) for frame in result.frames] == [(20, 16), (28, 12), (20, 16)]
+    for one, other in zip(frames, result.frames, strict=True):
+        np.testing.assert_array_equal(other.pixels, one.pixels.repeat(4, 0).repeat(4, 1))
+        assert other.duration_ms == one.duration_ms
+    assert result.plays == 2
+    assert result.dpi == (288, 144)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+def test_all_frames_count_towards_the_limit() -> None:
+    frame = Picture(levels(25, 40))
+    upscaler = Upscaler(engine=NearestEngine(), max_output_megapixels=0.016)
+    with pytest.raises(PictureTooLargeError, match="in 2 frames"):
+        upscaler.upscale(replace(frame, further=(frame,)))
+
+
+def test_what_is_too_large_already_is_reduced_and_that_is_said() -> None:
+    engine = NearestEngine()
+    result = Upscaler(engine=engine).upscale(Picture(levels(20, 10)), Request(long_side_px=10))
+    assert result.pixels.shape == (10, 5, 3)
+    assert "reduced without the model" in result.warnings[-1]
+    assert engine.calls == []
+
+
 # Transparency
 
 
@@ -151,6 +213,31 @@ def test_a_composited_rim_stays_between_the_colours_and_the_ground(ground: int, 
     low, high = np.minimum((200, 120, 40), behind), np.maximum((200, 120, 40), behind)
     assert (composite >= low - 1).all()
     assert (composite <= high + 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("model", ["tiny", "srgan-x4", "srresnet-x4"])
+def test_no_rim_departs_from_its_colours_and_the_ground(
+    tiny_engine: OpenVinoEngine, model: str, dtype: type
+) -> None:
+    """A hard-edged opaque disc, in any case, on black and on white; not a level outside of what it was made of."""
+    peak = np.iinfo(dtype).max // 255
+    upscaler = Upscaler(engine=tiny_engine) if model == "tiny" else Upscaler(model)
+    for ground in (0, 255):
+        pixels, alpha, inside = disc((ground,) * 3, size=24)
+        pixels[inside] = (200, 120, 40)
+        result = upscaler.upscale(Picture(pixels.astype(dtype) * peak, alpha.astype(dtype) * peak))
+        assert result.alpha is not None
+        assert result.pixels.dtype == result.alpha.dtype == dtype
+        opacity = (result.alpha / np.iinfo(dtype).max)[..., None]
+        deep = np.pad(inside, 1)
+        deep = np.all([deep[y : y + 24, x : x + 24] for y in range(3) for x in range(3)], axis=0)
+        rim = ~deep.repeat(4, 0).repeat(4, 1)
+        for behind in (0, 255):
+            composite = (result.pixels / peak * opacity + behind * (1 - opacity))[rim]
+            low, high = np.minimum((200, 120, 40), behind), np.maximum((200, 120, 40), behind)
+            assert (composite >= low - 1e-6).all()
+            assert (composite <= high + 1e-6).all()
 
 
 def test_opaque_and_clear_areas_stay_exactly_so(tiny_engine: OpenVinoEngine) -> None:

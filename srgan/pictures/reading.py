@@ -270,6 +270,9 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: _Budget) -
         opened.load()
         planes = _Planes.of_image(opened, warnings)
         frames.append(Picture(planes.pixels, planes.alpha, duration_ms=float(opened.info.get("duration") or 0)))
+    # WebP marks opaque animations as transparent wherever a frame is stored as a change to the one before.
+    if all(frame.alpha is None or frame.alpha.min() == 255 for frame in frames):
+        frames = [replace(frame, alpha=None) for frame in frames]
     whole = _finished(_Planes(frames[0].pixels, frames[0].alpha), opened, file, warnings)
     return replace(
         whole,

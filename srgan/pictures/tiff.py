@@ -128,6 +128,8 @@ def pages(content: bytes) -> Iterator[Page]:
     silence_libtiff()
     seen: set[int] = set()
     order, big = ("<" if content[:2] == b"II" else ">"), content[2:4] in (b"+\0", b"\0+")
+    if big and order == ">":
+        raise UnsupportedPictureError("big-endian BigTIFF is not supported; save it as TIFF")
     word, link, entry = ("Q", 8, 20) if big else ("L", 4, 12)
     (place,) = struct.unpack_from(order + word, content, link)
     while place and place not in seen:  # a list that runs in a circle ends where it began
