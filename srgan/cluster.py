@@ -201,7 +201,6 @@ def _connected(address: str | None) -> bool:
         return False
     # Neither figures for its makers nor a web page that anybody on the network could use.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is lost is made again, and needs no word
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     dashboard = None if address else False  # of another's cluster, that is for others to say
     try:

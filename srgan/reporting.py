@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +62,7 @@ class JsonReport:
     def add(self, report: FileReport) -> None:
         """Take the record of one file."""
         if self._path is not None:
-            fields = asdict(report) | {
+            fields = vars(report) | {
                 "source": str(report.source),
                 "target": report.target and str(report.target),
             }
