@@ -1,6 +1,6 @@
 """What a file promises, read without decoding a pixel and without any image library.
 
-A first look at JPEG, PNG, WebP and GIF, in plain Python: enough to refuse what cannot be a picture of a sane size,
+A first look at JPEG, PNG and WebP, in plain Python: enough to refuse what cannot be a picture of a sane size,
 and to tell the ordinary photograph from what needs care. It reads little of the file, or of a progressive JPEG all
 of it once, in pieces.
 """
@@ -38,9 +38,6 @@ _ORDINARY_CHUNKS = 20_000
 _ORDINARY_METADATA_BYTES = 8 << 20
 _ORDINARY_METADATA_CHUNKS = 100
 _ORDINARY_EXIF_BYTES = 1 << 16
-
-# Of a GIF: blocks of 255 bytes or less.
-_GIF_BLOCKS = 500_000
 
 _PIECE_BYTES = 1 << 20
 
@@ -89,7 +86,7 @@ class Limits:
 class Header:
     """What a file promises. `ordinary`: nothing in it asks for care. `truncated`: it cannot hold its pixels.
 
-    `scans`: of a JPEG. `frames`: of a GIF, 1 for others.
+    `scans`: of a JPEG. `frames`: of an animation, or pages; `read_header` does not count them.
     """
 
     width: int
@@ -101,7 +98,7 @@ class Header:
 
 
 def read_header(file: BinaryIO, *, max_scans: int) -> Header | None:
-    """Return what a JPEG, PNG, WebP or GIF file says of itself, or None for other files and for odd ones.
+    """Return what a JPEG, PNG or WebP file says of itself, or None for other files and for odd ones.
 
     `max_scans`: counting the passes of a progressive JPEG ends behind that. Raises OSError as the file does.
     """
@@ -115,8 +112,6 @@ def read_header(file: BinaryIO, *, max_scans: int) -> Header | None:
             return _png(file, size_bytes)
         if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
             return _webp(file, size_bytes)
-        if start.startswith((b"GIF87a", b"GIF89a")):
-            return _gif(file)
     except struct.error:
         pass  # cut short: the decoder will say so
     return None
@@ -249,37 +244,6 @@ def _webp(file: BinaryIO, size_bytes: int) -> Header | None:
     else:
         still = False
     return Header(*size, still and _is_usual_ratio(size[0] * size[1], size_bytes)) if size else None
-
-
-def _gif(file: BinaryIO) -> Header | None:
-    """Return the size of the screen, grown to what its frames need, and their number; never ordinary."""
-    file.seek(6)
-    width, height, flags = _read(file, "<HHBxx")
-    file.seek(_gif_palette_bytes(flags), io.SEEK_CUR)
-    frames = 0
-    blocks = iter(range(_GIF_BLOCKS))
-    for _ in blocks:
-        kind = file.read(1)
-        if kind in (b"", b";"):
-            return Header(width, height, ordinary=False, frames=max(frames, 1))
-        if kind == b",":
-            left, top, frame_width, frame_height, flags = _read(file, "<HHHHB")
-            width, height = max(width, left + frame_width), max(height, top + frame_height)
-            file.seek(_gif_palette_bytes(flags), io.SEEK_CUR)
-            frames += 1
-        if kind in (b",", b"!"):
-            file.seek(1, io.SEEK_CUR)  # the size of codes, or the kind of extension
-            for _ in blocks:
-                length = file.read(1)
-                if length in (b"", b"\0"):
-                    break
-                file.seek(length[0], io.SEEK_CUR)
-        # Anything else between the blocks is skipped, as the decoder does.
-    return None
-
-
-def _gif_palette_bytes(flags: int) -> int:
-    return 6 << (flags & 7) if flags & 0x80 else 0
 
 
 def _read(file: BinaryIO, layout: str) -> tuple[Any, ...]:

@@ -8,10 +8,25 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 
-from PIL import ExifTags
+from PIL import ExifTags, Image
 
 _HEADER = b"Exif\0\0"
 _BASE = ExifTags.Base
+
+# What Pillow raises on damaged blocks.
+_PARSER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    UserWarning,
+    ValueError,
+    struct.error,
+)
+
+_THUMBNAILS_END = b"</xmp:Thumbnails>"
 
 # EXIF's types of values.
 _SHORT, _LONG, _RATIONAL = 3, 4, 5
@@ -40,6 +55,11 @@ def fitted_exif(block: bytes, height: int, width: int, dpi: tuple[float, float] 
         edited.set_integers({_BASE.ResolutionUnit: 2})  # inches
     edited.drop_thumbnail()
     return edited.tobytes()
+
+
+def hide_exif(jpeg: bytes) -> bytes:
+    """Return a JPEG file whose EXIF block goes by a name that nobody knows."""
+    return re.sub(rb"(\xff\xe1..)Exif\0", rb"\1none\0", jpeg, flags=re.DOTALL)
 
 
 def exif_dpi(block: bytes) -> tuple[float, float] | None:
@@ -78,7 +98,20 @@ def fitted_xmp(packet: bytes, height: int, width: int, dpi: tuple[float, float] 
 
     # As an attribute (tiff:Orientation="6") and as an element (<tiff:Orientation>6</tiff:Orientation>).
     packet = re.sub(rb"(\b((?:tiff|exif):[A-Za-z]+)(\s*=\s*[\"']|>))([^\"'<>]*)", fitted, packet)
-    return re.sub(rb"<(xmp:Thumbnails)\b.*?</\1>", b"", packet, flags=re.DOTALL)
+    # Up to the last end tag, or every start tag without an end would be followed to the end of the packet.
+    end = packet.rfind(_THUMBNAILS_END) + len(_THUMBNAILS_END) if _THUMBNAILS_END in packet else 0
+    return re.sub(rb"<xmp:Thumbnails\b.*?</xmp:Thumbnails>", b"", packet[:end], flags=re.DOTALL) + packet[end:]
+
+
+def is_rewritable(block: bytes) -> bool:
+    """Return whether Pillow can take an EXIF block apart and put it together, as it does for TIFF and AVIF."""
+    parsed = Image.Exif()
+    try:
+        parsed.load(block)
+        parsed.tobytes()
+    except _PARSER_ERRORS:
+        return False
+    return True
 
 
 class _Block:
@@ -94,6 +127,8 @@ class _Block:
         if order is None:
             raise ValueError("no byte order mark")
         self._order = order
+        if self._read("H", 2) != (42,):
+            raise ValueError("no TIFF structure")
         (self._first,) = self._read("L", 4)
         self._places = dict(self._entries(self._first))
         if _BASE.ExifOffset in self._places:
@@ -133,7 +168,9 @@ class _Block:
             place = self._place(tag, (_RATIONAL,))
             if place is not None:
                 fraction = Fraction(value).limit_denominator(1000)
-                self._write("LL", self._read("L", place + 8)[0], fraction.numerator, fraction.denominator)
+                (start,) = self._read("L", place + 8)
+                self._refuse_tags_at(start, 8)
+                self._write("LL", start, fraction.numerator, fraction.denominator)
 
     def drop_thumbnail(self) -> None:
         """Cut the link to the small picture that cameras put behind the tags, and the picture itself."""
@@ -147,6 +184,7 @@ class _Block:
         if offset is None or length is None:
             return
         start, size = self._read("L", offset + 8)[0], self._read("L", length + 8)[0]
+        self._refuse_tags_at(start, size, second, *places.values())
         if start + size >= len(self._tiff):
             del self._tiff[start:]
         else:
@@ -155,6 +193,12 @@ class _Block:
     def _place(self, tag: int, kinds: tuple[int, ...]) -> int | None:
         place = self._places.get(tag)
         return place if place is not None and self._read("H", place + 2)[0] in kinds else None
+
+    def _refuse_tags_at(self, start: int, size: int, *further: int) -> None:
+        """Raise ValueError if the header or a tag, also one at the places `further`, lies within these bytes."""
+        taken = (self._first, *self._places.values(), *further)
+        if start < 8 or any(start < place + 12 and place < start + size for place in taken):
+            raise ValueError("tags lie where values do")
 
     def _kind(self, place: int) -> str:
         return "H" if self._read("H", place + 2)[0] == _SHORT else "L"

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from srgan.pictures import metadata
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -125,6 +127,10 @@ PICTURE_SUFFIXES = frozenset(
 MAX_JPEG_EXIF_BYTES, MAX_JPEG_XMP_BYTES = 65_533, 65_504
 
 
+# Formats for which EXIF is taken apart and put together; the others carry it along as it is.
+REWRITES_EXIF = {"tiff", "avif"}
+
+
 def format_of_suffix(suffix: str) -> str | None:
     """Return the key in `FORMATS` that file names with `suffix` (".jpg") have, or None."""
     return next((key for key, format in FORMATS.items() if suffix.lower() in format.suffixes), None)
@@ -168,6 +174,8 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
     for what, words in (("exif", "EXIF data"), ("xmp", "XMP data"), ("dpi", "a resolution")):
         if getattr(picture, what) and what not in target.holds:
             lost.append(f"{name} cannot hold {words}")
+    if picture.exif and format in REWRITES_EXIF and not metadata.is_rewritable(picture.exif):
+        lost.append(f"{name} holds no EXIF data that is damaged, so this was not kept")
     if format == "jpg":
         if len(picture.exif) > MAX_JPEG_EXIF_BYTES:
             lost.append("JPEG holds 64 KB of EXIF data, so this was not kept")

@@ -214,6 +214,7 @@ class _Budget:
 
 def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
     budget = _Budget(max_megapixels)
+    warnings: list[str] = []
     with guarded(name, "is damaged or incomplete"):
         head = file.read(32)
         file.seek(0)
@@ -224,15 +225,24 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
         if head.startswith((b"GIF87a", b"GIF89a")):
             budget.check(*gif.canvas(file))
             file.seek(0)
-        with Image.open(file, formats=_OPENED) as opened:
+        try:
+            image = Image.open(file, formats=_OPENED)
+        except UnidentifiedImageError:
+            if not head.startswith(b"\xff\xd8\xff"):
+                raise
+            # Pillow looks into EXIF for the resolution, and takes some damage there for no JPEG at all.
+            file.seek(0)
+            file = io.BytesIO(metadata.hide_exif(file.read()))
+            image = Image.open(file, formats=_OPENED)
+            warnings.append("its EXIF data is damaged and was not kept")
+        with image as opened:
             if opened.format != "MPO" and getattr(opened, "is_animated", False):
                 return _read_frames(opened, file, budget)
             budget.spend(opened.width, opened.height)
-            return _read_still(opened, file)
+            return _read_still(opened, file, warnings)
 
 
-def _read_still(opened: ImageFile.ImageFile, file: BinaryIO) -> Picture:
-    warnings: list[str] = []
+def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]) -> Picture:
     if opened.format == "PNG" and png.is_deep(file):
         # Pixels before metadata: on some damaged files the metadata parser fails first, and a load after that
         # returns half a picture without an error.

@@ -16,6 +16,7 @@ from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
     MAX_JPEG_XMP_BYTES,
+    REWRITES_EXIF,
     Picture,
     why_not,
 )
@@ -33,7 +34,7 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
     if reason := why_not(picture, format):
         raise PictureError(f"{reason}; choose another format, PNG holds everything but pages and TIFF those")
     target = FORMATS[format]
-    exif, xmp = _metadata(picture)
+    exif, xmp = _metadata(picture, format)
     with guarded(f"as {target.pillow}", "cannot be encoded"):
         if format == "tiff":
             return tiff.write([_sheet(page) for page in picture.frames])
@@ -65,7 +66,7 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
         return buffer.getvalue()
 
 
-def _metadata(picture: Picture) -> tuple[bytes, bytes]:
+def _metadata(picture: Picture, format: str) -> tuple[bytes, bytes]:
     """Return EXIF and XMP as they are to be written with the picture's own size."""
     exif, xmp = picture.exif, picture.xmp
     if exif:
@@ -73,6 +74,8 @@ def _metadata(picture: Picture) -> tuple[bytes, bytes]:
             exif = metadata.fitted_exif(exif, picture.height, picture.width, picture.dpi)
         except (struct.error, ValueError):
             exif = b""
+    if exif and format in REWRITES_EXIF and not metadata.is_rewritable(exif):
+        exif = b""
     if xmp:
         xmp = metadata.fitted_xmp(xmp, picture.height, picture.width, picture.dpi)
     return exif, xmp
@@ -86,7 +89,7 @@ def _resolution_as_exif(dpi: tuple[float, float]) -> bytes:
 
 
 def _sheet(page: Picture) -> tiff.Sheet:
-    exif, xmp = _metadata(page)
+    exif, xmp = _metadata(page, "tiff")
     return tiff.Sheet(_joined(page), exif, xmp, page.icc, page.dpi)
 
 
