@@ -236,13 +236,13 @@ class _StripTask:
                 self._states[index].data[:] = lr[:, :, :1].transpose(0, 2, 3, 1)
         for scale, mask in zip(graph.mask_scales, self._masks, strict=True):
             mask.data[:] = graph.mask(scale, number, self._height)
-        for offset, tensor in enumerate(self._states, start=2 + len(self._masks)):
-            self._request.set_input_tensor(offset, tensor)
-        for offset, tensor in enumerate(self._next, start=1):
-            self._request.set_output_tensor(offset, tensor)
+        for port, tensor in enumerate(self._states, start=len(self._lr) + len(self._masks)):
+            self._request.set_input_tensor(port, tensor)
+        for port, tensor in enumerate(self._next):
+            self._request.set_output_tensor(port, tensor)
         self._request.infer()
         self._states, self._next = self._next, self._states
-        sr: np.ndarray = self._request.get_output_tensor(0).data
+        sr: np.ndarray = self._request.get_output_tensor(len(self._next)).data
         return sr
 
 

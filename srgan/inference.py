@@ -15,14 +15,16 @@ from srgan.engine import Engine, StripEngine, StripFacts, available_bytes
 from srgan.errors import OutOfMemoryError, UsageError
 
 # A generator of 64 features works on two of its largest layers at once: 64 features of 4 bytes at 16 pixels for
-# each LR pixel. Measured with OpenVINO: 7.5 KB; in strips 9 KB, because rows are kept and joined.
+# each LR pixel. Measured with OpenVINO: 7.5 KB; in strips 8.7 KB and the kept rows five times: two sets that change
+# places, and three copies within.
 _WORKING_BYTES_PER_LR_PX_AT_X4 = 8192
-_STRIP_BYTES_PER_LR_PX_AT_X4 = 10240
+_STRIP_BYTES_PER_LR_PX_AT_X4 = 9216
+_KEPT_ROWS_COPIES = 5
 
 # By default a third of what is free is used, and no more than 2.7 GB: a whole picture of 576 pixels a side. Strips
-# gain nothing from more than 1 GB.
+# gain nothing from more than 1.2 GB.
 _MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
-_ENOUGH_STRIP_BYTES = 1e9
+_ENOUGH_STRIP_BYTES = 1.2e9
 
 # Rows of a strip, and how much longer a pixel takes in one than in a whole picture (benchmarks/README.md).
 _STRIP_OVERHEADS = {32: 1.07, 16: 1.08, 8: 1.10, 4: 1.15}
@@ -143,7 +145,7 @@ class Inference:
 
     def _in_strips(self, height: int, width: int, rows: int, limit_bytes: float, facts: StripFacts) -> Plan:
         """Return the plan for strips of `rows`, across the picture or, where that is too wide, columns of it."""
-        per_column = rows * self._scaled(_STRIP_BYTES_PER_LR_PX_AT_X4) + 2 * facts.bytes_per_column
+        per_column = rows * self._scaled(_STRIP_BYTES_PER_LR_PX_AT_X4) + _KEPT_ROWS_COPIES * facts.bytes_per_column
         most = int(min(limit_bytes, _ENOUGH_STRIP_BYTES) / per_column)
         halo = self.engine.metadata.halo_lr_px
         columns = tiling.tiles_within(1, width, max_read_px=most, halo_lr_px=halo)

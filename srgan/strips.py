@@ -34,7 +34,7 @@ class StripGraph:
     Inputs: 0 the strip of LR, (1,3,rows,W) with rows of zeros outside the picture; 1 the same with rows of the
     picture's edge there; then the `mask` for each of `mask_scales`; then the kept rows of `states`, (1,h,W,C)
     each, zeros before the first strip but for those of `edge_states`, which hold the first row repeated. Outputs:
-    the strip of SR, (1,3,rows·scale,W·scale), which lags by `lag` SR rows; then the kept rows for the next strip.
+    the kept rows for the next strip, then the strip of SR, (1,3,rows·scale,W·scale), which lags by `lag` SR rows.
     """
 
     model: openvino.Model
@@ -122,7 +122,8 @@ class _Rewriting:
         end = self._place(result.input_value(0))
         largest_lag = self._cut_masks()
         inputs = [self.lr, self.edges, *self.masks.values(), *self.states]
-        outputs = [result, *(self.ops.result(state) for state in self.next_states)]
+        # Kept rows first: OpenVINO computes in this order, and rows are cut out before what held them is given up.
+        outputs = [*(self.ops.result(state) for state in self.next_states), result]
         return StripGraph(
             openvino.Model(outputs, inputs, "strips"),
             self.rows,
