@@ -109,6 +109,19 @@ def upscale(
     tile: Annotated[
         str, typer.Option("-t", "--tile", metavar="auto|off|N", help="Side of a tile, in pixels of the input.")
     ] = "auto",
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="auto|SIZE", help="Most memory to work in, such as 800M or 2G.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="auto|cpu|cuda[:N]|mps", help="Where to compute; GPUs need torch.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="auto|fp32|fp16|bf16", help="Of the computation on a GPU.")
+    ] = "auto",
+    balance: Annotated[
+        float | None,
+        typer.Option("--balance", help="Instead of -n: 0 is srresnet-x4 (true), 1 srgan-x4 (sharp), or between."),
+    ] = None,
     format: Annotated[
         str,
         typer.Option(
@@ -152,7 +165,15 @@ def upscale(
     request = Request(scale, long_side, width, height, strength)
     options = batch.Options(request, quality, overwrite, fail_fast, measured=json_path is not None)
     work = commands.Work(inputs, out, format, follow_links, workers, watch, json_path, engine, address)
-    make_upscaler = functools.partial(Upscaler, model, tile_lr_px=_tile(tile))
+    make_upscaler = functools.partial(
+        Upscaler,
+        model,
+        tile_lr_px=_tile(tile),
+        memory_bytes=_memory(memory),
+        device=device,
+        precision=precision,
+        balance=balance,
+    )
     with _extra("watch"), _extra("cluster"):
         raise typer.Exit(commands.upscale(work, make_upscaler, options))
 
@@ -325,6 +346,18 @@ def _tile(text: str) -> int | Literal["auto", "off"]:
     if text.isascii() and text.isdecimal() and int(text) > 0:
         return int(text)
     raise UsageError(f"tile {text!r} is not understood: give auto, off or the side of a tile in pixels")
+
+
+def _memory(text: str) -> int | None:
+    """Return the bytes that "800M" or "2G" stand for; None for "auto"."""
+    if text == "auto":
+        return None
+    units = {"K": 10**3, "M": 10**6, "G": 10**9}
+    size = text.upper().removesuffix("B")
+    with contextlib.suppress(ValueError):
+        if size[-1:] in units and 0 < float(size[:-1]) < 1e6:
+            return int(float(size[:-1]) * units[size[-1:]])
+    raise UsageError(f"memory {text!r} is not understood: give auto or a size such as 800M or 2G")
 
 
 @contextlib.contextmanager

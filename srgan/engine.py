@@ -51,6 +51,28 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine with memory of its own, that may run in half precision: `run` can raise PrecisionError."""
+
+    @property
+    def batch_lr_px(self) -> int:
+        """How many LR pixels are best run at once, in several tiles if they are small; 0 for tile by tile."""
+        ...
+
+    def run_precisely(self, lr: np.ndarray) -> np.ndarray:
+        """Do what `run` does, in float32 whatever the precision is else."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return how much of its memory may be taken."""
+        ...
+
+    def forget(self) -> None:
+        """Give back the memory that is kept to be faster next time."""
+        ...
+
+
 @dataclass(frozen=True)
 class StripFacts:
     """What strips cost: rows that are run beyond the picture's height, and bytes of kept rows per LR column."""
@@ -87,15 +109,25 @@ class OpenVinoEngine:
     `model`: the file or its bytes, which errors call `name`; it must carry this package's metadata. `threads`:
     how many cores one inference uses; by default all that this process may use. One model is compiled per input
     shape, because a static shape runs fastest, and a few are kept. Any number of threads may call `run`.
-    Raises WeightsError if the file is not such a model.
+    `blend`: a second model with the same layers, and its share of every weight, 0..1.
+    Raises WeightsError if the file is not such a model, or the second one has other layers.
     """
 
-    def __init__(self, model: bytes | Path, *, threads: int | None = None, name: str = "the model") -> None:
+    def __init__(
+        self,
+        model: bytes | Path,
+        *,
+        threads: int | None = None,
+        name: str = "the model",
+        blend: tuple[bytes, float] | None = None,
+    ) -> None:
         import openvino  # 0.1 s and 30 MB, so only where it is needed
 
         source = str(model) if isinstance(model, Path) else name
         self._model = _read(model, source)
         self.metadata = _metadata_of(self._model, source)
+        if blend is not None:
+            _interpolate(self._model, _read(blend[0], source), share=blend[1])
         self._core = openvino.Core()
         self._settings = {
             # OpenVINO would choose bfloat16 where the processor has it: two digits, visible as bands.
@@ -300,6 +332,37 @@ def _metadata_of(model: openvino.Model, source: str) -> ModelMetadata:
     return metadata
 
 
+def _interpolate(model: openvino.Model, other: openvino.Model, share: float) -> None:
+    """Move every weight of `model` towards that of `other` by `share` of the way.
+
+    All layers are linear in their weights, so this is the interpolation of the two generators. Raises WeightsError
+    if the graphs differ in anything but weights.
+    """
+    from openvino import opset13
+
+    pairs = list(zip(model.get_ordered_ops(), other.get_ordered_ops(), strict=False))
+    alike = len(pairs) == len(model.get_ordered_ops()) == len(other.get_ordered_ops())
+    if not alike or any(_kind(one) != _kind(two) for one, two in pairs):
+        raise WeightsError("the two models have different layers, so there is nothing between them")
+    for one, two in pairs:
+        if one.get_type_name() != "Constant":
+            continue
+        before, after = one.get_data(), two.get_data()
+        if (before == after).all():
+            continue
+        if before.dtype != "float32":
+            raise WeightsError("the two models have different layers, so there is nothing between them")
+        between = opset13.constant(((1 - share) * before.astype("float64") + share * after).astype("float32"))
+        between.set_friendly_name(one.get_friendly_name())
+        for target in one.output(0).get_target_inputs():
+            target.replace_source_output(between.output(0))
+
+
+def _kind(op: openvino.Node) -> tuple[object, ...]:
+    inputs = [value.get_node().get_type_name() for value in op.input_values()]
+    return op.get_type_name(), str(op.get_attributes()), str(op.get_output_partial_shape(0)), inputs
+
+
 @contextlib.contextmanager
 def _openvino_errors(piece: str) -> Iterator[None]:
     """Turn what OpenVINO raises while it works on `piece` into errors of this package."""
@@ -308,7 +371,7 @@ def _openvino_errors(piece: str) -> Iterator[None]:
     except MemoryError as error:
         raise OutOfMemoryError(f"not enough memory for {piece}") from error
     except RuntimeError as error:
-        said = _first_line(error)
+        said = first_line(error)
         if any(sign in str(error) for sign in _NO_MEMORY):
             raise OutOfMemoryError(f"not enough memory for {piece} ({said})") from error
         raise EngineError(f"OpenVINO failed on {piece}: {said}") from error
@@ -324,5 +387,6 @@ def _lr_px(shape: tuple[int, ...]) -> int:
     return math.prod(shape) // (3 if len(shape) == 4 else 1)  # (N,3,H,W), or rows and width of a strip
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text that says anything, for errors of one line."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

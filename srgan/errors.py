@@ -12,7 +12,8 @@
     ├── BackboneError          ImageNet weights for VGG or AlexNet cannot be had
     ├── GuardError             the process that decodes pictures safely cannot be had
     ├── EngineError            inference failed; never papered over
-    │   └── OutOfMemoryError   a smaller piece of the picture may fit
+    │   ├── OutOfMemoryError   a smaller piece of the picture may fit
+    │   └── PrecisionError     half precision will not do; float32 may
     └── TrainingError          a run that cannot go on (it diverged, the disk is full)
 
 The command line maps these to exit codes in one place (`srgan.cli.main`).
@@ -69,6 +70,10 @@ class EngineError(SrganError):
 
 class OutOfMemoryError(EngineError):
     """Memory ran out during inference; what was asked for may succeed in smaller pieces."""
+
+
+class PrecisionError(EngineError):
+    """A result in half precision is not finite, or no longer resembles its input; float32 may do better."""
 
 
 class TrainingError(SrganError):

@@ -11,12 +11,12 @@ from typing import Literal, cast
 import numpy as np
 
 from srgan import tiling
-from srgan.engine import Engine, StripEngine, StripFacts, available_bytes
-from srgan.errors import OutOfMemoryError, UsageError
+from srgan.engine import DeviceEngine, Engine, StripEngine, StripFacts, available_bytes
+from srgan.errors import OutOfMemoryError, PrecisionError, UsageError
 
 # A generator of 64 features works on two of its largest layers at once: 64 features of 4 bytes at 16 pixels for
-# each LR pixel. Measured with OpenVINO: 7.5 KB; in strips 8.7 KB and the kept rows five times: two sets that change
-# places, and three copies within.
+# each LR pixel. Measured with OpenVINO: 7.5 KB; in strips 8.7 KB and the kept rows five times, two sets that
+# change places and three copies within.
 _WORKING_BYTES_PER_LR_PX_AT_X4 = 8192
 _STRIP_BYTES_PER_LR_PX_AT_X4 = 9216
 _KEPT_ROWS_COPIES = 5
@@ -35,6 +35,7 @@ _RETRIES = 3
 Progress = Callable[[float], None]
 Read = Callable[[slice, slice], np.ndarray]
 Write = Callable[[slice, slice, np.ndarray], None]
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,33 @@ class Inference:
         self._tile_lr_px = tile_lr_px
         self._memory_bytes = memory_bytes
 
-    def run(self, height: int, width: int, read: Read, write: Write, *, report: Progress | None = None) -> None:
+    def run(
+        self,
+        height: int,
+        width: int,
+        read: Read,
+        write: Write,
+        *,
+        report: Progress | None = None,
+        warn: Warn | None = None,
+    ) -> None:
         """Upscale the picture of `height` × `width` LR pixels behind `read` into what lies behind `write`.
 
         `read(rows, columns)` returns that part of the LR picture, (1,3,h,w) float32 in [0,1]; parts may overlap.
         `write(rows, columns, piece)` takes a part of SR, (1,3,h,w) float32, not clamped, and keeps none of it;
         every pixel comes at least once, and the last one counts. `report` is called with the finished fraction,
         1.0 last; what it raises stops the work. If memory runs out, the picture is begun again with half of it,
-        three times. Raises EngineError if inference fails.
+        three times. Where half precision will not do, tiles are run again in float32, and `warn` is told.
+        Raises EngineError if inference fails.
         """
         report = _rising(report) if report is not None else _ignore
-        limit = float(
-            min(available_bytes() / 3, _MOST_BYTES) if self._memory_bytes is None else self._memory_bytes
-        )
+        limit: float = self._memory_bytes or min(self._free_bytes() / 3, _MOST_BYTES)
+        said: list[str] = []
         for retry in itertools.count():
             plan = self.plan(height, width, limit)
             try:
-                self._carry_out(plan, read, write, report)
-                return
+                self._carry_out(plan, read, write, report, said)
+                break
             except OutOfMemoryError as error:
                 if self._tile_lr_px != "auto":
                     raise OutOfMemoryError(f"{error}; choose a smaller tile, or auto") from error
@@ -98,9 +108,11 @@ class Inference:
                     raise OutOfMemoryError(
                         f"{error}, nor for pieces of it; close other programs or allow this one more memory"
                     ) from error
-                if isinstance(self.engine, StripEngine):
+                if isinstance(self.engine, StripEngine | DeviceEngine):
                     self.engine.forget()
                 limit = min(limit, plan.needed_bytes) / 2
+        if said and warn is not None:
+            warn(f"{said[0]}, so parts were run again in float32")
 
     def array(self, lr: np.ndarray) -> np.ndarray:
         """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
@@ -158,20 +170,39 @@ class Inference:
     def _scaled(self, bytes_at_x4: int) -> float:
         return bytes_at_x4 * self.engine.metadata.scale**2 / 4**2
 
-    def _carry_out(self, plan: Plan, read: Read, write: Write, report: Progress) -> None:
+    def _carry_out(self, plan: Plan, read: Read, write: Write, report: Progress, said: list[str]) -> None:
         scale = self.engine.metadata.scale
-        for done, tile in enumerate(plan.tiles):
-            rows, columns = tile.kept(scale)
-            target_rows, target_columns = tile.target(scale)
-            if not plan.strip_rows:
-                sr = self.engine.run(np.ascontiguousarray(read(*tile.read)))
-                write(target_rows, target_columns, sr[:, :, rows, columns])
-            else:
-                for strip, sr in self._strips(tile, plan.strip_rows, read):
-                    write(strip, target_columns, sr[:, :, :, columns])
-                    if strip.stop < target_rows.stop:
-                        report((done + strip.stop / target_rows.stop) / len(plan.tiles))
-            report((done + 1) / len(plan.tiles))
+        if plan.strip_rows:
+            for done, tile in enumerate(plan.tiles):
+                target, (_, kept), (_, columns) = tile.rows.stop * scale, tile.kept(scale), tile.target(scale)
+                for rows, sr in self._strips(tile, plan.strip_rows, read):
+                    write(rows, columns, sr[:, :, :, kept])
+                    report((done + rows.stop / target) / len(plan.tiles))
+            return
+        together = self._tiles_at_once(plan.tiles[0].read_px)
+        for done in range(0, len(plan.tiles), together):
+            tiles = plan.tiles[done : done + together]
+            lr = np.ascontiguousarray(np.concatenate([read(*tile.read) for tile in tiles]))
+            for tile, sr in zip(tiles, self._run(lr, said), strict=True):
+                write(*tile.target(scale), sr[None, :, *tile.kept(scale)])
+            report((done + len(tiles)) / len(plan.tiles))
+
+    def _run(self, lr: np.ndarray, said: list[str]) -> np.ndarray:
+        try:
+            return self.engine.run(lr)
+        except PrecisionError as error:
+            if not isinstance(self.engine, DeviceEngine):
+                raise
+            said.append(str(error))
+            return self.engine.run_precisely(lr)
+
+    def _tiles_at_once(self, tile_px: int) -> int:
+        best_px = self.engine.batch_lr_px if isinstance(self.engine, DeviceEngine) else 0
+        affordable = (self._memory_bytes or self._free_bytes() / 3) / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4)
+        return max(1, int(min(best_px, affordable) / tile_px))
+
+    def _free_bytes(self) -> int:
+        return self.engine.free_bytes() if isinstance(self.engine, DeviceEngine) else available_bytes()
 
     def _strips(self, tile: tiling.Tile, rows: int, read: Read) -> Iterator[tuple[slice, np.ndarray]]:
         (whole, columns), engine = tile.read, cast(StripEngine, self.engine)

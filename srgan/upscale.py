@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from srgan.engine import Engine, OpenVinoEngine
+from srgan.engine import Engine
 from srgan.errors import PictureTooLargeError, UsageError
-from srgan.inference import Inference, Progress
+from srgan.inference import Inference, Progress, Warn
+from srgan.loading import load_engine
 from srgan.pictures import Picture, resized, scaled_dpi
-from srgan.weights import ModelMetadata, find_weights
+from srgan.weights import ModelMetadata
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
 MAX_SIDE_PX = 100_000
@@ -102,10 +103,11 @@ class Upscaler:
     """Upscales pictures with one generator; keeps no state between calls, and any thread may call it.
 
     `model`: name of a bundled model, path of an ONNX file, or None for the default model. `tile_lr_px`: the side
-    of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for whole pictures as long as
-    they fit into `memory_bytes`, by default a third of what is free. The result is the same whatever it is.
-    `engine`: used instead of loading `model`. `max_output_megapixels`: a larger result is refused before any work.
-    Raises UsageError for a tile size below 1, and what `find_weights` and `OpenVinoEngine` raise.
+    of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for what is fastest within
+    `memory_bytes`, by default a third of the free memory. The result is the same whatever it is. `device`,
+    `precision`, `balance`: see `load_engine`. `engine`: used instead of all these and `model`.
+    `max_output_megapixels`: a larger result is refused before any work.
+    Raises UsageError for a value out of range, and what `load_engine` raises.
     """
 
     def __init__(
@@ -114,14 +116,15 @@ class Upscaler:
         *,
         tile_lr_px: int | Literal["auto", "off"] = "auto",
         memory_bytes: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        balance: float | None = None,
         engine: Engine | None = None,
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
         self._max_output_megapixels = max_output_megapixels
         if engine is None:
-            weights = find_weights(model)
-            engine = OpenVinoEngine(weights.onnx, name=str(weights.path))
-            self._model_sha256 = weights.sha256
+            engine, self._model_sha256 = load_engine(model, device=device, precision=precision, balance=balance)
         else:
             self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
         self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=memory_bytes)
@@ -211,21 +214,24 @@ class Upscaler:
         """Return one frame at the model's scale; what is hidden by its alpha has been filled already."""
         height, width = picture.height * self.scale, picture.width * self.scale
         dpi = scaled_dpi(picture, height, width)
+        said: list[str] = []
         if picture.alpha is None:
-            return replace(picture, pixels=self._upscale_colours(picture.pixels, report), dpi=dpi)
-        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2))
+            pixels = self._upscale_colours(picture.pixels, report, said.append)
+            return replace(picture, pixels=pixels, dpi=dpi, warnings=(*picture.warnings, *said))
+        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), said.append)
         opaque = _extremes(picture.alpha)[0] == np.iinfo(picture.alpha.dtype).max
         _hold_within(pixels, picture.pixels, self.scale, where=~opaque)
-        alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2))
-        return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi)
+        alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), said.append)
+        warnings = (*picture.warnings, *dict.fromkeys(said))
+        return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi, warnings=warnings)
 
-    def _upscale_colours(self, levels: np.ndarray, report: Progress) -> np.ndarray:
+    def _upscale_colours(self, levels: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
         """Upscale (H,W,3) or (H,W); colours that are all grey stay exactly that."""
         if levels.ndim == 3 and all(np.array_equal(levels[..., 0], levels[..., channel]) for channel in (1, 2)):
-            return np.repeat(self._upscale_levels(levels[..., 0], report)[..., None], 3, axis=2)
-        return self._upscale_levels(levels, report)
+            return np.repeat(self._upscale_levels(levels[..., 0], report, warn)[..., None], 3, axis=2)
+        return self._upscale_levels(levels, report, warn)
 
-    def _upscale_levels(self, levels: np.ndarray, report: Progress) -> np.ndarray:
+    def _upscale_levels(self, levels: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
         """Upscale (H,W,3) or (H,W) of either depth to the same at the model's scale."""
         height, width, *channels = levels.shape
         out = np.empty((height * self.scale, width * self.scale, *channels), levels.dtype)
@@ -239,15 +245,15 @@ class Upscaler:
         def read(rows: slice, columns: slice) -> np.ndarray:
             return _to_nchw(levels[rows, columns])
 
-        self._inference.run(height, width, read, write, report=report)
+        self._inference.run(height, width, read, write, report=report, warn=warn)
         return out
 
-    def _upscale_alpha(self, alpha: np.ndarray, report: Progress) -> np.ndarray:
+    def _upscale_alpha(self, alpha: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
         """Upscale (H,W) transparency; what was fully opaque or clear around stays exactly so."""
         if alpha.min() == alpha.max():
             report(1.0)
             return np.full((alpha.shape[0] * self.scale, alpha.shape[1] * self.scale), alpha.flat[0])
-        sr = self._upscale_levels(alpha, report)
+        sr = self._upscale_levels(alpha, report, warn)
         _hold_within(sr, alpha, self.scale)
         return sr
 

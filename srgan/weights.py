@@ -97,13 +97,32 @@ def find_weights(model: str | Path | None = None) -> Weights:
         onnx = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    found = hashlib.sha256(onnx).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise WeightsError(
-            f"{path}: its sha256 is not the one in {MANIFEST}, so the file is damaged or was exchanged; "
-            "install srgan again"
-        )
-    return Weights(name, path, onnx, found)
+    return Weights(name, path, onnx, _check_sha256(path, onnx, sha256))
+
+
+def tensors_of(weights: Weights) -> Path:
+    """Return the safetensors file of the same model, which lies beside its ONNX file.
+
+    Raises WeightsError if there is none, or a bundled one is not what the manifest says.
+    """
+    path = weights.path.with_suffix(".safetensors")
+    if not path.is_file():
+        raise WeightsError(f"{path}: not there, but PyTorch needs it; `srgan export` writes both files")
+    if path.resolve().parent == bundled_folder().resolve():
+        _, listed, sha256 = _bundled_file(weights.name, "safetensors")
+        _check_sha256(listed, listed.read_bytes(), sha256)
+    return path
+
+
+def balance_models() -> tuple[str, str]:
+    """Return the bundled models that `balance` 0 and 1 stand for: one training begun from the other's weights.
+
+    Raises UsageError if the manifest names no such pair.
+    """
+    pair = _read_manifest(bundled_folder()).get("balance")
+    if not (isinstance(pair, list) and len(pair) == 2):
+        raise UsageError("these weights have no pair of models to balance")
+    return str(pair[0]), str(pair[1])
 
 
 def bundled_models() -> list[BundledModel]:
@@ -176,8 +195,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _bundled_file(model: str | Path | None) -> tuple[str, Path, str]:
-    """Return name, path and sha256 of a bundled model's ONNX file; None means the default model."""
+def _check_sha256(path: Path, content: bytes, expected: str | None) -> str:
+    """Return the sha256 of `content`; raise WeightsError if another is expected."""
+    found = hashlib.sha256(content).hexdigest()
+    if expected is not None and found != expected:
+        raise WeightsError(
+            f"{path}: its sha256 is not the one in {MANIFEST}, so the file is damaged or was exchanged; "
+            "install srgan again"
+        )
+    return found
+
+
+def _bundled_file(model: str | Path | None, kind: str = "onnx") -> tuple[str, Path, str]:
+    """Return name, path and sha256 of a bundled model's file; None means the default model."""
     folder = bundled_folder()
     manifest = _read_manifest(folder)
     name = manifest["default"] if model is None else str(model)
@@ -185,7 +215,7 @@ def _bundled_file(model: str | Path | None) -> tuple[str, Path, str]:
         names = ", ".join(manifest["models"])
         raise UnknownModelError(f"no model {name!r}: choose one of {names}, or give the path of an .onnx file")
     try:
-        listed = manifest["models"][name]["files"]["onnx"]
+        listed = manifest["models"][name]["files"][kind]
         file, sha256 = listed["file"], listed["sha256"]
         # A plain name only: a manifest must not reach out of its own folder.
         if Path(file).name != file or "\\" in file or not isinstance(sha256, str):

@@ -185,6 +185,12 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "--strength", "2"], 2, "strength 2 is out of range"),
         (["a.png", "-t", "0"], 2, "tile '0' is not understood"),
         (["a.png", "-t", "none"], 2, "tile 'none' is not understood"),
+        (["a.png", "--memory", "2"], 2, "memory '2' is not understood"),
+        (["a.png", "--memory", "-1G"], 2, "memory '-1G' is not understood"),
+        (["a.png", "--memory", "nanG"], 2, "memory 'nanG' is not understood"),
+        (["a.png", "--device", "tpu"], 2, "device 'tpu' is not understood"),
+        (["a.png", "--precision", "int8"], 2, "precision 'int8' is not understood"),
+        (["a.png", "--balance", "2"], 2, "balance 2 is out of range"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
         (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),
         (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
@@ -403,6 +409,13 @@ def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() ->
         raise ModuleNotFoundError("no module", name="srgan.nonsense")
     with pytest.raises(UsageError, match="needs torch"), cli._extra("train"):
         raise ModuleNotFoundError("no module", name="torch.nn")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("auto", None), ("2G", 2 * 10**9), ("800m", 8 * 10**8), ("1.5GB", 15 * 10**8)]
+)
+def test_sizes_of_memory(text: str, size: int | None) -> None:
+    assert cli._memory(text) == size
 
 
 def test_an_interrupt_anywhere_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,93 @@
+"""From what a user names (a model, a device, a precision, a balance) to the engine that runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from srgan.engine import Engine, OpenVinoEngine
+from srgan.errors import UsageError
+from srgan.weights import Weights, balance_models, find_weights, tensors_of
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+
+def load_engine(
+    model: str | Path | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    balance: float | None = None,
+) -> tuple[Engine, str]:
+    """Return the engine for `model` and a hash: where hashes are equal, so are the results.
+
+    `model`: a bundled name, the path of an ONNX file, or None for the default. `device`: "cpu" (OpenVINO), "cuda",
+    "cuda:N" or "mps" (PyTorch), or "auto" for a graphics processor if PyTorch finds one. `precision`: "fp32",
+    "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere. `balance`: instead of a model, a point between the
+    bundled pair: 0 is the model trained for content alone, 1 the one trained in the adversarial game.
+    Raises UsageError for a combination that cannot be, and what `find_weights` and the engines raise.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
+        raise UsageError(f"device {device!r} is not understood: choose auto, cpu, cuda, cuda:N or mps")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}")
+    if balance is None:
+        one, other, share = find_weights(model), None, 0.0
+    else:
+        one, other, share = *map(find_weights, _balanced(model, balance)), balance
+    if device == "auto":
+        from srgan.engine_torch import accelerator
+
+        device = accelerator() or "cpu"
+    if device == "cpu":
+        if precision not in ("auto", "fp32"):
+            raise UsageError(
+                f"the cpu runs in fp32, not {precision}; choose --device cuda or leave --precision away"
+            )
+        return _on_cpu(one, other, share), _sha256(one, other, share)
+    from srgan.engine_torch import TorchEngine
+
+    if precision == "auto":
+        precision = "fp16" if device.startswith("cuda") else "fp32"
+    blend = None if other is None else (tensors_of(other), share)
+    engine = TorchEngine(tensors_of(one), device=device, precision=precision, blend=blend)
+    if other is not None:
+        engine.metadata = replace(engine.metadata, name=_name(one, other, share))
+    return engine, _sha256(one, other, share, "" if precision == "fp32" else precision)
+
+
+def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:
+    """Return the models that `balance` lies between; a model named beside it must be one of them."""
+    if not 0 <= balance <= 1:
+        raise UsageError(f"balance {balance:g} is out of range: choose one from 0 to 1")
+    pair = balance_models()
+    if model is not None and str(model) not in pair:
+        raise UsageError(f"balance lies between {pair[0]} (0) and {pair[1]} (1); leave {model} away")
+    return pair
+
+
+def _on_cpu(one: Weights, other: Weights | None, share: float) -> OpenVinoEngine:
+    if other is None:
+        return OpenVinoEngine(one.onnx, name=str(one.path))
+    return _blended(one, other, share)
+
+
+@lru_cache(maxsize=4)
+def _blended(one: Weights, other: Weights, share: float) -> OpenVinoEngine:
+    engine = OpenVinoEngine(one.onnx, name=str(one.path), blend=(other.onnx, share))
+    engine.metadata = replace(engine.metadata, name=_name(one, other, share))
+    return engine
+
+
+def _name(one: Weights, other: Weights, share: float) -> str:
+    return f"{one.name}+{other.name}@{share:g}"
+
+
+def _sha256(one: Weights, other: Weights | None, share: float, precision: str = "") -> str:
+    if other is None and not precision:
+        return one.sha256
+    parts = [one.sha256, other.sha256 if other else "", repr(share), precision]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
