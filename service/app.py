@@ -15,7 +15,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from service import job_routes, logs, openapi, routes
@@ -64,12 +64,28 @@ def create_app(
         app.state.jobs = Jobs(settings, service.works, service.metrics)
         app.include_router(job_routes.router)
     app.include_router(routes.watching)
-    if (_STATIC / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=_STATIC, html=True), name="static")
+    _add_page(app)
     openapi.finish(app)
     _answer_with_problems(app)
     app.add_middleware(Around, metrics=service.metrics, limit_header_bytes=settings.limit_header_bytes)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """Add the page at `/` and its files below `/static`; at the root they would hide the 405 of other routes."""
+    fresh = {"Cache-Control": "no-cache"}  # asked for again each time, and answered with 304 while it is the same
+
+    class Static(StaticFiles):
+        def file_response(self, *args: Any, **kwargs: Any) -> Response:
+            response = super().file_response(*args, **kwargs)
+            response.headers.update(fresh)
+            return response
+
+    async def page(request: Request) -> Response:
+        return FileResponse(_STATIC / "index.html", headers=fresh)
+
+    app.add_route("/", page, methods=["GET"], include_in_schema=False)
+    app.mount("/static", Static(directory=_STATIC), name="static")
 
 
 @contextlib.asynccontextmanager

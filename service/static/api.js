@@ -1,0 +1,109 @@
+// Speaks with the service: a picture there, a larger one back. Knows nothing of the page.
+
+const KEY = "srgan-api-key";
+// Refusals that pass by themselves.
+const PASSING = new Set([
+  "queue-full", "key-over-share", "draining", "not-ready", "storage-failed", "too-many-connections", "unreachable",
+]);
+
+/** What the service said instead of a picture. `retryAfterS` is set where waiting helps. */
+export class Refusal extends Error {
+  constructor(status, code, message, retryAfterS = null) {
+    super(message);
+    Object.assign(this, { status, code, retryAfterS });
+  }
+}
+
+export const useKey = (key) => sessionStorage.setItem(KEY, key);
+
+/** Send a request and return its XMLHttpRequest when it is answered well. fetch() cannot tell of uploads. */
+function send(method, path, { body, headers = {}, type = "json", onUpload, signal } = {}) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open(method, path);
+    request.responseType = type;
+    const key = sessionStorage.getItem(KEY);
+    if (key) headers["X-API-Key"] = key;
+    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+    if (onUpload) request.upload.onprogress = (event) => onUpload(event.loaded / event.total);
+    request.onload = () => (request.status < 300 ? resolve(request) : refusal(request).then(reject));
+    request.onerror = () => reject(new Refusal(0, "unreachable", "The service cannot be reached.", 5));
+    request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
+    if (signal?.aborted) request.abort();
+    signal?.addEventListener("abort", () => request.abort());
+    request.send(body);
+  });
+}
+
+async function refusal(request) {
+  let problem = request.response;
+  try {
+    if (problem instanceof Blob) problem = JSON.parse(await problem.text());
+  } catch {
+    problem = null; // a proxy's own page
+  }
+  const { code = "", title = `The service answered ${request.status}`, detail = "" } = problem ?? {};
+  const wait = PASSING.has(code) ? Number(request.getResponseHeader("Retry-After")) || 5 : null;
+  return new Refusal(request.status, code, said(code, title, detail), wait);
+}
+
+function said(code, title, detail) {
+  const limit = code === "too-many-bytes" && Number(/\d+/.exec(detail));
+  if (limit) return `This file is too large: the service takes up to ${sized(limit)}.`;
+  return [title, detail.charAt(0).toUpperCase() + detail.slice(1)].filter(Boolean).join(". ").replace(/\.?$/, ".");
+}
+
+/** A number of bytes for people. */
+export function sized(bytes) {
+  const units = ["bytes", "kB", "MB", "GB"];
+  let unit = 0;
+  for (; bytes >= 1000 && unit < 3; unit++) bytes /= 1000;
+  return `${bytes.toLocaleString("en", { maximumSignificantDigits: bytes < 10 ? 2 : 3 })} ${units[unit]}`;
+}
+
+/** The models, and whether long work can be left as a job. */
+export async function offered() {
+  const { models } = (await send("GET", "v1/models")).response;
+  const jobs = await send("GET", "v1/jobs?limit=1").then(() => true, () => false);
+  return { models, jobs };
+}
+
+const query = (settings) => new URLSearchParams(settings);
+const raw = { "Content-Type": "application/octet-stream" };
+
+/** Return the upscaled picture, a Blob. `tell(stage, fraction)`; a fraction of null is unknown. */
+export async function upscale(file, settings, tell, signal) {
+  const onUpload = (fraction) => (fraction < 1 ? tell("sending", fraction) : tell("working", null));
+  const options = { body: file, headers: { ...raw }, type: "blob", onUpload, signal };
+  return (await send("POST", `v1/upscale?${query(settings)}`, options)).response;
+}
+
+/** Leave a picture as a job and return its id. The same `id` again is the same job, however often it is sent. */
+export async function leave(id, file, settings, tell, signal) {
+  const headers = { ...raw, "Idempotency-Key": id };
+  const onUpload = (fraction) => tell("sending", fraction);
+  return (await send("POST", `v1/jobs?${query(settings)}`, { body: file, headers, onUpload, signal })).response.id;
+}
+
+let following = 0;
+
+/** Wait for a job and return its picture, a Blob. */
+export async function follow(job, tell, signal) {
+  following++;
+  try {
+    for (;;) {
+      const { status, progress, error } = (await send("GET", `v1/jobs/${job}`, { signal })).response;
+      if (status === "completed") break;
+      if (status === "failed") throw new Refusal(0, error?.code, said("", "", error?.detail ?? "The job failed"));
+      if (status === "cancelled") throw new Refusal(0, "cancelled", "The job was cancelled.");
+      tell(status === "pending" ? "queued" : "working", status === "pending" ? null : progress);
+      await new Promise((resolve) => setTimeout(resolve, 600 * Math.max(1, following / 4)));
+    }
+    return (await send("GET", `v1/jobs/${job}/result`, { type: "blob", signal })).response;
+  } finally {
+    following--;
+  }
+}
+
+/** Cancel a job, or remove what is left of it. */
+export const drop = (job) => send("DELETE", `v1/jobs/${job}`).catch(() => {});

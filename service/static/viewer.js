@@ -1,0 +1,178 @@
+// The comparison below the tools: what stands left and right, how strong, and what is downloaded.
+
+import { blend, Compare } from "./compare.js";
+
+const MAX_EXACT_PX = 40e6; // above it, the browser's own smoothing stands in for bicubic
+const element = (id) => document.getElementById(id);
+const worker = new Worker(new URL("bicubic.js", import.meta.url), { type: "module" });
+
+/** What a version of a picture is called. */
+export const named = ({ settings }) => `${settings.model} ×${settings.scale}${
+  settings.format === "auto" ? "" : ` ${settings.format.toUpperCase()}`}`;
+
+/** Save a blob as a file. */
+export function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** The name of a version's file: what the command line would call it, with the model if there are several. */
+export function fileName(picture, version, extra = "") {
+  const suffix = { "image/jpeg": "jpg", "image/x-portable-anymap": "ppm" }[version.blob.type];
+  const several = picture.versions.filter(({ settings }) => settings.scale === version.settings.scale).length > 1;
+  const stem = picture.name.replace(/\.[^.]*$/, "") + (several ? `_${version.settings.model}` : "");
+  return `${stem}_x${version.settings.scale}${extra}.${suffix ?? version.blob.type.split("/")[1]}`;
+}
+
+export class Viewer {
+  /** `make(picture, model)` begins a new version and returns it. `say` tells a person something. */
+  constructor(make, models, say) {
+    Object.assign(this, { make, models, say, picture: null, strength: 1 });
+    this.compare = new Compare(...["stage", "canvas", "handle", "checker"].map(element));
+    element("strength").oninput = (event) => {
+      this.strength = event.target.value / 100;
+      element("strength-value").value = `${event.target.value} %`;
+      this.refresh();
+    };
+    for (const side of ["left", "right"]) element(side).onchange = (event) => this.choose(side, event.target.value);
+    element("zoom-in").onclick = () => this.compare.zoomBy(1.5);
+    element("zoom-out").onclick = () => this.compare.zoomBy(1 / 1.5);
+    element("zoom-fit").onclick = () => this.compare.fit();
+    element("zoom-one").onclick = () => this.compare.actual();
+    element("beside").onclick = ({ currentTarget: button }) => {
+      const beside = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", beside);
+      this.compare.setBeside(beside);
+    };
+    element("save").onclick = () => this.save();
+  }
+
+  show(picture) {
+    element("viewer").hidden = !picture;
+    if (this.picture !== picture) {
+      this.compare.left = null;
+      this.images?.forEach((loading) => loading.then((image) => image?.close(), () => {}));
+      this.images = new Map(); // decoded pictures are large: those of one picture at a time
+      this.left = "original";
+      this.right = picture?.versions.at(-1)?.id ?? "original";
+      this.picture = picture;
+    }
+    this.refresh();
+  }
+
+  choose(side, value) {
+    this[side] = value.startsWith("make:") ? this.make(this.picture, value.slice(5)).id : value;
+    this.refresh();
+  }
+
+  version(id) {
+    return this.picture.versions.find((version) => version.id === id);
+  }
+
+  /** Show what is there now. What must be decoded first comes later, if it is still wanted then. */
+  async refresh() {
+    const { picture } = this;
+    const turn = (this.turn = {});
+    if (!picture) return;
+    this.fill();
+    this.tag();
+    const [left, right] = [this.version(this.left), this.version(this.right)];
+    const ready = [left, right].map((version) => version?.blob && this.image(version.id, version.blob));
+    const original = picture.width ? this.image("original", picture.shown) : null;
+    const images = await Promise.all([original, ...ready]);
+    if (turn !== this.turn) return;
+    const largest = images.slice(1).filter(Boolean).sort((a, b) => b.width - a.width)[0];
+    const scale = right?.settings.scale ?? left?.settings.scale ?? 4;
+    const [width, height] = largest ? [largest.width, largest.height] : [picture.width * scale, picture.height * scale];
+    element("save").disabled = !right?.blob;
+    element("strength").disabled = !right?.blob || !images[0];
+    element("stage").classList.toggle("bare", !(images[0] || largest));
+    if (!(images[0] || largest)) return;
+    const exact = images[0] && this.base(images[0], width, height);
+    this.lay(images, images[0], largest, width, height);
+    const base = await exact;
+    if (turn === this.turn && base !== images[0]) this.lay(images, base, largest, width, height);
+  }
+
+  /** Put what is there onto the stage. `images`: the original, the left and the right version, where there are any. */
+  lay(images, base, largest, width, height) {
+    const sides = [this.left, this.right].map((chosen, index) => {
+      const image = images[index + 1];
+      if (image) return { image, base, strength: index ? this.strength : 1 };
+      return { image: (chosen === "pixels" ? images[0] : base) ?? largest, strength: 1, hard: chosen === "pixels" };
+    });
+    element("stage").style.setProperty("--shape", width / height);
+    this.compare.show(...sides, width, height);
+    const [leftText, rightText] = this.tag();
+    element("canvas").setAttribute("aria-label", `${this.picture.name}. Left: ${leftText}; right: ${rightText}`);
+  }
+
+  /** Write what the sides show into their corners, and return it. */
+  tag() {
+    const texts = ["left", "right"].map((side) => {
+      const version = this.version(this[side]);
+      if (!version) return "Original";
+      if (!version.blob) return `${named(version)}: ${version.error ? "failed" : version.text.textContent}`;
+      const percent = Math.round(this.strength * 100);
+      return named(version) + (side === "right" && percent < 100 ? `, ${percent} %` : "");
+    });
+    ["left-tag", "right-tag"].forEach((id, index) => (element(id).textContent = texts[index]));
+    return texts;
+  }
+
+  fill() {
+    const { picture } = this;
+    const made = new Set(picture.versions.map(({ settings }) => settings.model));
+    for (const side of ["left", "right"]) {
+      const options = [new Option("Original", "original"), new Option("Original, pixels", "pixels")];
+      for (const version of picture.versions) if (!version.error) options.push(new Option(named(version), version.id));
+      for (const { name } of this.models) if (!made.has(name)) options.push(new Option(`Make with ${name}`, `make:${name}`));
+      if (!options.some(({ value }) => value === this[side])) this[side] = "original";
+      const select = element(side), value = this[side];
+      if ([...select.options].map((o) => o.value + o.text).join() !== options.map((o) => o.value + o.text).join()) {
+        select.replaceChildren(...options);
+      }
+      select.value = value;
+    }
+  }
+
+  image(id, blob) {
+    if (!this.images.has(id)) {
+      const failed = () => this.say("This browser cannot show that format; download the result to see it.");
+      this.images.set(id, createImageBitmap(blob).catch(failed));
+    }
+    return this.images.get(id);
+  }
+
+  /** The original enlarged to that size, by bicubic interpolation where memory allows. */
+  base(original, width, height) {
+    const id = `base ${width}x${height}`;
+    if (width * height > MAX_EXACT_PX) return original;
+    if (!this.images.has(id)) {
+      this.images.set(id, new Promise((resolve) => {
+        const { port1, port2 } = new MessageChannel();
+        port1.onmessage = ({ data }) => resolve(data ?? original);
+        worker.postMessage({ image: original, width, height, port: port2 }, [port2]);
+      }));
+    }
+    return this.images.get(id);
+  }
+
+  async save() {
+    const version = this.version(this.right);
+    if (this.strength === 1) return save(version.blob, fileName(this.picture, version));
+    const image = await this.image(version.id, version.blob);
+    const base = await this.base(await this.image("original", this.picture.shown), image.width, image.height);
+    const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
+    blend(canvas.getContext("2d"), image, base, this.strength, (one) => {
+      canvas.getContext("2d").drawImage(one, 0, 0, image.width, image.height);
+    });
+    // A browser that cannot write the format gives PNG.
+    const blob = await new Promise((resolve) => canvas.toBlob(resolve, version.blob.type, 0.95));
+    const name = fileName(this.picture, { ...version, blob }, `_strength${Math.round(this.strength * 100)}`);
+    save(blob, name);
+  }
+}
