@@ -24,7 +24,10 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 # What only training and evaluation, or the service, need; where one of them is missing, the extra is.
 _EXTRAS = {
-    "train": {"lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard", "torch", "torchvision"},
+    "train": {
+        *("lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard"),
+        *("torch", "torchmetrics", "torchvision"),
+    },
     "watch": {"watchfiles"},
     "cluster": {"ray", "pyarrow", "pandas"},
     "service": {
@@ -255,6 +258,20 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="The folders of two runs or more.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page.")] = Path("compare.html"),
+) -> None:
+    """Show training runs side by side as one HTML page: figures, recipes, curves and samples."""
+    with _extra("train"):
+        from srgan.training.compare import compare_command
+
+        print(_one_line(str(compare_command(runs, out))))
+
+
+@app.command()
 def evaluate(
     hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of true high-resolution pictures.")],
     lr: Annotated[
@@ -264,15 +281,47 @@ def evaluate(
     models: Annotated[
         list[str] | None, typer.Option("-n", "--model", help="Model to measure; may be given again.")
     ] = None,
+    sr: Annotated[
+        list[str] | None,
+        typer.Option("--sr", metavar="[NAME=]DIR", help="Pictures that another program made; may be given again."),
+    ] = None,
+    border: Annotated[
+        int | None, typer.Option("--border", help="Pixels shaved before PSNR and SSIM; default: the scale.")
+    ] = None,
+    luma: Annotated[
+        str, typer.Option("--luma", metavar="studio|rounded|full", help="Range of Y; rounded is MATLAB's.")
+    ] = "studio",
+    perceptual_border: Annotated[
+        int, typer.Option("--perceptual-border", help="Pixels shaved before LPIPS and DISTS.")
+    ] = 0,
+    fid: Annotated[bool, typer.Option("--fid", help="FID, too; needs torch-fidelity and its weights.")] = False,
     json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there, too.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")
+    ] = None,
+    csv_path: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a row for each picture there.")
+    ] = None,
+    html_path: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the pictures there.")
     ] = None,
 ) -> None:
-    """Measure models on pictures whose truth is known: PSNR, SSIM and LPIPS."""
+    """Measure models on pictures whose truth is known: PSNR, SSIM, LPIPS, DISTS, LR-PSNR and time."""
     with _extra("train"):
-        from srgan.evaluation import benchmark
+        from srgan.evaluation import commands
 
-        benchmark.evaluate_command(hr, lr, models or [], json_path)
+        commands.evaluate_command(
+            hr,
+            lr,
+            models or [],
+            sr or [],
+            border=border,
+            luma=luma,
+            perceptual_border=perceptual_border,
+            fid=fid,
+            json_path=json_path,
+            csv_path=csv_path,
+            html_path=html_path,
+        )
 
 
 @app.command()

@@ -370,18 +370,19 @@ def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pyt
 def test_train_export_and_evaluate_hand_their_options_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from srgan.evaluation import benchmark
+    from srgan.evaluation import commands as evaluation
     from srgan.training import commands
 
     seen: list[object] = []
-    for module, name in [(commands, "train"), (commands, "export"), (benchmark, "evaluate_command")]:
-        monkeypatch.setattr(module, name, lambda *arguments: seen.append(arguments))
+    for module, name in [(commands, "train"), (commands, "export"), (evaluation, "evaluate_command")]:
+        monkeypatch.setattr(module, name, lambda *arguments, **named: seen.append((*arguments, *named.values())))
     for line in (
         "train tiny --data a --data b --run r --set x.y=1 --set z=2 --minutes 3 --resume --devices 4 --nodes 5",
         "train tiny --data a --run r",
         "export r -o o --name n",
         "export r",
-        "evaluate --hr h --lr l -n m1 -n m2 --json j",
+        "evaluate --hr h --lr l -n m1 -n m2 --sr a=b --sr c --border 0 --luma full --perceptual-border 4 --fid "
+        "--json j --csv c --html p",
         "evaluate --hr h",
     ):
         assert called(*line.split(), capsys=capsys) == (0, "", "")
@@ -390,8 +391,8 @@ def test_train_export_and_evaluate_hand_their_options_on(
         ("tiny", ["a"], Path("r"), [], None, False, 1, 1),
         (Path("r"), Path("o"), "n"),
         (Path("r"), Path(), None),
-        (Path("h"), Path("l"), ["m1", "m2"], Path("j")),
-        (Path("h"), None, [], None),
+        (Path("h"), Path("l"), ["m1", "m2"], ["a=b", "c"], 0, "full", 4, True, Path("j"), Path("c"), Path("p")),
+        (Path("h"), None, [], [], None, "studio", 0, False, None, None, None),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import struct
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,7 @@ def load_script(path: str) -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up their annotations
     spec.loader.exec_module(module)
     return module
 
@@ -193,3 +195,25 @@ def test_the_speed_comparison_still_fits_the_trainer(tmp_path: Path, capsys: pyt
         assert f"| {stage} | ours |" in printed
         assert f"| {stage} | plain, 0 workers |" in printed
         assert f"| {stage} | drawing and degrading a batch |" in printed
+
+
+@pytest.mark.slow
+def test_the_comparison_of_objectives_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load_script("benchmarks/objectives.py")
+    (tmp_path / "photos").mkdir()
+    for seed in range(5):
+        pixels = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{seed}.png")
+    command = ["--data", str(tmp_path / "photos"), "--run", str(tmp_path / "run"), "--pretrain-steps", "2"]
+    command += ["--steps", "10", "--seeds", "1", "--objective", "lsgan", "began"]
+    script.main(command)
+    said = capsys.readouterr().out
+    assert "| `began` | 1 |" in said
+    assert (tmp_path / "run" / "objectives.html").is_file()
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.onnx")}
+    assert len(files) == 3
+    script.main(command)
+    assert capsys.readouterr().out.splitlines()[-2:] == said.splitlines()[-2:]
+    assert {path: path.stat().st_mtime_ns for path in files} == files  # nothing is trained twice

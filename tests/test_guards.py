@@ -60,7 +60,7 @@ HEALTHY = {"colour_shift": 0.3, "lr_psnr": 44.0, "detail": 0.5, "sameness": 0.01
 )
 def test_figures_beyond_their_limits_raise_alarms(change: dict[str, float], said: list[str]) -> None:
     scores = {f"validation/{key}": value for key, value in (HEALTHY | change).items()}
-    alarms = Guards(GuardsRecipe()).judge(scores)
+    alarms = Guards(GuardsRecipe()).judge(scores, 200)
     assert len(alarms) == len(said)
     assert all(part in alarm for part, alarm in zip(said, alarms, strict=True))
 
@@ -68,7 +68,13 @@ def test_figures_beyond_their_limits_raise_alarms(change: dict[str, float], said
 def test_an_alarm_is_raised_anew_only_after_its_figure_was_back() -> None:
     guards = Guards(GuardsRecipe())
     bad, good = {"validation/colour_shift": 9.0}, {"validation/colour_shift": 0.1}
-    assert [len(guards.judge(scores)) for scores in (bad, bad, {}, bad, good, bad)] == [1, 0, 0, 0, 0, 1]
+    assert [len(guards.judge(scores, 500)) for scores in (bad, bad, {}, bad, good, bad)] == [1, 0, 0, 0, 0, 1]
+
+
+def test_a_stage_is_given_time_to_settle() -> None:
+    guards = Guards(GuardsRecipe(settling_steps=100))
+    bad = {"validation/colour_shift": 9.0}
+    assert [len(guards.judge(bad, step)) for step in (3, 99, 100, 101)] == [0, 0, 1, 0]
 
 
 def test_detail_limits_must_ascend() -> None:
@@ -245,6 +251,7 @@ def test_a_run_gone_astray_says_so_and_a_healthy_one_does_not(
     recipe = small_recipe(
         start=str(tmp_path / "start.safetensors"),
         data={"held_out": 2},
+        guards={"settling_steps": 0},
         pretrain={
             "steps": 2,
             "batch_size": 2,

@@ -26,6 +26,7 @@ OWNERS = {
     "openvino": {"srgan.engine", "srgan.strips"},
     "lpips": {"srgan.evaluation.metrics"},
     "skimage": {"srgan.evaluation.metrics"},
+    "torchmetrics": {"srgan.evaluation.metrics"},
     "torch": {"srgan.training", "srgan.evaluation", "srgan.backbones", "srgan.engine_torch"},
     "torchvision": {"srgan.training", "srgan.evaluation", "srgan.backbones"},
     "lightning": {"srgan.training"},

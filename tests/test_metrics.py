@@ -14,7 +14,7 @@ from scipy.ndimage import correlate1d
 from srgan.backbones import FOLDER_VARIABLE
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
-from srgan.evaluation.metrics import lpips, luma, psnr, ssim
+from srgan.evaluation.metrics import dists, lpips, luma_of, psnr, ssim
 
 
 def noise(height: int = 24, width: int = 31, seed: int = 0) -> np.ndarray:
@@ -98,7 +98,20 @@ def test_the_border_is_not_looked_at() -> None:
 
 def test_luma_at_known_colours() -> None:
     colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
-    np.testing.assert_allclose(luma(colours), [[16, 235, 81.481, 144.553, 40.966]])
+    np.testing.assert_allclose(luma_of(colours), [[16, 235, 81.481, 144.553, 40.966]])
+
+
+def test_other_lumas() -> None:
+    hr = noise(40, 40)
+    sr = near(hr)
+    np.testing.assert_array_equal(luma_of(hr, "rounded"), np.floor(matlab_luma(hr) + 0.5))
+    np.testing.assert_allclose(luma_of(hr, "full"), Image.fromarray(hr).convert("L"), atol=0.51)
+    values = {luma: psnr(sr, hr, border=4, y_only=True, luma=luma) for luma in ("studio", "rounded", "full")}
+    assert values["studio"] - values["full"] == pytest.approx(20 * math.log10(255 / 219), abs=1e-3)
+    assert values["rounded"] == pytest.approx(values["studio"], abs=0.2)
+    assert values["rounded"] != values["studio"]
+    studio, full = (ssim(sr, hr, border=4, y_only=True, luma=luma) for luma in ("studio", "full"))
+    assert 0 < abs(studio - full) < 0.01
 
 
 def test_identical_pictures() -> None:
@@ -234,6 +247,77 @@ def test_lpips_against_its_formula(alexnet: None, shared: Path) -> None:
     hr = noise(64, 80)
     sr = near(hr, 50)
     assert lpips(sr, hr) == pytest.approx(plain_lpips(weights, linear, sr, hr), rel=1e-4)
+
+
+@pytest.fixture
+def vgg16(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """DISTS with the local VGG16, forgotten again afterwards."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(shared / "backbones"))
+    metrics.dists_network.cache_clear()
+    yield
+    metrics.dists_network.cache_clear()
+
+
+def plain_dists(
+    weights: dict[str, np.ndarray], alpha: np.ndarray, beta: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> float:
+    """Ding et al. 2020, eq. 4 to 6, in float64: VGG16 with L2 pooling by a Hanning window."""
+    import torch
+    import torch.nn.functional as F
+
+    hanning = np.outer(*2 * [np.hanning(5)[1:-1]])
+    window = torch.from_numpy(hanning / hanning.sum())
+
+    def maps(pixels: np.ndarray) -> list[np.ndarray]:
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].double() / 255
+        out = [x]
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = (x - mean.view(1, 3, 1, 1)) / deviation.view(1, 3, 1, 1)
+        for stage, convolutions in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))):
+            if stage:
+                kernel = window.expand(x.shape[1], 1, 3, 3)
+                x = (F.conv2d(x.square(), kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+            for index in convolutions:
+                kernel, bias = (
+                    torch.from_numpy(weights[f"features.{index}.{part}"].astype(np.float64))
+                    for part in ("weight", "bias")
+                )
+                x = F.conv2d(x, kernel, bias, padding=1).relu()
+            out.append(x)
+        return [values[0].flatten(1).numpy() for values in out]
+
+    total, done = 0.0, 0
+    for u, v in zip(maps(a), maps(b), strict=True):
+        mean_u, mean_v = u.mean(1), v.mean(1)
+        texture = (2 * mean_u * mean_v + 1e-6) / (mean_u**2 + mean_v**2 + 1e-6)
+        covariance = ((u - mean_u[:, None]) * (v - mean_v[:, None])).mean(1)
+        structure = (2 * covariance + 1e-6) / (u.var(1) + v.var(1) + 1e-6)
+        channels = slice(done, done + len(u))
+        total += float((alpha[channels] * texture + beta[channels] * structure).sum())
+        done += len(u)
+    assert done == len(alpha)
+    return 1 - total / float((alpha + beta).sum())
+
+
+@pytest.mark.usefixtures("vgg16")
+def test_dists_against_its_formula(shared: Path) -> None:
+    from safetensors.numpy import load_file
+
+    state = metrics.dists_network().state_dict()
+    alpha, beta = (state[name].double().flatten().numpy() for name in ("alpha", "beta"))
+    assert alpha.min() >= 0
+    assert alpha.std() > 0.5 * alpha.mean()  # the learned weights, which are not all alike
+    weights = load_file(shared / "backbones" / "vgg16_features.safetensors")
+    hr = noise(64, 80)
+    sr = near(hr, 50)
+    assert dists(sr, hr) == pytest.approx(plain_dists(weights, alpha, beta, sr, hr), abs=1e-4)
+    assert dists(hr, hr) == pytest.approx(0, abs=1e-5)
+    assert dists(sr, hr, border=8) == dists(sr[8:-8, 8:-8].copy(), hr[8:-8, 8:-8].copy())
+
+
+def test_dists_without_vgg16_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"no file .*gone\.safetensors"):
+        dists(noise(), noise(), file=tmp_path / "gone.safetensors")
 
 
 BICUBIC_PSNR_Y = {"Set5": 28.42, "Set14": 26.09, "BSD100": 25.96}  # the field's, for MATLAB's bicubic LR

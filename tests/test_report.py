@@ -359,9 +359,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     run = make_run(tmp_path, [row("pretrain", 1, content=1.0)])
-    with pytest.raises(SrganError, match=r"cannot be written: .*-o"):
+    with pytest.raises(SrganError, match=r"cannot be written: .*choose another place"):
         report_command(run, run / "metrics.jsonl" / "page.html")
-    with pytest.raises(SrganError, match=r"cannot be written: .*-o"):
+    with pytest.raises(SrganError, match=r"cannot be written: .*choose another place"):
         report_command(run, run)
     assert list(run.iterdir()) == [run / "metrics.jsonl"]
 

@@ -118,13 +118,13 @@ def test_a_generator_that_draws_one_picture_is_found_out() -> None:
     cache = cache_of(*(smooth_noise(96, 96, seed) for seed in range(4)))
     healthy = validate(Enlarge(), cache)
     assert abs(healthy["validation/sameness"]) < 0.15
-    assert Guards(GuardsRecipe()).judge(healthy) == []
+    assert Guards(GuardsRecipe()).judge(healthy, 200) == []
     pattern = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))
     same = validate(Shows(pattern), cache)
     assert same["validation/sameness"] == pytest.approx(1, abs=1e-6)
-    assert any("mode collapse" in alarm for alarm in Guards(GuardsRecipe()).judge(same))
+    assert any("mode collapse" in alarm for alarm in Guards(GuardsRecipe()).judge(same, 200))
     flat = validate(Shows(torch.full((3, 96, 96), 0.5)), cache)
-    assert any("flat" in alarm for alarm in Guards(GuardsRecipe()).judge(flat))
+    assert any("flat" in alarm for alarm in Guards(GuardsRecipe()).judge(flat, 200))
     assert "validation/sameness" not in validate(Enlarge(), cache.subset([0]))
 
 

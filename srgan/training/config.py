@@ -218,8 +218,9 @@ class GuardsRecipe(_Strict):
     accuracy_steps: Annotated[int, Field(ge=1)] = 1000  # ... and after so many such steps an alarm is raised
     ease_discriminator: bool = False  # then also halve its learning rate
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a better LPIPS before a stage ends; 0: never
-    # Validation figures beyond these raise an alarm. A new generator reads 2 to 3, 35 dB, 0.1 and 0.01, a good
-    # one 0.3, 45 dB, 0.4 and 0.01; one that draws the same whatever it is shown about 50, 12 dB, any detail and 1.
+    # Validation figures beyond these raise an alarm. A good generator reads 0.3, 45 dB, 0.4 and 0.01, one that
+    # draws the same whatever it is shown about 50, 12 dB, any detail and 1.
+    settling_steps: Annotated[int, Field(ge=0)] = 200  # of a stage, not judged: a new generator drifts at first
     colour_shift_above: Weight = 5.0  # grey levels
     lr_psnr_below: Weight = 28.0  # dB
     detail_within: Range = (0.05, 2.0)  # of HR's: from flat to noise

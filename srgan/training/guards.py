@@ -58,8 +58,10 @@ class Guards:
         position.discriminator_rate_scale /= 2
         return f"{text}: its learning rate was halved"
 
-    def judge(self, scores: dict[str, float]) -> list[str]:
+    def judge(self, scores: dict[str, float], step: int) -> list[str]:
         """Return alarms in words for the validation figures that went beyond their limits since the last look."""
+        if step < self.recipe.settling_steps:
+            return []
         recipe, alarms, astray = self.recipe, [], set()
         raise_content = "raise losses.content.weight"
         lower_game = "lower losses.adversarial.weight or go back to the best checkpoint"

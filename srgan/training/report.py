@@ -6,22 +6,19 @@ neither torch nor a plotting library.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from srgan.errors import SrganError, UsageError
-from srgan.files import write_atomically
+from srgan.errors import UsageError
+from srgan.evaluation import pages
 from srgan.training.charts import COLOURS, Series, figure, line_chart, thousands
 
 LOG_NAME, RECIPE_NAME, SAMPLES_NAME, REPORT_NAME = "metrics.jsonl", "recipe.json", "samples", "report.html"
@@ -75,13 +72,8 @@ def report_command(run: Path, out: Path | None) -> Path:
     Works on a run that is still going on. Raises UsageError if `run` holds no run, SrganError if `out` cannot be
     written.
     """
-    target = out or run / REPORT_NAME
-    page = report(run)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, page.encode())
-    except OSError as error:
-        raise SrganError(f"{target} cannot be written: {error.strerror}; choose another place with -o") from error
+    target, page = out or run / REPORT_NAME, report(run)
+    pages.write_page(target, page)
     return target
 
 
@@ -90,6 +82,26 @@ def report(run: Path) -> str:
 
     Raises UsageError if `run` is no such folder or its log has no complete row yet.
     """
+    log, written = read_run(run)
+    recipe = read_recipe(run / RECIPE_NAME)
+    name = run.resolve().name
+    body = [
+        _heading(name, log, written),
+        _alarms(log),
+        _key_figures(log),
+        _samples(run, list(log.stages)),
+        _tables(log, recipe),
+        *(_stage_charts(stage, log) for stage in log.stages),
+        _recipe(recipe),
+        "<footer>Lines are centred moving averages over a twentieth of the stage; faint dots are the values as "
+        "logged. Point at a chart to read it.</footer>",
+    ]
+    title = f"{name}: training report"
+    return pages.page(title, "\n".join(filter(None, body)), package="srgan.training", name="report")
+
+
+def read_run(run: Path) -> tuple[RunLog, datetime]:
+    """Return what the log of the folder `run` tells, and when it was written last; raises as `report` does."""
     path = run / LOG_NAME
     try:
         data, written = path.read_bytes(), datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -100,21 +112,7 @@ def report(run: Path) -> str:
     log = read_log(data)
     if not log.stages and not log.alarms:
         raise UsageError(f"{path} has no complete row yet: wait for the run's first log interval")
-    recipe = _read_recipe(run / RECIPE_NAME)
-    name = run.resolve().name
-    body = [
-        _heading(name, log, written),
-        _alarms(log),
-        _key_figures(log),
-        _samples(run / SAMPLES_NAME, list(log.stages)),
-        _tables(log, recipe),
-        *(_stage_charts(stage, log) for stage in log.stages),
-        _recipe(recipe),
-        "<footer>Lines are centred moving averages over a twentieth of the stage; faint dots are the values as "
-        "logged. Point at a chart to read it.</footer>",
-    ]
-    template = Template(resources.files("srgan.training").joinpath("report.html").read_text("utf-8"))
-    return template.substitute(title=escape(f"{name}: training report"), body="\n".join(filter(None, body)))
+    return log, written
 
 
 def read_log(data: bytes) -> RunLog:
@@ -161,7 +159,7 @@ def _note_alarm(alarms: list[Alarm], new: Alarm) -> None:
         alarms.append(new)
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
     """The recipe as stored, or nothing: the curves are worth showing without it."""
     try:
         recipe = json.loads(path.read_bytes())
@@ -174,7 +172,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Measure:
+class Measure:
     """A validation figure: its name, what to know of it, a rank by which the smallest is the best, decimals."""
 
     name: str
@@ -187,20 +185,20 @@ class _Measure:
         return f"{value:.{self.decimals}f}" if math.isfinite(value) else figure(value)
 
 
-_MEASURES = {
-    "validation/psnr_y": _Measure("PSNR-Y", "dB, higher is better", lambda value: -value, 2),
-    "validation/ssim_y": _Measure("SSIM-Y", "1 is identical", lambda value: -value),
-    "validation/lpips": _Measure("LPIPS", "lower is better", lambda value: value),
-    "validation/dists": _Measure("DISTS", "lower is better", lambda value: value),
-    "validation/lr_psnr": _Measure("LR-PSNR", "dB, SR reduced against LR", lambda value: -value, 2),
-    "validation/colour_shift": _Measure("Colour shift", "grey levels of 255", abs, 2),
-    "validation/sameness": _Measure("Sameness", "0: no pattern of its own", abs, 3),
-    "validation/detail": _Measure("Detail", "1 is as fine as HR", lambda value: abs(math.log(max(value, 1e-9)))),
+MEASURES = {
+    "validation/psnr_y": Measure("PSNR-Y", "dB, higher is better", lambda value: -value, 2),
+    "validation/ssim_y": Measure("SSIM-Y", "1 is identical", lambda value: -value),
+    "validation/lpips": Measure("LPIPS", "lower is better", lambda value: value),
+    "validation/dists": Measure("DISTS", "lower is better", lambda value: value),
+    "validation/lr_psnr": Measure("LR-PSNR", "dB, SR reduced against LR", lambda value: -value, 2),
+    "validation/colour_shift": Measure("Colour shift", "grey levels of 255", abs, 2),
+    "validation/sameness": Measure("Sameness", "0: no pattern of its own", abs, 3),
+    "validation/detail": Measure("Detail", "1 is as fine as HR", lambda value: abs(math.log(max(value, 1e-9)))),
 }
 
 
 @dataclass(frozen=True)
-class _Chart:
+class Chart:
     """Scalars that share a chart, chosen by `belongs`."""
 
     title: str
@@ -223,25 +221,25 @@ _COLOURS = {
     "structure_texture": 6,
 }
 
-_CHARTS = (
-    _Chart(
+CHARTS = (
+    Chart(
         "Losses of the generator",
         {"content", "perceptual", "artifact", "lpips", "structure_texture"}.__contains__,
         "before their weights",
         log=True,
     ),
-    _Chart("The game", {"adversarial", "discriminator"}.__contains__, "both losses"),
-    _Chart(
+    Chart("The game", {"adversarial", "discriminator"}.__contains__, "both losses"),
+    Chart(
         "Discriminator accuracy",
         "discriminator_accuracy".__eq__,
         "0.5 is guessing",
         guides=(0.5,),
         span=(0.0, 1.0),
     ),
-    _Chart("Gradients at SR", lambda key: key.startswith("gradient/"), "of each weighted term", log=True),
-    _Chart("Gradient norm", lambda key: key.endswith("gradient_norm"), "before clipping", log=True),
-    _Chart("Patches per second", lambda key: "patches_per_s" in key),
-    _Chart("Learning rate", lambda key: key.endswith("learning_rate"), log=True, smooth=False),
+    Chart("Gradients at SR", lambda key: key.startswith("gradient/"), "of each weighted term", log=True),
+    Chart("Gradient norm", lambda key: key.endswith("gradient_norm"), "before clipping", log=True),
+    Chart("Patches per second", lambda key: "patches_per_s" in key),
+    Chart("Learning rate", lambda key: key.endswith("learning_rate"), log=True, smooth=False),
 )
 
 
@@ -250,23 +248,23 @@ def _stage_charts(stage: str, log: RunLog) -> str:
     series = log.series(stage)
     left = dict(series)
     charts = []
-    for key in [*_MEASURES, *(key for key in series if key.startswith("validation/"))]:
+    for key in [*MEASURES, *(key for key in series if key.startswith("validation/"))]:
         if key in left:
-            measure = _MEASURES.get(key) or _Measure(_plain(key.partition("/")[2]), "", lambda value: value)
+            measure = MEASURES.get(key) or Measure(plain(key.partition("/")[2]), "", lambda value: value)
             one = Series(f"{stage}/{key}", measure.name, left.pop(key))
             charts.append(line_chart(measure.name, [one], hint=measure.hint, smooth=False))
-    for chart in _CHARTS:
+    for chart in CHARTS:
         keys = [key for key in left if chart.belongs(key)]
         if keys:
             charts.append(_grouped(stage, chart, {key: left.pop(key) for key in keys}))
     prefixes = list(dict.fromkeys(key.partition("/")[0] for key in left))
     for prefix in prefixes:
         keys = [key for key in left if key.partition("/")[0] == prefix]
-        charts.append(_grouped(stage, _Chart(_plain(prefix), lambda _: True), {key: left[key] for key in keys}))
-    return f'<h2>{escape(_plain(stage))}</h2><div class="charts">{"".join(charts)}</div>'
+        charts.append(_grouped(stage, Chart(plain(prefix), lambda _: True), {key: left[key] for key in keys}))
+    return f'<h2>{escape(plain(stage))}</h2><div class="charts">{"".join(charts)}</div>'
 
 
-def _grouped(stage: str, chart: _Chart, points: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+def _grouped(stage: str, chart: Chart, points: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     names = [key.partition("/")[2] or key for key in points]
     free = [colour for colour in range(COLOURS) if colour not in {_COLOURS.get(name) for name in names}]
     series = []
@@ -274,7 +272,7 @@ def _grouped(stage: str, chart: _Chart, points: Mapping[str, Sequence[tuple[int,
         colour = _COLOURS[name] if name in _COLOURS and len(names) > 1 else free[0] if free else 0
         if colour in free:
             free.remove(colour)
-        series.append(Series(f"{stage}/{key}", _plain(name), values, colour))
+        series.append(Series(f"{stage}/{key}", plain(name), values, colour))
     return line_chart(
         chart.title,
         series,
@@ -290,15 +288,15 @@ def _grouped(stage: str, chart: _Chart, points: Mapping[str, Sequence[tuple[int,
 
 
 def _heading(name: str, log: RunLog, written: datetime) -> str:
-    stages = " → ".join(f"{_plain(stage)} {rows[-1].step:,} steps" for stage, rows in log.stages.items())
-    minutes = _minutes(max((row.elapsed_s for rows in log.stages.values() for row in rows), default=math.nan))
+    stages = " → ".join(f"{plain(stage)} {rows[-1].step:,} steps" for stage, rows in log.stages.items())
+    minutes = duration(max((row.elapsed_s for rows in log.stages.values() for row in rows), default=math.nan))
     parts = [stages, minutes, f"last entry {written:%Y-%m-%d %H:%M} UTC"]
     return f'<h1>{escape(name)}</h1><p class="soft">{escape(" · ".join(filter(None, parts)))}</p>'
 
 
 def _alarms(log: RunLog) -> str:
     said = [
-        f"<b>{escape(_plain(alarm.stage))}, step {alarm.step:,}</b>: {escape(alarm.text)}"
+        f"<b>{escape(plain(alarm.stage))}, step {alarm.step:,}</b>: {escape(alarm.text)}"
         + (f" ({alarm.times} times, last at step {alarm.until:,})" if alarm.times > 1 else "")
         for alarm in log.alarms
     ]
@@ -307,7 +305,7 @@ def _alarms(log: RunLog) -> str:
             bad = [step for step, value in points if not math.isfinite(value)]
             if bad:
                 said.append(
-                    f"<b>{escape(_plain(stage))}, step {bad[0]:,}</b>: {escape(key)} was not finite in {len(bad)} "
+                    f"<b>{escape(plain(stage))}, step {bad[0]:,}</b>: {escape(key)} was not finite in {len(bad)} "
                     f"of {len(points)} rows"
                 )
     if log.unreadable:
@@ -323,7 +321,7 @@ def _key_figures(log: RunLog) -> str:
         items = [
             f'<li class="card"><small>{escape(measure.name)}</small><b>{measure.said(series[key][-1][1])}</b>'
             f"<small>{escape(measure.hint)}</small></li>"
-            for key, measure in _MEASURES.items()
+            for key, measure in MEASURES.items()
             if key in series
         ]
         if items:
@@ -343,13 +341,13 @@ def _stage_table(log: RunLog, recipe: dict[str, Any]) -> str:
         ended_s = max((row.elapsed_s for row in rows if math.isfinite(row.elapsed_s)), default=began_s)
         cells = [
             f"{rows[-1].step:,}",
-            _minutes(ended_s - began_s) or "–",
+            duration(ended_s - began_s) or "–",
             _patches_per_s(log.series(stage), rows[-1].step, ended_s - began_s, recipe.get(stage)),
         ]
-        lines.append(_line(_plain(stage), cells))
+        lines.append(pages.table_row(plain(stage), cells))
         began_s = ended_s
     head = "<tr><th>Stage</th><th>Steps</th><th>Time</th><th>Patches/s</th></tr>"
-    return _table(head, lines)
+    return pages.wide_table(head, lines)
 
 
 def _patches_per_s(
@@ -368,14 +366,14 @@ def _patches_per_s(
 
 def _validation_table(log: RunLog) -> str:
     series = {stage: log.series(stage) for stage in log.stages}
-    known = [*_MEASURES, *(key for points in series.values() for key in points if key.startswith("validation/"))]
+    known = [*MEASURES, *(key for points in series.values() for key in points if key.startswith("validation/"))]
     keys = [key for key in dict.fromkeys(known) if any(key in points for points in series.values())]
     stages = [stage for stage, points in series.items() if any(key in points for key in keys)]
     if not keys:
         return ""
     lines = []
     for key in keys:
-        measure = _MEASURES.get(key)
+        measure = MEASURES.get(key)
         cells = []
         for stage in stages:
             points = [point for point in series[stage].get(key, []) if math.isfinite(point[1])]
@@ -385,34 +383,31 @@ def _validation_table(log: RunLog) -> str:
                 cells.append(f'{measure.said(best)} <small class="soft">at {thousands(step)}</small>')
             else:
                 cells += [figure(points[-1][1]) if points else "–", "–"]
-        lines.append(_line(measure.name if measure else _plain(key.partition("/")[2]), cells))
-    head = "<tr><th>Validation</th>" + "".join(f'<th colspan="2">{escape(_plain(s))}</th>' for s in stages)
+        lines.append(pages.table_row(measure.name if measure else plain(key.partition("/")[2]), cells))
+    head = "<tr><th>Validation</th>" + "".join(f'<th colspan="2">{escape(plain(s))}</th>' for s in stages)
     head += "</tr><tr><th></th>" + "<th>last</th><th>best</th>" * len(stages) + "</tr>"
-    return _table(head, lines)
+    return pages.wide_table(head, lines)
 
 
-def _table(head: str, lines: Iterable[str]) -> str:
-    return f'<div class="card wide"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def _line(name: str, cells: Iterable[str]) -> str:
-    return f"<tr><th>{escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-
-
-def _samples(folder: Path, stages: list[str]) -> str:
-    """Strips in the order of the run, each a data URI; of many, some that are evenly spread."""
-    found = []
+def strips(run: Path, stages: Sequence[str]) -> list[tuple[str, int, Path]]:
+    """Return (stage, step, file) of the sample strips of `run`, in the order of the run."""
+    folder, found = run / SAMPLES_NAME, []
     for path in folder.glob("*.png") if folder.is_dir() else ():
         match = _STRIP.fullmatch(path.name)
         if match:
-            stage, step = match["stage"], int(match["step"])
-            found.append((stages.index(stage) if stage in stages else len(stages), stage, step, path))
-    found.sort()
-    chosen = _spread(found, _MOST_STRIPS)
+            found.append((match["stage"], int(match["step"]), path))
+    order = {stage: number for number, stage in enumerate(stages)}
+    return sorted(found, key=lambda strip: (order.get(strip[0], len(order)), *strip))
+
+
+def _samples(run: Path, stages: list[str]) -> str:
+    """Strips in the order of the run, each a data URI; of many, some that are evenly spread."""
+    found = strips(run, stages)
+    chosen = spread(found, _MOST_STRIPS)
     items = []
-    for _, stage, step, path in chosen:
-        when = f"{_plain(stage)}, step {step:,}"
-        picture = _data_uri(path)
+    for stage, step, path in chosen:
+        when = f"{plain(stage)}, step {step:,}"
+        picture = strip_uri(path)
         if picture:
             uri, width, height = picture
             items.append(
@@ -432,14 +427,14 @@ def _samples(folder: Path, stages: list[str]) -> str:
     )
 
 
-def _spread(items: list[Any], most: int) -> list[Any]:
+def spread(items: list[Any], most: int) -> list[Any]:
     """At most `most` of `items`, the first and the last among them."""
     if len(items) <= most:
         return items
     return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
-def _data_uri(path: Path) -> tuple[str, int, int] | None:
+def strip_uri(path: Path) -> tuple[str, int, int] | None:
     """The PNG as a URI with its width and height, or nothing if it is none (or is just being written)."""
     try:
         if path.stat().st_size > _STRIP_LIMIT_BYTES:
@@ -450,7 +445,7 @@ def _data_uri(path: Path) -> tuple[str, int, int] | None:
     if not data.startswith(_PNG) or len(data) < 24:
         return None
     width, height = struct.unpack(">II", data[16:24])
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}", width, height
+    return pages.data_uri(data, "png"), width, height
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
@@ -460,30 +455,31 @@ def _recipe(recipe: dict[str, Any]) -> str:
     sections = {"general": general, **{key: value for key, value in recipe.items() if isinstance(value, dict)}}
     parts = []
     for name, values in sections.items():
-        pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in _flat(values))
+        pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in flat(values))
         parts.append(f'<section class="card"><h4>{escape(name)}</h4><dl>{pairs}</dl></section>')
     return f'<h2>Recipe</h2><div class="recipe">{"".join(parts)}</div>'
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+def flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value in JSON)."""
     pairs = []
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            pairs += _flat(value, f"{before}{key}.")
+            pairs += flat(value, f"{before}{key}.")
         else:
             shown = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
             pairs.append((f"{before}{key}", shown))
     return pairs
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A key as a person would write it: "lr_psnr" is "Lr psnr"."""
     words = name.replace("_", " ").strip() or name
     return words[:1].upper() + words[1:]
 
 
-def _minutes(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words, or "" if it is not known."""
     if not math.isfinite(seconds):
         return ""
     if seconds < 120:

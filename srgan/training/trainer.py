@@ -136,7 +136,8 @@ def train(
                         journal.alarm(name, position.step, now_s, alarm)
                 if now_s - validated_s > 60 * recipe.validation_minutes:
                     scores = look(fabric, players.ema.module, validation, guards, journal, position, now_s)
-                    validated_s = now_s
+                    # From its end on: a slow machine must not do nothing but look.
+                    validated_s = agreed(fabric, time.monotonic() - began, False)[0]
                     if guards.is_best(position, scores):
                         save(position, best=True)
                 if now_s - saved_s > 60 * recipe.checkpoint_minutes:
@@ -359,7 +360,7 @@ def look(
     if scores and fabric.is_global_zero:
         journal.write(position.stage, position.step, now_s, None, scores)
         journal.sample(position.stage, position.step, sample_strip(generator, cache))
-        for alarm in guards.judge(scores):
+        for alarm in guards.judge(scores, position.step):
             journal.alarm(position.stage, position.step, now_s, alarm)
     return scores
 
