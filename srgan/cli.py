@@ -268,7 +268,7 @@ def compare(
     with _extra("train"):
         from srgan.training.compare import compare_command
 
-        print(_one_line(str(compare_command(runs, out))))
+        print(one_line(str(compare_command(runs, out))))
 
 
 @app.command()
