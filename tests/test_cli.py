@@ -23,7 +23,7 @@ from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
 
 SRGAN = [sys.executable, "-c", "from srgan.cli import main; main()"]
-COMMANDS = {"upscale", "models", "report", "data", "serve", "train", "export", "evaluate"}
+COMMANDS = {"compare", "upscale", "models", "report", "data", "serve", "train", "export", "evaluate"}
 
 
 def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
