@@ -70,7 +70,7 @@ let decoding = Promise.resolve(); // one after the other: a hundred decoded pict
 
 async function decode(picture) {
   let image = await createImageBitmap(picture.shown).catch(() => null);
-  if (!image && /\.(tiff?|p[bgpn]m)$/i.test(picture.name)) {
+  if (!image && /\.(tiff?|p[bgpn]m|hei[cf])$/i.test(picture.name)) {
     // What browsers cannot show, the service can turn into what they can.
     const asPng = { scale: 1, strength: 0, format: "png" };
     picture.shown = await api.upscale(picture.file, asPng, () => {}).catch(() => picture.file);
