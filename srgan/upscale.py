@@ -219,7 +219,7 @@ class Upscaler:
             pixels = self._upscale_colours(picture.pixels, report, said.append)
             return replace(picture, pixels=pixels, dpi=dpi, warnings=(*picture.warnings, *said))
         pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), said.append)
-        opaque = _extremes(picture.alpha)[0] == np.iinfo(picture.alpha.dtype).max
+        opaque = _lowest_around(picture.alpha) == np.iinfo(picture.alpha.dtype).max
         _hold_within(pixels, picture.pixels, self.scale, where=~opaque)
         alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), said.append)
         warnings = (*picture.warnings, *dict.fromkeys(said))
@@ -278,26 +278,35 @@ def _to_nchw(levels: np.ndarray) -> np.ndarray:
     return nchw
 
 
-def _extremes(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest and the highest of the nine levels around each of (H,W) or, by channel, (H,W,C)."""
-    height, width = levels.shape[:2]
-    padded = np.pad(levels, ((1, 1), (1, 1), (0, 0))[: levels.ndim], mode="edge")
-    around = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    return np.minimum.reduce(around), np.maximum.reduce(around)
+def _lowest_around(levels: np.ndarray) -> np.ndarray:
+    """Return the lowest of the nine levels around each of (H,W)."""
+    height, width = levels.shape
+    padded = np.pad(levels, 1, mode="edge")
+    lowest: np.ndarray = np.minimum.reduce(
+        [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    )
+    return lowest
 
 
 def _hold_within(sr: np.ndarray, lr: np.ndarray, scale: int, where: np.ndarray | None = None) -> None:
-    """Hold `sr` within the range of the nine pixels of `lr` around, in place; `where` (H,W): there alone.
+    """Hold `sr` within the range of the four pixels of `lr` around, in place; `where` (H,W): there alone.
 
     A generator overshoots beside edges, and its flat areas are off by a level here and there. On a rim either
     would show, as a line against whatever is put behind.
     """
-    low, high = _extremes(lr)
-    if where is not None:
-        low[~where], high[~where] = 0, np.iinfo(lr.dtype).max
-    blocks = sr.reshape(lr.shape[0], scale, lr.shape[1], scale, -1)
-    low, high = (bound.reshape(lr.shape[0], 1, lr.shape[1], 1, -1) for bound in (low, high))
-    np.clip(blocks, low, high, out=blocks)
+    height, width = lr.shape[:2]
+    padded = np.pad(lr.reshape(height, width, -1), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    blocks = sr.reshape(height, scale, width, scale, -1)
+    # The half of a block that is nearer to the pixel before it lies between that one and its own.
+    halves = slice(0, scale // 2), slice(scale // 2, scale)
+    for down in (0, 1):
+        for across in (0, 1):
+            four = [padded[y : y + height, x : x + width] for y in (down, down + 1) for x in (across, across + 1)]
+            low, high = np.minimum.reduce(four), np.maximum.reduce(four)
+            if where is not None:
+                low[~where], high[~where] = 0, np.iinfo(lr.dtype).max
+            part = blocks[:, halves[down], :, halves[across]]
+            np.clip(part, low[:, None, :, None], high[:, None, :, None], out=part)
 
 
 def _bled(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -249,6 +249,9 @@ def test_opaque_and_clear_areas_stay_exactly_so(tiny_engine: OpenVinoEngine) -> 
     deep, outside = around.all(0).repeat(4, 0).repeat(4, 1), ~around.any(0).repeat(4, 0).repeat(4, 1)
     assert (result[deep] == 255).all()
     assert (result[outside] == 0).all()
+    # Between two opaque pixels nothing is clear: no lines and no specks along the rim.
+    across = (inside[:, 1:] & inside[:, :-1])[1:] & (inside[:, 1:] & inside[:, :-1])[:-1]
+    assert (result[2:-2, 2:-2][across.repeat(4, 0).repeat(4, 1)] == 255).all()
     assert len(np.unique(result)) > 10  # and the rim between them is drawn
 
 
