@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -13,12 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from srgan import guarded
 from srgan.consistency import consistency
 from srgan.errors import OutputError, PictureError, SrganError, UsageError
 from srgan.files import open_new, removed_on_error
-from srgan.guarded import decode
 from srgan.manifest import Manifest, Origin, explained
-from srgan.pictures import FORMATS, Picture, encode, losses, why_not
+from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, FORMATS, Picture, encode, losses, why_not
 from srgan.planning import AUTO, Job, Plan, plan
 from srgan.reporting import FileReport
 from srgan.upscale import Request, Upscaler
@@ -40,7 +41,8 @@ class Options:
 
     `overwrite`: make again what is finished, and replace files that are not results of an earlier run.
     `fail_fast`: begin no further file when one has failed. `measured`: compare each result with its source.
-    Raises UsageError for a quality out of range.
+    `max_megapixels`: a source that promises more, all its frames together, is refused before it is decoded.
+    Raises UsageError for a quality or a limit out of range.
     """
 
     request: Request = field(default_factory=Request)
@@ -48,11 +50,18 @@ class Options:
     overwrite: bool = False
     fail_fast: bool = False
     measured: bool = False
+    max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality {self.quality} is out of range: choose one from 1 to 100")
+        if not 0 < self.max_megapixels < math.inf:
+            raise UsageError(f"a limit of {self.max_megapixels:g} megapixels is none: give more than 0")
+
+    def decode(self, source: Path | bytes) -> Picture:
+        """Return the picture in a file, or in the bytes of one; raises as `guarded.decode`."""
+        return guarded.decode(source, max_megapixels=self.max_megapixels)
 
     def settings(self, format: str) -> dict[str, object]:
         """Return what decides on a result beside the model, fit for JSON."""
@@ -217,7 +226,7 @@ class _Bench:
         if isinstance(origin, FileReport):
             return origin
         options = self._desk.options
-        picture = decode(job.source)
+        picture = options.decode(job.source)
         # Before the inference, which would be lost if its result cannot be written.
         format, target, warnings = destination(picture, job, self._upscaler.output_size(picture, options.request))
         temporary = self._desk.place(job, target, origin)

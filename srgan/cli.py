@@ -141,6 +141,9 @@ def upscale(
         bool, typer.Option("--follow-links", help="Follow symbolic links out of a folder.")
     ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first file that fails.")] = False,
+    max_megapixels: Annotated[
+        float, typer.Option("--max-megapixels", metavar="N", help="Refuse larger pictures before decoding them.")
+    ] = 200.0,
     workers: Annotated[
         int, typer.Option("-j", "--workers", help="Files that are decoded or encoded beside the one in inference.")
     ] = 2,
@@ -166,7 +169,7 @@ def upscale(
     from srgan.upscale import Request, Upscaler
 
     request = Request(scale, long_side, width, height, strength)
-    options = batch.Options(request, quality, overwrite, fail_fast, measured=json_path is not None)
+    options = batch.Options(request, quality, overwrite, fail_fast, json_path is not None, max_megapixels)
     work = commands.Work(inputs, out, format, follow_links, workers, watch, json_path, engine, address)
     make_upscaler = functools.partial(
         Upscaler,

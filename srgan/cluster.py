@@ -25,7 +25,6 @@ import ray.data
 from srgan.batch import Desk, FileReport, Options, destination, failure, write_result, written
 from srgan.errors import OutputError, SrganError, UsageError
 from srgan.files import removed_on_error
-from srgan.guarded import decode
 from srgan.manifest import Origin
 from srgan.pictures import encode
 from srgan.planning import Job, Plan
@@ -159,7 +158,7 @@ class _Worker:
 
     def _made(self, job: Job, temporary: Path) -> FileReport:
         options = self._options
-        picture = decode(job.source)
+        picture = options.decode(job.source)
         size = self._upscaler.output_size(picture, options.request)
         format, target, warnings = destination(picture, job, size)
         result = self._upscaler.upscale(picture, options.request)

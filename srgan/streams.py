@@ -11,7 +11,6 @@ from pathlib import Path
 from srgan.batch import MAX_SOURCE_BYTES, Options, destination, failure, written
 from srgan.errors import OutputError, PictureError, SrganError, UsageError
 from srgan.files import write_atomically
-from srgan.guarded import decode
 from srgan.inference import Progress
 from srgan.manifest import explained
 from srgan.pictures import FORMATS, encode
@@ -81,7 +80,7 @@ def _job(inputs: list[Path], out: Path | None, format: str) -> Job:
 
 
 def _made(job: Job, upscaler: Upscaler, options: Options, progress: Progress | None) -> tuple[FileReport, bytes]:
-    picture = decode(_received() if job.source == STREAM else job.source)
+    picture = options.decode(_received() if job.source == STREAM else job.source)
     named = job
     if job.target == STREAM:  # by a name that fits the picture, so that there is nothing to be said of it
         format = picture.format if job.format == AUTO else job.format

@@ -99,7 +99,7 @@ def bare_png(
     return PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def png_bombs(megabytes: int = 200) -> dict[str, bytes]:
+def png_bombs(megabytes: int = 80) -> dict[str, bytes]:
     packer = zlib.compressobj(9)
     zeros = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(megabytes)), packer.flush()])
     return {

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageCms
 
-from srgan import guarded, pictures
+from srgan import cli, guarded, pictures
 from srgan.errors import (
     GuardError,
     PictureError,
@@ -606,3 +606,30 @@ def test_a_name_promises_nothing(tmp_path: Path) -> None:
     path.write_bytes(hostile.PNG_SIGNATURE + saved(photo(), "JPEG"))
     with pytest.raises(SrganError):
         guarded.decode(path)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_the_command_line_refuses_from_the_header(
+    format: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / f"a.{format.lower()}"
+    path.write_bytes(saved(photo(), format))
+
+    def status(limit: str) -> object:
+        command = ["srgan", "upscale", str(path), "-n", str(tiny_model), "--max-megapixels", limit]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code or 0
+
+    assert status("0.003") == 1
+    assert "64x48 pixels are more than the limit of 0.003 megapixels" in capsys.readouterr().err
+    assert status("0") == 2
+    assert status("nan") == 2
+    assert not (tmp_path / f"a_x4.{format.lower()}").exists()
+    assert status("0.0031") == 0
+    assert (tmp_path / f"a_x4.{format.lower()}").exists()
