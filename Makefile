@@ -7,7 +7,7 @@ DEV := .venv-dev
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow weights lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -21,6 +21,10 @@ test: lint
 
 test-slow: $(DEV)/installed
 	$(DEV)/bin/pytest -m slow
+
+# MINUTES of training in all, DATA a folder of photographs, BENCHMARKS a folder of folders with HR and LRx4.
+weights: $(DEV)/installed
+	$(DEV)/bin/python benchmarks/make_weights.py --minutes $(MINUTES) --data $(DATA) --benchmarks $(BENCHMARKS)
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff format --check .

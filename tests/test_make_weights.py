@@ -1,0 +1,101 @@
+"""`make weights`: trains in segments, then bundles; nothing in the bundle changes before."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srgan.weights import MANIFEST
+from test_examples import load_script
+
+SMALL = """
+[generator]
+blocks = 1
+features = 4
+
+[discriminator]
+features = 2
+
+[losses.perceptual]
+weight = 0.0
+
+[data]
+held_out = 1
+
+[pretrain]
+export_name = "srresnet-x4"
+batch_size = 2
+patch_hr_px = 32
+steps = {pretrain}
+
+[adversarial]
+export_name = "{name}"
+batch_size = 2
+patch_hr_px = 32
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script with networks of a few features in place of the bundled ones."""
+    module = load_script("benchmarks/make_weights.py")
+    for recipe, pretrain, name in (("best", 1_000_000, "srgan-x4"), ("photo", 0, "srgan-x4-photo")):
+        (tmp_path / f"{recipe}.toml").write_text(SMALL.format(pretrain=pretrain, name=name))
+    original = module.runs
+
+    def small_runs(folder: Path) -> dict[Path, object]:
+        return {
+            path: module.Run(str(tmp_path / f"{path.name}.toml"), run.share, run.exports, run.start)
+            for path, run in original(folder).items()
+        }
+
+    monkeypatch.setattr(module, "runs", small_runs)
+    return module
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for folder, size in (("photos", 80), ("benchmarks/Four/HR", 64), ("benchmarks/Four/LRx4", 16)):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in range(4):
+            pixels = random.integers(0, 256, (size, size, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_segments_lead_to_a_bundle(
+    script: ModuleType, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = pictures / "weights"
+    out.mkdir()
+    (out / "README.md").write_text("before\n<!-- figures -->\nold\n<!-- end -->\nafter\n")
+    arguments = ["make_weights.py", "--data", str(pictures / "photos"), "--out", str(out), "--minutes", "1.6"]
+    arguments += ["--benchmarks", str(pictures / "benchmarks"), "--run", str(pictures / "run"), "--segment", "0.5"]
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    script.main()
+    assert "the same command goes on" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["README.md"]
+    for _ in range(8):
+        script.main()
+        if (out / MANIFEST).exists():
+            break
+
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert list(manifest["models"]) == ["srresnet-x4", "srgan-x4", "srgan-x4-photo"]
+    assert manifest["default"] == "srgan-x4"
+    card = (out / "README.md").read_text()
+    assert card.startswith("before\n<!-- figures -->\n| | Four |\n")
+    assert card.endswith("<!-- end -->\nafter\n")
+    assert "old" not in card
+    assert all(f"| `{name}` | " in card for name in manifest["models"])
+    photo = json.loads((pictures / "run" / "photo" / "recipe.json").read_text())
+    assert photo["start"].endswith("best/srgan-x4.safetensors")
