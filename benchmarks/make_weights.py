@@ -123,7 +123,9 @@ def bundle(trained: dict[Path, Run], benchmarks: Path, out: Path) -> None:
         _, metadata = load_generator(out / f"{name}.safetensors")
         add_to_manifest(out, name, MODELS[name], metadata, default=name == "srgan-x4")
     card = out / "README.md"
-    text = card.read_text(encoding="utf-8") if card.exists() else "# Model card\n\n<!-- figures -->\n<!-- end -->\n"
+    text = (
+        card.read_text(encoding="utf-8") if card.exists() else "# Model card\n\n<!-- figures -->\n<!-- end -->\n"
+    )
     text = TABLE.sub(lambda found: found[1] + table + found[2], text)
     write_atomically(card, text.encode())
     print(table)

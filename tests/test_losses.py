@@ -166,14 +166,19 @@ def test_the_gradient_is_the_losss_slope(small_vgg: nn.Sequential) -> None:
     assert slope.item() == pytest.approx(gradient.norm().item(), rel=1e-2)
 
 
-def test_stays_in_float32_under_autocast(small_vgg: nn.Sequential) -> None:
+def test_under_autocast_the_features_are_halved_and_the_distance_is_not(small_vgg: nn.Sequential) -> None:
     sr, hr = pictures()
     loss = PerceptualLoss(PerceptualRecipe())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = loss(sr, hr)
-        halved = loss(sr.bfloat16(), hr)
-    assert inside.dtype == halved.dtype == torch.float32
-    assert inside.item() == loss(sr, hr).item()
+    gradients = []
+    for half in (False, True):
+        leaf = sr.detach().clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            distance = loss(leaf, hr)
+        assert distance.dtype == torch.float32
+        gradients += torch.autograd.grad(distance, leaf)
+        assert distance.item() == pytest.approx(loss(sr, hr).item(), rel=0.05)
+    assert nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.9
+    assert not torch.equal(*gradients)
 
 
 def test_holds_no_more_of_vgg_than_it_needs(small_vgg: nn.Sequential) -> None:

@@ -111,7 +111,8 @@ class PerceptualLoss(nn.Module):
 
     `layers`: weight by name, "convI_J" being the J-th convolution of the I-th block. `feature_scale` multiplies
     the features; see `PerceptualRecipe`. Inputs are (N,3,H,W) in [0,1]; ImageNet's mean and deviation are
-    buffers here. Returns a float32 scalar, also under autocast: half precision overflows in VGG.
+    buffers here. Returns a float32 scalar. Under bfloat16 autocast VGG runs in bfloat16, which has float32's range
+    (half precision would overflow), and the distance is taken in float32.
     """
 
     mean: Tensor
@@ -135,10 +136,10 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         """Return the loss; its gradient reaches `sr` alone."""
+        with torch.no_grad():
+            targets = self.activations(hr)
+        activations = self.activations(sr)
         with torch.autocast(sr.device.type, enabled=False):
-            with torch.no_grad():
-                targets = self.activations(hr.float())
-            activations = self.activations(sr.float())
             terms = [
                 weight * self.distance(self.feature_scale * activations[tap], self.feature_scale * targets[tap])
                 for tap, weight in self.taps.items()
@@ -147,11 +148,11 @@ class PerceptualLoss(nn.Module):
 
     def activations(self, picture: Tensor) -> dict[int, Tensor]:
         """Return the tapped features of (N,3,H,W) pictures in [0,1], by index in torchvision's `features`."""
-        x, tapped = (picture - self.mean) / self.deviation, {}
+        x, tapped = (picture.float() - self.mean) / self.deviation, {}
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self.taps:
-                tapped[index] = x
+                tapped[index] = x.float()
         return tapped
 
 
