@@ -4,7 +4,7 @@
     python benchmarks/make_weights.py --data photos --benchmarks benchmarks --minutes 240 --segment 9
 
 The minutes are those of training, shared by three stages: `srresnet-x4` and `srgan-x4` from the recipe
-srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo. The schedules follow the clock, so they are complete
+srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which goes on from their last checkpoint. The schedules follow the clock, so they are complete
 whatever the speed. `--segment` ends this call after so many minutes with a checkpoint; the same command goes on
 from there, on this machine or on another to which the run folder was copied. Nothing in `--out` changes before
 every stage is finished and evaluated.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srgan.files import write_atomically
-from srgan.training.checkpoint import checkpoints, load_generator
+from srgan.training.checkpoint import checkpoints, latest_checkpoint, load_generator
 from srgan.weights import add_to_manifest
 
 STOPPED = 143  # the exit code of a run that SIGTERM ended with a checkpoint
@@ -39,20 +39,22 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `srgan train`. `share`: of the minutes. `exports`: names of the files it ends with."""
+    """One call of `srgan train`. `until`: the share of all minutes that is used when it ends. `exports`: names of
+    the files it ends with. `after`: the run from whose last checkpoint it goes on.
+    """
 
     recipe: str
-    share: float
+    until: float
     exports: tuple[str, ...]
-    start: Path | None = None
+    after: Path | None = None
 
 
 def runs(folder: Path) -> dict[Path, Run]:
     """Return the runs in their order, by the folder of each."""
     best = folder / "best"
     return {
-        best: Run("srgan_x4_best", 0.75, ("srresnet-x4", "srgan-x4")),
-        folder / "photo": Run("srgan_x4_photo", 0.25, ("srgan-x4-photo",), best / "srgan-x4.safetensors"),
+        best: Run("srgan_x4_best", 0.8, ("srresnet-x4", "srgan-x4")),
+        folder / "photo": Run("srgan_x4_photo", 1.0, ("srgan-x4-photo",), best),
     }
 
 
@@ -63,12 +65,15 @@ def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: fl
     left_s = stop_at_s - time.monotonic()
     if left_s <= 0:
         return False
+    if run.after and not checkpoints(folder):
+        path, _ = latest_checkpoint(run.after)
+        copied = folder / path.relative_to(run.after)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(copied, path.read_bytes())
     command = [sys.executable, "-m", "srgan", "train", run.recipe, "--run", str(folder)]
-    command += ["--minutes", f"{minutes * run.share:g}"]
+    command += ["--minutes", f"{minutes * run.until:g}"]
     for source in data:
         command += ["--data", source]
-    if run.start:
-        command += ["--set", f"start={run.start}"]
     if checkpoints(folder):
         command.append("--resume")
     with subprocess.Popen(command) as process:

@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 2], help="of the plain loader (default: 0 2)"
     )
-    parser.add_argument("--recipe", default="srgan_x4_two_cores", help="name or .toml (default: %(default)s)")
+    parser.add_argument("--recipe", default="srgan_x4_best", help="name or .toml (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     settings = parser.parse_args(arguments)
 

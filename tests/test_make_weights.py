@@ -32,7 +32,6 @@ held_out = 1
 export_name = "srresnet-x4"
 batch_size = 2
 patch_hr_px = 32
-steps = {pretrain}
 
 [adversarial]
 export_name = "{name}"
@@ -45,13 +44,13 @@ patch_hr_px = 32
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with networks of a few features in place of the bundled ones."""
     module = load_script("benchmarks/make_weights.py")
-    for recipe, pretrain, name in (("best", 1_000_000, "srgan-x4"), ("photo", 0, "srgan-x4-photo")):
-        (tmp_path / f"{recipe}.toml").write_text(SMALL.format(pretrain=pretrain, name=name))
+    for recipe, name in (("best", "srgan-x4"), ("photo", "srgan-x4-photo")):
+        (tmp_path / f"{recipe}.toml").write_text(SMALL.format(name=name))
     original = module.runs
 
     def small_runs(folder: Path) -> dict[Path, object]:
         return {
-            path: module.Run(str(tmp_path / f"{path.name}.toml"), run.share, run.exports, run.start)
+            path: module.Run(str(tmp_path / f"{path.name}.toml"), run.until, run.exports, run.after)
             for path, run in original(folder).items()
         }
 
@@ -97,5 +96,8 @@ def test_segments_lead_to_a_bundle(
     assert card.endswith("<!-- end -->\nafter\n")
     assert "old" not in card
     assert all(f"| `{name}` | " in card for name in manifest["models"])
-    photo = json.loads((pictures / "run" / "photo" / "recipe.json").read_text())
-    assert photo["start"].endswith("best/srgan-x4.safetensors")
+    steps = {
+        run: [json.loads(line)["step"] for line in (pictures / "run" / run / "metrics.jsonl").open()]
+        for run in ("best", "photo")
+    }
+    assert min(steps["photo"]) >= steps["best"][-1]  # it went on where the other had ended
