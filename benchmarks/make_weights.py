@@ -4,10 +4,10 @@
     python benchmarks/make_weights.py --data photos --benchmarks benchmarks --minutes 240 --segment 9
 
 The minutes are those of training, shared by three stages: `srresnet-x4` and `srgan-x4` from the recipe
-srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which goes on from their last checkpoint. The schedules follow the clock, so they are complete
-whatever the speed. `--segment` ends this call after so many minutes with a checkpoint; the same command goes on
-from there, on this machine or on another to which the run folder was copied. Nothing in `--out` changes before
-every stage is finished and evaluated.
+srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which goes on from their last checkpoint. The schedules
+follow the clock, so they are complete whatever the speed. `--segment` ends this call after so many minutes with a
+checkpoint; the same command goes on from there, on this machine or on another to which the run folder was copied.
+Nothing in `--out` changes before every stage is finished and evaluated.
 
 `--benchmarks` holds folders with `HR` and `LRx4`, which are never trained on.
 """
@@ -33,7 +33,7 @@ TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 MODELS = {
     "srresnet-x4": "SRResNet trained on the pixel loss alone: the closest pixels, soft texture",
     "srgan-x4": "SRGAN, trained from srresnet-x4 in the adversarial game: sharp, natural texture",
-    "srgan-x4-photo": "srgan-x4 trained further on blurred, noisy and JPEG pictures: for photographs from the wild",
+    "srgan-x4-photo": "srgan-x4 trained further on blurred, noisy and JPEG pictures, as phones and the web make them",
 }
 
 
@@ -59,7 +59,7 @@ def runs(folder: Path) -> dict[Path, Run]:
 
 
 def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: float) -> bool:
-    """Train until the run is finished, or until `stop_at_s` of the monotonic clock; return whether it is finished."""
+    """Train until `run` is finished, or `stop_at_s` of the monotonic clock; return whether it is finished."""
     if all((folder / f"{name}.onnx").is_file() for name in run.exports):
         return True
     left_s = stop_at_s - time.monotonic()

@@ -10,9 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from test_examples import load_script
 
 from srgan.weights import MANIFEST
-from test_examples import load_script
 
 SMALL = """
 [generator]
@@ -97,7 +97,10 @@ def test_segments_lead_to_a_bundle(
     assert "old" not in card
     assert all(f"| `{name}` | " in card for name in manifest["models"])
     steps = {
-        run: [json.loads(line)["step"] for line in (pictures / "run" / run / "metrics.jsonl").open()]
+        run: [
+            json.loads(line)["step"]
+            for line in (pictures / "run" / run / "metrics.jsonl").read_text().splitlines()
+        ]
         for run in ("best", "photo")
     }
     assert min(steps["photo"]) >= steps["best"][-1]  # it went on where the other had ended
