@@ -33,7 +33,7 @@ TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 MODELS = {
     "srresnet-x4": "SRResNet trained on the pixel loss alone: the closest pixels, soft texture",
     "srgan-x4": "SRGAN, trained from srresnet-x4 in the adversarial game: sharp, natural texture",
-    "srgan-x4-photo": "srgan-x4 trained further on blurred, noisy and JPEG pictures, as phones and the web make them",
+    "srgan-x4-photo": "srgan-x4 trained further on blurred, noisy and JPEG pictures: for photos from the web",
 }
 
 
