@@ -199,6 +199,10 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "-n", "junk.onnx"], 1, "junk.onnx: OpenVINO cannot read it"),
         (["junk.png"], 1, "junk.png: is not a picture"),
         (["a.png", "-o", "a.png"], 2, "would be overwritten"),
+        (["a.png", "-j", "0"], 2, "give -j 1 or more"),
+        (["a.png", "--engine", "bogus"], 2, "unknown engine 'bogus'"),
+        (["a.png", "--address", "auto"], 2, "add --engine ray"),
+        (["a.png", "--watch"], 2, "--watch takes one folder"),
     ],
 )
 @pytest.mark.usefixtures("bundled")
@@ -403,6 +407,21 @@ def test_without_the_train_extra(line: str) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert 'pip install "srgan[train]"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--engine=ray")]
+)
+def test_without_the_extras_of_folders(
+    tmp_path: Path, tiny_model: Path, extra: str, package: str, option: str
+) -> None:
+    picture(tmp_path / "in" / "a.png")
+    code = f"import sys; sys.modules['{package}'] = None; from srgan.cli import main; main()"
+    arguments = ["upscale", str(tmp_path / "in"), "-n", str(tiny_model), option]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f'pip install "srgan[{extra}]"' in done.stderr
 
 
 def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() -> None:
