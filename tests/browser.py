@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +111,9 @@ def give(page: Page, *pictures: tuple[str, bytes]) -> None:
 def wait_until_done(page: Page, count: int = 1) -> None:
     """Wait until so many versions are made, and the comparison shows what there is."""
     page.locator("#list li.done").nth(count - 1).wait_for()
-    playwright.expect(page.locator("#right-tag")).not_to_contain_text(": ")
+    # What is not done says after a colon how far it is; the canvas says what is drawn.
+    drawn = re.compile(r"Left: [^:]*; right: [^:]*$")
+    playwright.expect(page.locator("#canvas")).to_have_attribute("aria-label", drawn, timeout=15_000)
 
 
 def plain(red: int, green: int, blue: int, height: int = 30, width: int = 40) -> bytes:
@@ -128,6 +131,16 @@ def colour_at(page: Page, x: float, y: float = 0.5) -> tuple[int, int, int]:
     red, green, blue, alpha = page.evaluate(read, [x, y])
     assert alpha == 255
     return red, green, blue
+
+
+def wait_for_colour(page: Page, x: float, colour: tuple[int, int, int]) -> None:
+    """Wait until the stage shows a colour there: large pictures take a moment to be decoded."""
+    seen = None
+    for _ in range(100):
+        if near(seen := colour_at(page, x), colour):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{seen} at {x}, not {colour}")
 
 
 def near(one: tuple[int, ...], other: tuple[int, ...], most: int = 2) -> bool:

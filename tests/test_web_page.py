@@ -25,6 +25,7 @@ from browser import (
     plain,
     playwright,
     shot,
+    wait_for_colour,
     wait_until_done,
 )
 from serving import QUICK, Blocked, Running, levels, png, serving, settings_of, until
@@ -37,6 +38,13 @@ axe = pytest.importorskip(
 expect = playwright.expect
 
 RED, CYAN = (200, 80, 40), (55, 175, 215)  # each the other's negative
+WHAT_IS_KEPT = """() => new Promise((done) => {
+    const opening = indexedDB.open("srgan", 1);
+    opening.onsuccess = () => {
+        const counting = opening.result.transaction("pictures").objectStore("pictures").count();
+        counting.onsuccess = () => done(counting.result);
+    };
+})"""
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -70,8 +78,8 @@ def red(page: Page) -> Page:
 
 
 def test_the_slider_shows_the_original_left_and_the_result_right(red: Page) -> None:
-    assert near(colour_at(red, 0.3), RED)
-    assert near(colour_at(red, 0.7), CYAN)
+    wait_for_colour(red, 0.3, RED)
+    wait_for_colour(red, 0.7, CYAN)
     expect(red.locator("#left-tag")).to_have_text("Original")
     expect(red.locator("#right-tag")).to_have_text("negative ×4")
     box = red.locator("#stage").bounding_box()
@@ -79,10 +87,10 @@ def test_the_slider_shows_the_original_left_and_the_result_right(red: Page) -> N
     red.mouse.down()
     red.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 90, steps=3)
     red.mouse.up()
-    assert near(colour_at(red, 0.7), RED)
+    wait_for_colour(red, 0.7, RED)
     red.get_by_role("button", name="Side by side").click()
-    assert near(colour_at(red, 0.25), RED)
-    assert near(colour_at(red, 0.75), CYAN)
+    wait_for_colour(red, 0.25, RED)
+    wait_for_colour(red, 0.75, CYAN)
 
 
 def test_both_sides_are_zoomed_and_moved_together(page: Page) -> None:
@@ -128,13 +136,13 @@ def test_any_two_models_or_settings_are_compared(red: Page) -> None:
     wait_until_done(red, 2)
     expect(red.locator("#left-tag")).to_have_text("nearest ×4")
     red.locator("#handle").press("End")
-    assert near(colour_at(red, 0.5), RED)
+    wait_for_colour(red, 0.5, RED)
     red.locator("#scale").select_option("2")
     red.get_by_role("button", name="Make this version").click()
     wait_until_done(red, 3)
     expect(red.locator("#right-tag")).to_have_text("negative ×2")
     red.locator("#handle").press("Home")
-    assert near(colour_at(red, 0.5), CYAN)
+    wait_for_colour(red, 0.5, CYAN)
     red.get_by_role("button", name="Remove red.png, negative ×2").click()
     expect(red.locator("#list li.done")).to_have_count(2)
 
@@ -167,18 +175,19 @@ def test_pictures_are_dropped_pasted_and_downloaded_as_one_archive(page: Page) -
 def test_what_browsers_cannot_show_is_shown_all_the_same(page: Page) -> None:
     give(page, ("scan.tif", encode(Picture(np.full((30, 40, 3), RED, np.uint8)), "tiff")))
     wait_until_done(page)
-    assert near(colour_at(page, 0.3), RED)
-    assert near(colour_at(page, 0.7), CYAN)
+    wait_for_colour(page, 0.3, RED)
+    wait_for_colour(page, 0.7, CYAN)
 
 
 def test_pictures_and_results_are_there_after_a_reload(red: Page, server: Running) -> None:
     worked = server.metric("srgan_pixels_out_total")
     red.reload()
     wait_until_done(red)
-    assert near(colour_at(red, 0.3), RED)
-    assert near(colour_at(red, 0.7), CYAN)
+    wait_for_colour(red, 0.3, RED)
+    wait_for_colour(red, 0.7, CYAN)
     assert server.metric("srgan_pixels_out_total") == worked
     red.get_by_role("button", name="Clear").click()
+    assert red.evaluate(WHAT_IS_KEPT) == 0
     red.reload()
     expect(red.locator("#welcome")).to_be_visible()
 
@@ -193,7 +202,7 @@ def test_what_a_reload_interrupts_is_done_after_it(browser: Browser) -> None:
         expect(page.locator("#list .state")).to_contain_text("Working")
         blocked.let_go()
         wait_until_done(page)
-        assert near(colour_at(page, 0.7), CYAN)
+        wait_for_colour(page, 0.7, CYAN)
 
 
 def test_a_reload_finds_a_running_job_again(browser: Browser, tmp_path: Path) -> None:
@@ -211,7 +220,7 @@ def test_a_reload_finds_a_running_job_again(browser: Browser, tmp_path: Path) ->
         expect(page.locator("#list .state")).to_contain_text("Working")
         working.set()
         wait_until_done(page)
-        assert near(colour_at(page, 0.7), CYAN)
+        wait_for_colour(page, 0.7, CYAN)
         assert len(server.client.get("/v1/jobs").json()["jobs"]) == 1
         page.get_by_role("button", name="Clear").click()
         until(lambda: not server.client.get("/v1/jobs").json()["jobs"])
@@ -289,11 +298,11 @@ def test_everything_goes_by_keyboard(page: Page) -> None:
     for _ in range(3):
         page.keyboard.press("Shift+ArrowRight")
     expect(page.locator("#handle")).to_have_attribute("aria-valuenow", "80")
-    assert near(colour_at(page, 0.7), RED)
+    wait_for_colour(page, 0.7, RED)
     tab_to("#strength")
     page.keyboard.press("Home")
     expect(page.locator("#strength-value")).to_have_text("0 %")
-    assert near(colour_at(page, 0.85), RED)  # bicubic
+    wait_for_colour(page, 0.85, RED)  # bicubic
     tab_to("#save")
     with page.expect_download():
         page.keyboard.press("Enter")
@@ -325,7 +334,7 @@ def test_a_phone_shows_all_of_it(browser: Browser, server: Running) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         box = page.locator("#stage").bounding_box()
         page.touchscreen.tap(box["x"] + box["width"] * 0.9, box["y"] + box["height"] / 2)
-        assert near(colour_at(page, 0.8), RED)
+        wait_for_colour(page, 0.8, RED)
         small = [
             control.get_attribute("id")
             for control in page.locator("button:visible, select:visible").all()

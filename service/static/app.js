@@ -96,10 +96,10 @@ function show(picture) {
 }
 
 function remove(picture) {
+  pictures.splice(pictures.indexOf(picture), 1); // first, so that nothing remembers it any more
+  forget(picture.id);
   for (const version of [...picture.versions]) stop(version);
   picture.item.remove();
-  pictures.splice(pictures.indexOf(picture), 1);
-  forget(picture.id);
   if (viewer.picture === picture) show(pictures[0] ?? null);
   changed();
 }
