@@ -430,6 +430,8 @@ def read_and_write(content: bytes, max_megapixels: float = 1) -> Picture | None:
     assert picture.pixels.shape in ((picture.height, picture.width), (picture.height, picture.width, 3))
     assert picture.alpha is None or picture.alpha.shape == (picture.height, picture.width)
     assert 0 < picture.width * picture.height <= max_megapixels * 1e6
+    if len({(frame.width, frame.height) for frame in picture.frames}) > 1 and picture.is_animated:
+        return picture  # a GIF that grows as it goes; formats of animations have one size and refuse it
     for format in {picture.format, "png", "tiff", "webp"}:
         if pictures.why_not(picture, format) is None:
             pictures.encode(picture, format)
