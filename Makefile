@@ -19,7 +19,11 @@ demo: $(CORE)/installed
 test: lint
 	$(DEV)/bin/pytest
 
+# The jobs of several machines are tested with a real PostgreSQL, where one can be had.
 test-slow: $(DEV)/installed
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } \
+		|| echo "PostgreSQL is not here and cannot be installed: its tests will be skipped"
 	$(DEV)/bin/pytest -m slow
 
 # MINUTES of training in all, DATA a folder of photographs, BENCHMARKS a folder of folders with HR and LRx4.

@@ -140,6 +140,14 @@ def report(tally: Tally, seconds: float, engine: float) -> None:
     print(f"resident MiB  {curve}  highest {max(mib for _, mib in tally.memory_mib):.0f}")
 
 
+def is_ready(url: str) -> bool:
+    """Return whether the server takes requests."""
+    try:
+        return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def main() -> None:
     """Read the options, start the server, load it, stop it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -161,12 +169,8 @@ def main() -> None:
     with subprocess.Popen(command, env=environment) as server:
         try:
             url = f"http://127.0.0.1:{port}"
-            while True:
-                try:
-                    if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.1)
+            while not is_ready(url):
+                time.sleep(0.2)
             warm = asyncio.run(load(url, server.pid, 4, files[: len(options.sides)], right, 3))
             tally = asyncio.run(load(url, server.pid, options.clients, files, right, options.seconds))
         finally:

@@ -180,6 +180,31 @@ def test_refusals(running: Running, case: str) -> None:
     until(lambda: running.service.gate.inside == 0)
 
 
+def test_what_claims_to_be_huge_is_refused_from_its_header(running: Running) -> None:
+    """However few bytes it has: nothing is decoded, and memory stays where it was."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+    header = struct.pack(">LLBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000)))
+    problem(running.client.post("/v1/upscale", content=bomb + chunk(b"IEND", b"")), 413, "too-many-pixels")
+
+
+def test_a_decoder_that_dies_costs_one_request(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srgan.errors import GuardError
+
+    def dies(content: bytes) -> Picture:
+        raise GuardError("no worker")
+
+    monkeypatch.setattr(running.service.works, "_decode", dies)
+    problem(running.client.post("/v1/upscale", content=png()), 503, "not-ready")
+    monkeypatch.undo()
+    assert running.client.post("/v1/upscale", content=png()).status_code == 200
+
+
 def test_a_form_and_a_query_must_agree(running: Running) -> None:
     files = {"image": png()}
     answer = running.client.post("/v1/upscale?scale=2", files=files, data={"scale": "2", "strength": "0.5"})

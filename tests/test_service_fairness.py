@@ -16,7 +16,10 @@ from service.admission import Gate, Lane, Ticket
 from service.device import Device
 from service.fair import FairQueue, Flow, Stopped
 from service.problems import Problem
+from srgan.engine import OpenVinoEngine, StripEngine
 from srgan.errors import EngineError
+from srgan.pictures import Picture
+from srgan.upscale import Upscaler
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 1000)), max_size=60))
@@ -117,6 +120,26 @@ def test_tiles_of_one_shape_run_together_and_each_gets_its_own() -> None:
         assert odd.result().shape == (1, 3, 12, 8)
         np.testing.assert_array_equal(foreign.result(), tile(8, 8, 8))
     assert sorted(shape[0] for shape in engine.calls) == [1, 1, 1, 4]
+    device.close()
+
+
+def test_strips_take_turns_too(tiny_engine: OpenVinoEngine) -> None:
+    """A picture that is run in strips is the picture, and a small one comes in between."""
+    device = Device()
+    shared = device.share(tiny_engine)
+    assert isinstance(shared, StripEngine)
+    picture = Picture(np.random.default_rng(0).integers(0, 256, (400, 60, 3), np.uint8))
+    memory = 60 * 60 * 8192
+    expected = Upscaler(engine=tiny_engine, memory_bytes=memory).upscale(picture).pixels
+    done: list[float] = []
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(Upscaler(engine=shared, memory_bytes=memory).upscale, picture, None, done.append)
+        while not done:
+            pass
+        device.run(tiny_engine, tile(8, 8))
+        assert len(done) < 5  # of the thirteen strips at least
+        np.testing.assert_array_equal(large.result().pixels, expected)
+    assert len(done) > 12
     device.close()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,6 +27,15 @@ def programs() -> Path:
     return found[-1].parent
 
 
+def free_port() -> int:
+    """A port below those of outgoing connections, where a client that tries a closed one may meet itself."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 class Postgres:
     """A cluster of one database that can be stopped and started again."""
 
@@ -37,9 +48,7 @@ class Postgres:
                 if parent.stat().st_uid == 0 and parent != Path("/") and parent.stat().st_mode & 0o005 != 0o005:
                     parent.chmod(parent.stat().st_mode | 0o055)
             shutil.chown(folder, self._user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"postgresql://srgan@127.0.0.1:{self.port}/postgres"
         self._run("initdb", "-D", str(folder / "data"), "-U", "srgan", "-A", "trust", "-N", "--no-instructions")
 
@@ -52,14 +61,17 @@ class Postgres:
         self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [self._programs / program, *arguments],
-            user=self._user,
-            cwd=self._folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with (self._folder / f"{program}.log").open("a+") as said:  # not a pipe: the server would keep it open
+            done = subprocess.run(
+                [self._programs / program, *arguments],
+                user=self._user,
+                cwd=self._folder,
+                check=False,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+            said.seek(0)
+            assert done.returncode == 0, said.read()
 
 
 @pytest.fixture
