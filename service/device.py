@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from service.fair import FairQueue, Flow, Stopped
-from srgan.engine import Engine, StripEngine, StripFacts
+from srgan.engine import DeviceEngine, Engine, StripEngine, StripFacts
 from srgan.errors import EngineError
 from srgan.weights import ModelMetadata
 
@@ -44,11 +44,12 @@ class _Piece:
 class Device:
     """A processor that is shared: `share(engine)` is an engine whose work takes turns with all others' here.
 
-    `batch_tiles`: how many tiles of one model and shape run at once, which pays on GPUs. Threads that use a shared
+    `batch_tiles`: how many tiles of one model and shape run at once, by default what the engine likes best: one on
+    a CPU, more on a GPU. Threads that use a shared
     engine wait for their turn; a thread of the device's own computes. Call `close` at the end.
     """
 
-    def __init__(self, *, batch_tiles: int = 1) -> None:
+    def __init__(self, *, batch_tiles: int | None = None) -> None:
         self._batch_tiles = batch_tiles
         self._waiting: FairQueue[_Piece] = FairQueue()
         self._changed = threading.Condition()
@@ -60,6 +61,8 @@ class Device:
 
     def share(self, engine: Engine) -> Engine:
         """Return an engine that does what `engine` does, when its turn comes."""
+        if isinstance(engine, DeviceEngine):
+            return _SharedDeviceEngine(self, engine)
         if isinstance(engine, StripEngine):
             return _SharedStripEngine(self, engine)
         return _SharedEngine(self, engine)
@@ -78,6 +81,12 @@ class Device:
         lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
         flow = _flow.get() or Flow()
         sr: np.ndarray = self._turn(_Piece(flow, lr_px, lambda: engine.run(lr), tile=(engine, lr)))
+        return sr
+
+    def run_precisely(self, engine: DeviceEngine, lr: np.ndarray) -> np.ndarray:
+        """Return what `engine.run_precisely(lr)` does, when its turn comes; raises what that raises, or Stopped."""
+        lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
+        sr: np.ndarray = self._turn(_Piece(_flow.get() or Flow(), lr_px, lambda: engine.run_precisely(lr)))
         return sr
 
     def strips(
@@ -118,11 +127,18 @@ class Device:
                     return None
                 self._changed.wait()
             first = self._waiting.get()
-            pieces = [first, *self._waiting.get_like(first.goes_with, self._batch_tiles - 1)]
+            pieces = [first, *self._waiting.get_like(first.goes_with, self._most_beside(first))]
         for piece in pieces:
             if piece.flow.stopped:
                 piece.done.set_exception(Stopped())
         return [piece for piece in pieces if not piece.done.done()]
+
+    def _most_beside(self, piece: _Piece) -> int:
+        """Return how many tiles may be run together with a tile."""
+        if self._batch_tiles is not None:
+            return self._batch_tiles - 1
+        best_px = getattr(piece.tile[0], "batch_lr_px", 0) if piece.tile is not None else 0
+        return max(0, best_px // max(1, piece.lr_px) - 1)
 
     def _measure(self, lr_px: int, started: float) -> None:
         seconds = time.perf_counter() - started
@@ -143,6 +159,25 @@ class _SharedEngine:
 
     def run(self, lr: np.ndarray) -> np.ndarray:
         return self._device.run(self._engine, lr)
+
+
+class _SharedDeviceEngine(_SharedEngine):
+    def __init__(self, device: Device, engine: DeviceEngine) -> None:
+        super().__init__(device, engine)
+        self._device_engine = engine
+
+    @property
+    def batch_lr_px(self) -> int:
+        return self._device_engine.batch_lr_px
+
+    def run_precisely(self, lr: np.ndarray) -> np.ndarray:
+        return self._device.run_precisely(self._device_engine, lr)
+
+    def free_bytes(self) -> int:
+        return self._device_engine.free_bytes()
+
+    def forget(self) -> None:
+        self._device_engine.forget()
 
 
 class _SharedStripEngine(_SharedEngine):

@@ -13,6 +13,7 @@ from service.device import Device
 from srgan.engine import OpenVinoEngine
 from srgan.errors import UnknownModelError, WeightsError
 from srgan.inference import Progress
+from srgan.loading import load_engine
 from srgan.pictures import Picture
 from srgan.upscale import Request, Upscaler
 from srgan.weights import ModelMetadata, bundled_models, find_weights
@@ -66,12 +67,15 @@ class Models:
         default: str | None = None,
         tile_lr_px: int | None = None,
         memory_bytes: int = 2**30,
+        on: str = "auto",
+        precision: str = "auto",
         max_output_megapixels: float = 256.0,
         upscaler: AnyUpscaler | None = None,
     ) -> None:
         self._device = device
         self._tile_lr_px: int | Literal["auto"] = tile_lr_px or "auto"
         self._memory_bytes = memory_bytes
+        self._on, self._precision = on, precision
         self._max_output_megapixels = max_output_megapixels
         self._sources: dict[str, str | Path] = {}
         self._loaded: dict[str, AnyUpscaler] = {}
@@ -130,8 +134,7 @@ class Models:
         wanted = self.check(name).name
         with self._lock:
             if wanted not in self._loaded:
-                weights = find_weights(self._sources[wanted])
-                engine = OpenVinoEngine(weights.onnx, name=wanted)
+                engine, _ = load_engine(self._sources[wanted], device=self._on, precision=self._precision)
                 self._loaded[wanted] = Upscaler(
                     engine=self._device.share(engine),
                     tile_lr_px=self._tile_lr_px,

@@ -41,6 +41,8 @@ class Service:
             default=settings.model,
             tile_lr_px=settings.tile_lr_px,
             memory_bytes=settings.memory_bytes,
+            on=settings.device,
+            precision=settings.precision,
             max_output_megapixels=settings.limit_output_megapixels,
             upscaler=upscaler,
         )

@@ -28,7 +28,11 @@ class Settings(BaseSettings):
     tile_lr_px: int | None = Field(
         None, ge=16, description="Side of a tile's core, instead of what fits memory_bytes."
     )
-    batch_tiles: int = Field(1, ge=1, le=64, description="Tiles of one shape run together; more than 1 for GPUs.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    precision: str = Field("auto", description="auto, fp32, fp16 or bf16.")
+    batch_tiles: int | None = Field(
+        None, ge=1, le=64, description="Tiles of several requests run together; by default as the device likes it."
+    )
 
     limit_bytes: int = Field(32 * 2**20, ge=1, description="Of one upload.")
     limit_megapixels: float = Field(16.0, gt=0)

@@ -16,7 +16,7 @@ from service.admission import Gate, Lane, Ticket
 from service.device import Device
 from service.fair import FairQueue, Flow, Stopped
 from service.problems import Problem
-from srgan.engine import OpenVinoEngine, StripEngine
+from srgan.engine import DeviceEngine, OpenVinoEngine, StripEngine
 from srgan.errors import EngineError
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
@@ -140,6 +140,39 @@ def test_strips_take_turns_too(tiny_engine: OpenVinoEngine) -> None:
         assert len(done) < 5  # of the thirteen strips at least
         np.testing.assert_array_equal(large.result().pixels, expected)
     assert len(done) > 12
+    device.close()
+
+
+def test_a_device_that_likes_batches_gets_them_from_several_requests() -> None:
+    blocked = Blocked()
+
+    class Graphics(NearestEngine):
+        batch_lr_px = 16  # four tiles of two by two
+
+        def run_precisely(self, lr: np.ndarray) -> np.ndarray:
+            return self.run(lr) + 1
+
+        def free_bytes(self) -> int:
+            return 2**30
+
+        def forget(self) -> None:
+            self.calls.clear()
+
+    engine, device = Graphics(blocked), Device()
+    shared = device.share(engine)
+    assert isinstance(shared, DeviceEngine)
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(shared.run, tile())
+        blocked.entered.acquire()
+        others = [pool.submit(shared.run, tile(value=value)) for value in range(8)]
+        while len(device._waiting) < 8:
+            pass
+        blocked.let_go()
+        for value, other in enumerate(others):
+            np.testing.assert_array_equal(other.result(), tile(8, 8, value))
+        first.result()
+    assert [shape[0] for shape in engine.calls] == [1, 4, 4]
+    np.testing.assert_array_equal(shared.run_precisely(tile()), tile(8, 8, 1))
     device.close()
 
 
