@@ -84,7 +84,7 @@ class Device:
         return sr
 
     def run_precisely(self, engine: DeviceEngine, lr: np.ndarray) -> np.ndarray:
-        """Return what `engine.run_precisely(lr)` does, when its turn comes; raises what that raises, or Stopped."""
+        """Return what `engine.run_precisely(lr)` does, when its turn comes; raises what that does, or Stopped."""
         lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
         sr: np.ndarray = self._turn(_Piece(_flow.get() or Flow(), lr_px, lambda: engine.run_precisely(lr)))
         return sr

@@ -101,7 +101,9 @@ class Jobs:
         self._progress: dict[str, float] = {}
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._keeper = threading.Thread(target=self._keep, name="srgan-jobs", daemon=True)
-        self.counts = {"pending": 0, "processing": 0}
+        self._counts = {"pending": 0, "processing": 0}
+        for word in self._counts:
+            metrics.gauge(f"srgan_jobs_{word}", f"Jobs that are {word}, of all processes.", self._count_of(word))
 
     # Life
 
@@ -410,10 +412,13 @@ class Jobs:
                 self._storage.remove(f"executors/{executor}")
                 self._seen.pop(executor)
 
+    def _count_of(self, word: str) -> Callable[[], float]:
+        return lambda: self._counts[word]
+
     def _count(self) -> None:
         for word, status in (("pending", "ENQUEUED"), ("processing", "PENDING")):
             found = DBOS.list_workflows(status=status, name=_WORKFLOW, load_input=False, load_output=False)
-            self.counts[word] = len(found)
+            self._counts[word] = len(found)
 
     def _forget(self) -> None:
         before = datetime.fromtimestamp(time.time() - self._settings.job_expiry_s, UTC).isoformat()

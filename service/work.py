@@ -80,10 +80,9 @@ class Works:
         self.lanes = {
             "small": Lane(settings.small_at_once),
             "large": Lane(settings.large_at_once),
-            "job": Lane(settings.jobs_at_once),
         }
         self._decoding = Lane(2)
-        at_once = settings.small_at_once + settings.large_at_once + settings.jobs_at_once
+        at_once = settings.small_at_once + settings.large_at_once
         self._decoders = ThreadPoolExecutor(2, "srgan-decode")
         self._workers = ThreadPoolExecutor(at_once, "srgan-work")
 

@@ -93,6 +93,7 @@ def test_too_many_jobs_are_refused(tmp_path: Path) -> None:
         alice, bob = {"X-API-Key": ALICE}, {"X-API-Key": BOB}
         for _ in range(2):
             left(server, headers=alice)
+        until(lambda: "srgan_jobs_pending 1.0" in server.client.get("/metrics", headers=alice).text)
         problem(server.client.post("/v1/jobs", content=png(), headers=alice), 429, "key-over-share")
         for _ in range(2):
             left(server, headers=bob)
