@@ -404,3 +404,53 @@ def test_fid_is_of_all_pictures_of_a_contender(
     assert report["fid"]["bicubic"] > 0
     assert "FID of 3 pictures says little" in capsys.readouterr().out
     assert "<th>FID</th>" in (tmp_path / "p").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_fid_against_its_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an Inception network of random weights, since the real ones are a download."""
+    package = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    import torch
+    from scipy.linalg import sqrtm
+
+    torch.manual_seed(0)
+    extractor = package.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:  # as it is built before weights are loaded into it
+        patch.setattr(package, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(extractor, "load_state_dict", lambda self, state: None)
+        network = extractor("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), tmp_path / metrics.FrechetDistance.WEIGHTS)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    distance = metrics.FrechetDistance()
+    real = [photograph(64, 64, seed) for seed in range(4)]
+    fake = [bicubic(bicubic(picture, 16, 16), 64, 64) for picture in real]
+    for pictures_of, is_real in ((real, True), (fake, False)):
+        for picture in pictures_of:
+            distance.add(picture, real=is_real)
+
+    def features(of: list[np.ndarray]) -> np.ndarray:
+        stack = torch.from_numpy(np.stack(of)).permute(0, 3, 1, 2)
+        return np.asarray(network(stack)[0], dtype=np.float64)
+
+    a, b = features(real), features(fake)
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert distance.value() == pytest.approx(expected, rel=0.02)
+    assert expected > 0
+
+
+@pytest.mark.slow
+def test_a_weights_file_for_fid_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_fidelity")
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'canary')!r}, 'w')",))
+
+    (tmp_path / metrics.FrechetDistance.WEIGHTS).write_bytes(pickle.dumps(Trap()))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(BackboneError, match="Inception network cannot be had"):
+        metrics.FrechetDistance()
+    assert not (tmp_path / "canary").exists()
