@@ -13,12 +13,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from srgan.errors import SrganError, UsageError
 from srgan.terminal import one_line, say
+
+if TYPE_CHECKING:
+    from srgan.weights import Weights
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -35,6 +38,8 @@ _EXTRAS = {
         *("starlette", "structlog", "uvicorn"),
     },
 }
+
+_HALO = "Context of a tile, in pixels of the input, for a network of another program; default: measured."
 
 app = typer.Typer(
     help="Photographs four times larger, by SRGAN.",
@@ -93,7 +98,9 @@ def upscale(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("-n", "--model", help="Bundled model (see `srgan models`), or the path of an .onnx file."),
+        typer.Option(
+            "-n", "--model", help="Bundled model (see `srgan models`), or the path of a file (.onnx, ...)."
+        ),
     ] = None,
     scale: Annotated[
         float | None, typer.Option("-s", "--scale", help="Times larger, 1 to 16; default: the model's own.")
@@ -125,6 +132,7 @@ def upscale(
         float | None,
         typer.Option("--balance", help="Instead of -n: 0 is srresnet-x4 (true), 1 srgan-x4 (sharp), or between."),
     ] = None,
+    halo: Annotated[int | None, typer.Option("--halo", metavar="PX", help=_HALO)] = None,
     format: Annotated[
         str,
         typer.Option(
@@ -173,12 +181,13 @@ def upscale(
     work = commands.Work(inputs, out, format, follow_links, workers, watch, json_path, engine, address)
     make_upscaler = functools.partial(
         Upscaler,
-        model,
+        _model(model),
         tile_lr_px=_tile(tile),
         memory_bytes=_memory(memory),
         device=device,
         precision=precision,
         balance=balance,
+        halo_lr_px=halo,
     )
     with _extra("watch"), _extra("cluster"):
         raise typer.Exit(commands.upscale(work, make_upscaler, options))
@@ -235,15 +244,46 @@ def train(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The folder of a run, a checkpoint, a .safetensors file or a bundled model.", show_default=False
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the files.")] = Path(),
-    name: Annotated[str | None, typer.Option("--name", help="Name of the model; default: the recipe's.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the files; default: the model's.")] = None,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--to",
+            metavar="KIND",
+            help="onnx, openvino or safetensors; may be given again. Default: onnx and safetensors.",
+        ),
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, half the size.")] = False,
+    opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="Version of ONNX's operators.")] = None,
 ) -> None:
-    """Write the generator of a checkpoint as NAME.onnx and NAME.safetensors."""
+    """Write a generator as files for this and other programs, each checked against the original."""
     with _extra("train"):
         from srgan.training import commands
 
-        commands.export(checkpoint, out, name)
+        commands.export(model, out, name, kinds or [], fp16, opset)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(help="A .pth, .pt, .ckpt, .safetensors or .onnx file.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the files.")] = Path(),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model; default: the file's.")] = None,
+    halo: Annotated[int | None, typer.Option("--halo", metavar="PX", help=_HALO)] = None,
+) -> None:
+    """Make a generator that another program trained usable here. Code in its file is never run."""
+    with _extra("train"):
+        from srgan.training import commands
+
+        commands.import_(file, out, name, halo)
 
 
 @app.command()
@@ -388,6 +428,20 @@ def preview(
         from srgan.training import data_check
 
         data_check.preview_command(folders, out, recipe, seed, count)
+
+
+def _model(model: str | None) -> str | Weights | None:
+    """Return what `Upscaler` takes: weights alone are made a network, where PyTorch is installed."""
+    from importlib.util import find_spec
+
+    from srgan.weights import TENSOR_SUFFIXES
+
+    if model is None or Path(model).suffix.lower() not in TENSOR_SUFFIXES or find_spec("torch") is None:
+        return model
+    with _extra("train"):
+        from srgan.training.importing import as_weights
+
+        return as_weights(Path(model))
 
 
 def _tile(text: str) -> int | Literal["auto", "off"]:

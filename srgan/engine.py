@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import os
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from srgan.errors import EngineError, OutOfMemoryError, WeightsError
+from srgan.errors import EngineError, OutOfMemoryError, UsageError, WeightsError
 from srgan.weights import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:
@@ -106,11 +107,14 @@ class StripEngine(Engine, Protocol):
 class OpenVinoEngine:
     """A generator in an ONNX file, run by OpenVINO on the CPU in float32.
 
-    `model`: the file or its bytes, which errors call `name`; it must carry this package's metadata. `threads`:
-    how many cores one inference uses; by default all that this process may use. One model is compiled per input
-    shape, because a static shape runs fastest, and a few are kept. Any number of threads may call `run`.
-    `blend`: a second model with the same layers, and its share of every weight, 0..1.
-    Raises WeightsError if the file is not such a model, or the second one has other layers.
+    `model`: the file or its bytes, which errors call `name`. Where it carries no metadata of this package, its
+    scale and halo are found by running it (`srgan.probing`); `halo_lr_px`: its halo, where that is known. A model
+    for one channel is run on red, green and blue apart. `threads`: how many cores one inference uses; by default
+    all that this process may use. One model is compiled per input shape, because a static shape runs fastest, and
+    a few are kept. Any number of threads may call `run`. `blend`: a second model with the same layers, and its
+    share of every weight, 0..1.
+    Raises WeightsError if the file is no such model, or the second one has other layers; UsageError for a halo of
+    a model that has its own.
     """
 
     def __init__(
@@ -120,12 +124,12 @@ class OpenVinoEngine:
         threads: int | None = None,
         name: str = "the model",
         blend: tuple[bytes, float] | None = None,
+        halo_lr_px: int | None = None,
     ) -> None:
         import openvino  # 0.1 s and 30 MB, so only where it is needed
 
         source = str(model) if isinstance(model, Path) else name
         self._model = _read(model, source)
-        self.metadata = _metadata_of(self._model, source)
         if blend is not None:
             _interpolate(self._model, _read(blend[0], source), share=blend[1])
         self._core = openvino.Core()
@@ -139,6 +143,22 @@ class OpenVinoEngine:
         }
         self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._channels = _channels_of(self._model, source)
+        self.metadata = self._metadata(source, halo_lr_px)
+
+    def _metadata(self, source: str, halo_lr_px: int | None) -> ModelMetadata:
+        written = _metadata_of(self._model, source)
+        if written is None:
+            from srgan.probing import measured
+
+            _check_foreign(self._model, source)
+            try:
+                return measured(self._infer, Path(source).stem, source, halo_lr_px)
+            finally:
+                self.forget()
+        if halo_lr_px is not None:
+            raise UsageError(f"{source}: its halo is known to be {written.halo_lr_px}; leave --halo out")
+        return written
 
     def run(self, lr: np.ndarray) -> np.ndarray:
         """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1].
@@ -147,10 +167,7 @@ class OpenVinoEngine:
         """
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.dtype != "float32":
             raise EngineError(f"expected (N,3,H,W) float32, got {lr.shape} {lr.dtype}")
-        with _openvino_errors(f"a tile of shape {lr.shape}"):
-            # A request of its own for every call: two threads never share input or output memory.
-            request = self._compiled_for(lr.shape).create_infer_request()
-            sr: np.ndarray = request.infer([lr], share_inputs=True)[0]
+        sr = self._infer(lr)
         scale = self.metadata.scale
         expected = (lr.shape[0], 3, lr.shape[2] * scale, lr.shape[3] * scale)
         if sr.shape != expected:
@@ -158,11 +175,26 @@ class OpenVinoEngine:
         _check_finite(sr)
         return sr
 
+    def _infer(self, lr: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        if self._channels == 1 and lr.shape[1] == 3:
+            grey = all(np.array_equal(lr[:, 0], lr[:, channel]) for channel in (1, 2))
+            planes = [self._infer(np.ascontiguousarray(lr[:, [channel]])) for channel in range(1 if grey else 3)]
+            return np.concatenate(planes * 3 if grey else planes, axis=1)
+        with _openvino_errors(f"a tile of shape {lr.shape}"):
+            # A request of its own for every call: two threads never share input or output memory.
+            request = self._compiled_for(lr.shape).create_infer_request()
+            sr: np.ndarray = request.infer([lr], share_inputs=True)[0]
+        return sr
+
     @cached_property
     def strip_facts(self) -> StripFacts | None:
         """What strips cost, or None if this model's graph cannot be cut into them."""
         from srgan.strips import UnsuitableGraphError, strip_graph
 
+        if self._channels != 3:
+            return None
         try:
             with self._lock:
                 graph = strip_graph(self._model, rows=1, width=1)
@@ -278,6 +310,30 @@ class _StripTask:
         return sr
 
 
+def openvino_ir(model: bytes, *, fp16: bool = False) -> tuple[bytes, bytes]:
+    """Return an ONNX model as OpenVINO's own IR: the content of its .xml and of its .bin file.
+
+    `fp16`: weights stored in half the bytes. Raises WeightsError if the model cannot be read.
+    """
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        openvino.save_model(_read(model, "the model"), path, compress_to_fp16=fp16)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def run_openvino_ir(xml: bytes, weights: bytes, lr: np.ndarray) -> np.ndarray:
+    """Return what the IR makes of `lr`, once, on the CPU in float32."""
+    import openvino
+
+    core = openvino.Core()
+    with _openvino_errors(f"a picture of shape {lr.shape}"):
+        compiled = core.compile_model(core.read_model(xml, weights), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        sr: np.ndarray = compiled(lr)[0]
+    return sr
+
+
 def available_cores() -> int:
     """Return how many cores this process may use: those it is bound to, within its control group's quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -316,20 +372,37 @@ def _read(model: bytes | Path, source: str) -> openvino.Model:
         return frontend.convert(frontend.load(io.BytesIO(content)))
     except OSError as error:
         raise WeightsError(f"{source}: cannot be read: {error.strerror}") from error
-    except RuntimeError as error:
+    except Exception as error:  # RuntimeError and, for an operation it does not know, a kind of its own
         raise WeightsError(
             f"{source}: OpenVINO cannot read it as an ONNX model; export it again with `srgan export`"
         ) from error
 
 
-def _metadata_of(model: openvino.Model, source: str) -> ModelMetadata:
-    path = ["framework", METADATA_KEY]  # where OpenVINO puts an ONNX file's metadata_props
-    if not model.has_rt_info(path):
-        raise WeightsError(f"{source}: a model without srgan's metadata; only files by `srgan export` can be used")
-    metadata = ModelMetadata.from_json(model.get_rt_info(path).value, source)
+def _metadata_of(model: openvino.Model, source: str) -> ModelMetadata | None:
+    """Return what the file says of itself, or None if it was not written by this package."""
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise WeightsError(f"{source}: a generator has one input and one output, this model has more")
-    return metadata
+    path = ["framework", METADATA_KEY]  # where OpenVINO puts an ONNX file's metadata_props
+    return ModelMetadata.from_json(model.get_rt_info(path).value, source) if model.has_rt_info(path) else None
+
+
+def _channels_of(model: openvino.Model, source: str) -> int:
+    """Return how many channels the model takes, 1 or 3; other inputs than pictures are refused."""
+    shape = model.inputs[0].get_partial_shape() if model.inputs else None
+    if shape is None or shape.rank.is_dynamic or len(shape) != 4 or str(shape[1]) not in ("1", "3"):
+        raise WeightsError(f"{source}: its input is not a picture of 1 or 3 channels, (N,C,H,W)")
+    return int(str(shape[1]))
+
+
+def _check_foreign(model: openvino.Model, source: str) -> None:
+    shape = model.inputs[0].get_partial_shape()
+    if not (shape[2].is_dynamic and shape[3].is_dynamic):
+        raise WeightsError(
+            f"{source}: it takes pictures of one size only; export it with dynamic height and width"
+        )
+    types = {port.get_element_type().get_type_name() for port in (model.inputs[0], model.outputs[0])}
+    if types != {"f32"}:
+        raise WeightsError(f"{source}: its input and output are not both float32")
 
 
 def _interpolate(model: openvino.Model, other: openvino.Model, share: float) -> None:

@@ -155,17 +155,17 @@ def _checked_device(torch: Any, name: str) -> Any:
 
 
 def _network(tensors: Path, blend: tuple[Path, float] | None) -> tuple[torch.nn.Module, ModelMetadata]:
-    from srgan.training.checkpoint import load_generator
-    from srgan.training.models import DeployedGenerator
+    from srgan.training.architectures import deployed
+    from srgan.training.checkpoint import load_network
 
-    generator, metadata = load_generator(tensors)
+    generator, metadata = load_network(tensors)
     if blend is not None:
-        other, share = load_generator(blend[0])[0].state_dict(), blend[1]
+        other, share = load_network(blend[0])[0].state_dict(), blend[1]
         own = generator.state_dict()
         if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in other.items()}:
             raise WeightsError(f"{tensors.name} and {blend[0].name} are of two architectures")
         generator.load_state_dict({name: tensor.lerp(other[name], share) for name, tensor in own.items()})
-    return DeployedGenerator(generator).eval(), metadata
+    return deployed(generator).eval(), metadata
 
 
 @contextlib.contextmanager

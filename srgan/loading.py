@@ -16,18 +16,21 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def load_engine(
-    model: str | Path | None = None,
+    model: str | Path | Weights | None = None,
     *,
     device: str = "auto",
     precision: str = "auto",
     balance: float | None = None,
+    halo_lr_px: int | None = None,
 ) -> tuple[Engine, str]:
     """Return the engine for `model` and a hash: where hashes are equal, so are the results.
 
-    `model`: a bundled name, the path of an ONNX file, or None for the default. `device`: "cpu" (OpenVINO), "cuda",
-    "cuda:N" or "mps" (PyTorch), or "auto" for a graphics processor if PyTorch finds one. `precision`: "fp32",
-    "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere. `balance`: instead of a model, a point between the
-    bundled pair: 0 is the model trained for content alone, 1 the one trained in the adversarial game.
+    `model`: a bundled name, the path of an ONNX file, `Weights`, or None for the default. `device`: "cpu"
+    (OpenVINO), "cuda", "cuda:N" or "mps" (PyTorch), or "auto" for a graphics processor if PyTorch finds one.
+    `precision`: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere. `balance`: instead of a
+    model, a point between the bundled pair: 0 is the model trained for content alone, 1 the one trained in the
+    adversarial game. `halo_lr_px`: the context that tiles need, for a foreign ONNX file whose own is not to be
+    measured.
     Raises UsageError for a combination that cannot be, and what `find_weights` and the engines raise.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
@@ -35,19 +38,23 @@ def load_engine(
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}")
     if balance is None:
-        one, other, share = find_weights(model), None, 0.0
+        one, other, share = model if isinstance(model, Weights) else find_weights(model), None, 0.0
+    elif isinstance(model, Weights):
+        raise UsageError(f"balance is for the bundled models; leave {model.path} away")
     else:
         one, other, share = *map(find_weights, _balanced(model, balance)), balance
     if device == "auto":
         from srgan.engine_torch import accelerator
 
-        device = accelerator() or "cpu"
+        # PyTorch needs the weights beside the ONNX file, which a network of another program does not have.
+        known = halo_lr_px is None and one.path.with_suffix(".safetensors").is_file()
+        device = (accelerator() if known else None) or "cpu"
     if device == "cpu":
         if precision not in ("auto", "fp32"):
             raise UsageError(
                 f"the cpu runs in fp32, not {precision}; choose --device cuda or leave --precision away"
             )
-        return _on_cpu(one, other, share), _sha256(one, other, share)
+        return _on_cpu(one, other, share, halo_lr_px), _sha256(one, other, share)
     from srgan.engine_torch import TorchEngine
 
     if precision == "auto":
@@ -69,9 +76,9 @@ def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:
     return pair
 
 
-def _on_cpu(one: Weights, other: Weights | None, share: float) -> OpenVinoEngine:
+def _on_cpu(one: Weights, other: Weights | None, share: float, halo_lr_px: int | None) -> OpenVinoEngine:
     if other is None:
-        return OpenVinoEngine(one.onnx, name=str(one.path))
+        return OpenVinoEngine(one.onnx, name=str(one.path), halo_lr_px=halo_lr_px)
     return _blended(one, other, share)
 
 

@@ -14,7 +14,7 @@ from srgan.errors import PictureTooLargeError, UsageError
 from srgan.inference import Inference, Progress, Warn
 from srgan.loading import load_engine
 from srgan.pictures import Picture, resized, scaled_dpi
-from srgan.weights import ModelMetadata
+from srgan.weights import ModelMetadata, Weights
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
 MAX_SIDE_PX = 100_000
@@ -102,29 +102,32 @@ class Request:
 class Upscaler:
     """Upscales pictures with one generator; keeps no state between calls, and any thread may call it.
 
-    `model`: name of a bundled model, path of an ONNX file, or None for the default model. `tile_lr_px`: the side
-    of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for what is fastest within
-    `memory_bytes`, by default a third of the free memory. The result is the same whatever it is. `device`,
-    `precision`, `balance`: see `load_engine`. `engine`: used instead of all these and `model`.
+    `model`: name of a bundled model, path of an ONNX file, `Weights`, or None for the default model. `tile_lr_px`:
+    the side of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for what is fastest
+    within `memory_bytes`, by default a third of the free memory. The result is the same whatever it is. `device`,
+    `precision`, `balance`, `halo_lr_px`: see `load_engine`. `engine`: used instead of all these and `model`.
     `max_output_megapixels`: a larger result is refused before any work.
     Raises UsageError for a value out of range, and what `load_engine` raises.
     """
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path | Weights | None = None,
         *,
         tile_lr_px: int | Literal["auto", "off"] = "auto",
         memory_bytes: int | None = None,
         device: str = "auto",
         precision: str = "auto",
         balance: float | None = None,
+        halo_lr_px: int | None = None,
         engine: Engine | None = None,
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
         self._max_output_megapixels = max_output_megapixels
         if engine is None:
-            engine, self._model_sha256 = load_engine(model, device=device, precision=precision, balance=balance)
+            engine, self._model_sha256 = load_engine(
+                model, device=device, precision=precision, balance=balance, halo_lr_px=halo_lr_px
+            )
         else:
             self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
         self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=memory_bytes)

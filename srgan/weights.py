@@ -15,6 +15,9 @@ from srgan.files import write_atomically
 MANIFEST = "manifest.json"  # in the folder of the weights: what lies there and the hash of each file
 METADATA_KEY = "srgan"  # of the ONNX file's metadata_props and of the safetensors header
 
+# Files of weights without a graph: only PyTorch can make a network of them.
+TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
+
 
 @dataclass(frozen=True)
 class ModelMetadata:
@@ -86,10 +89,10 @@ def find_weights(model: str | Path | None = None) -> Weights:
     """Return the weights of a bundled model by name, of an ONNX file by path, or of the default model.
 
     A file that the manifest lists is compared with its sha256, every time. Raises UnknownModelError if there is
-    no such name or file, UsageError for a safetensors file, WeightsError if a file is missing, unreadable or not
-    what the manifest says.
+    no such name or file, UsageError for a file of weights alone, WeightsError if a file is missing, unreadable or
+    not what the manifest says.
     """
-    if model is not None and Path(model).suffix.lower() in (".onnx", ".safetensors"):
+    if model is not None and Path(model).suffix.lower() in (".onnx", *TENSOR_SUFFIXES):
         name, path, sha256 = _users_file(Path(model))
     else:
         name, path, sha256 = _bundled_file(model)
@@ -112,6 +115,11 @@ def tensors_of(weights: Weights) -> Path:
         _, listed, sha256 = _bundled_file(weights.name, "safetensors")
         _check_sha256(listed, listed.read_bytes(), sha256)
     return path
+
+
+def bundled_tensors(name: str) -> Path:
+    """Return the safetensors file of a bundled model. Raises what `find_weights` raises."""
+    return tensors_of(find_weights(name))
 
 
 def balance_models() -> tuple[str, str]:
@@ -227,8 +235,11 @@ def _bundled_file(model: str | Path | None, kind: str = "onnx") -> tuple[str, Pa
 
 def _users_file(path: Path) -> tuple[str, Path, str | None]:
     """Return name and path of a user's ONNX file, with a sha256 only if it is in fact a bundled one."""
-    if path.suffix.lower() == ".safetensors":
-        raise UsageError(f"{path}: safetensors files are for training; make an .onnx file with `srgan export`")
+    if path.suffix.lower() in TENSOR_SUFFIXES:
+        raise UsageError(
+            f"{path}: weights alone are not run here; make an .onnx file of them with `srgan export {path}` if "
+            f"srgan wrote them, or with `srgan import {path}`"
+        )
     if not path.is_file():
         raise UnknownModelError(f"{path}: no such file; `srgan models` lists the bundled models")
     if path.resolve().parent == bundled_folder().resolve():

@@ -23,7 +23,7 @@ from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
 
 SRGAN = [sys.executable, "-c", "from srgan.cli import main; main()"]
-COMMANDS = {"compare", "upscale", "models", "report", "data", "serve", "train", "export", "evaluate"}
+COMMANDS = {"compare", "upscale", "models", "report", "data", "serve", "train", "export", "import", "evaluate"}
 
 
 def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -195,7 +195,7 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),
         (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
         (["a.png", "-n", "unknown.onnx"], 2, "unknown.onnx: no such file"),
-        (["a.png", "-n", "some.safetensors"], 2, "srgan export"),
+        (["a.png", "-n", "some.safetensors"], 2, "no such file"),
         (["a.png", "-n", "junk.onnx"], 1, "junk.onnx: OpenVINO cannot read it"),
         (["junk.png"], 1, "junk.png: is not a picture"),
         (["a.png", "-o", "a.png"], 2, "would be overwritten"),
@@ -378,13 +378,16 @@ def test_train_export_and_evaluate_hand_their_options_on(
     from srgan.training import commands
 
     seen: list[object] = []
-    for module, name in [(commands, "train"), (commands, "export"), (evaluation, "evaluate_command")]:
+    library = [(commands, "train"), (commands, "export"), (commands, "import_"), (evaluation, "evaluate_command")]
+    for module, name in library:
         monkeypatch.setattr(module, name, lambda *arguments, **named: seen.append((*arguments, *named.values())))
     for line in (
         "train tiny --data a --data b --run r --set x.y=1 --set z=2 --minutes 3 --resume --devices 4 --nodes 5",
         "train tiny --data a --run r",
         "export r -o o --name n",
-        "export r",
+        "export r --to onnx --to openvino --fp16 --opset 13",
+        "import f.pth -o o --name n --halo 5",
+        "import f.pth",
         "evaluate --hr h --lr l -n m1 -n m2 --sr a=b --sr c --border 0 --luma full --perceptual-border 4 --fid "
         "--json j --csv c --html p",
         "evaluate --hr h",
@@ -393,8 +396,10 @@ def test_train_export_and_evaluate_hand_their_options_on(
     assert seen == [
         ("tiny", ["a", "b"], Path("r"), ["x.y=1", "z=2"], 3.0, True, 4, 5),
         ("tiny", ["a"], Path("r"), [], None, False, 1, 1),
-        (Path("r"), Path("o"), "n"),
-        (Path("r"), Path(), None),
+        ("r", Path("o"), "n", [], False, None),
+        ("r", Path(), None, ["onnx", "openvino"], True, 13),
+        (Path("f.pth"), Path("o"), "n", 5),
+        (Path("f.pth"), Path(), None, None),
         (Path("h"), Path("l"), ["m1", "m2"], ["a=b", "c"], 0, "full", 4, True, Path("j"), Path("c"), Path("p")),
         (Path("h"), None, [], [], None, "studio", 0, False, None, None, None),
     ]

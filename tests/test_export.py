@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,13 +15,21 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from srgan.engine import OpenVinoEngine
-from srgan.errors import WeightsError
-from srgan.training import export
-from srgan.training.checkpoint import load_generator
-from srgan.training.export import PARITY_TOLERANCE, export_generator, onnx_from, parity
+from srgan.engine import OpenVinoEngine, openvino_ir, run_openvino_ir
+from srgan.errors import UnknownModelError, UsageError, WeightsError
+from srgan.training import commands, export
+from srgan.training.checkpoint import load_generator, load_network
+from srgan.training.export import (
+    FP16_TOLERANCE,
+    OLDEST_OPSET,
+    PARITY_TOLERANCE,
+    export_generator,
+    onnx_from,
+    parity,
+    with_opset,
+)
 from srgan.training.models import Generator
-from srgan.weights import METADATA_KEY, ModelMetadata
+from srgan.weights import METADATA_KEY, ModelMetadata, add_to_manifest
 
 KINDS = ("none", "batch")
 SHAPES = [(1, 24, 20), (1, 1, 1), (2, 7, 33), (3, 16, 5), (1, 40, 41)]
@@ -220,3 +229,104 @@ def test_a_recipe_is_shared_without_the_places_of_its_files(tmp_path: Path) -> N
         assert b"/home/me" not in path.read_bytes()
         assert b"/data" not in path.read_bytes()
     assert recipe["start"] == "/home/me/runs/begin.safetensors"  # the caller's own is left alone
+
+
+def by_onnx_runtime(content: bytes, lr: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (sr,) = session.run(["sr"], {"lr": lr})
+    return np.asarray(sr)
+
+
+@pytest.mark.parametrize("opset", [OLDEST_OPSET, 13, 17, 18, 22])
+def test_any_opset_is_the_same_function(exported: dict[str, tuple[Path, Path]], opset: int) -> None:
+    content = with_opset(exported["none"][1].read_bytes(), opset)
+    model = onnx.load_model_from_string(content)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    assert opset > 17 or model.ir_version <= 8  # what runtimes of that time read
+    for shape in SHAPES:
+        lr = noise(*shape)
+        np.testing.assert_allclose(by_onnx_runtime(content, lr), expected("none", lr), rtol=0, atol=1e-5)
+    assert OpenVinoEngine(content).metadata == metadata("none")
+
+
+@pytest.mark.parametrize("opset", [-1, 0, 7, 10, 1000])
+def test_an_opset_that_cannot_be(exported: dict[str, tuple[Path, Path]], opset: int) -> None:
+    with pytest.raises(UsageError, match=rf"--opset {opset}: this network can be had for 11 to \d+$"):
+        with_opset(exported["none"][1].read_bytes(), opset)
+
+
+def test_half_precision(tmp_path: Path, exported: dict[str, tuple[Path, Path]]) -> None:
+    files = export.exported(generator("none"), metadata(), ("onnx", "openvino", "safetensors"), fp16=True)
+    assert list(files) == ["onnx", "bin", "xml", "safetensors"]
+    assert len(files["safetensors"]) < 0.7 * exported["none"][0].stat().st_size
+    graph = onnx.load_model_from_string(files["onnx"])
+    large = [tensor for tensor in graph.graph.initializer if np.prod(tensor.dims) > 100]
+    assert large
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
+    (tmp_path / "half.safetensors").write_bytes(files["safetensors"])
+    loaded, _ = load_network(tmp_path / "half.safetensors")
+    for shape in SHAPES:
+        lr = noise(*shape)
+        by_torch = loaded(torch.from_numpy(lr)).detach().numpy()
+        by_openvino = run_openvino_ir(files["xml"], files["bin"], lr)
+        for sr in (by_onnx_runtime(files["onnx"], lr), by_openvino, by_torch):
+            np.testing.assert_allclose(sr, expected("none", lr), rtol=0, atol=FP16_TOLERANCE)
+    assert not np.array_equal(by_torch, expected("none", lr))
+
+
+def test_ir_of_openvino_is_the_same_function(exported: dict[str, tuple[Path, Path]]) -> None:
+    xml, weights = openvino_ir(exported["none"][1].read_bytes())
+    assert METADATA_KEY.encode() in xml
+    for shape in SHAPES:
+        lr = noise(*shape)
+        np.testing.assert_allclose(run_openvino_ir(xml, weights, lr), expected("none", lr), rtol=0, atol=1e-5)
+
+
+def test_half_precision_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "FP16_TOLERANCE", 1e-7)  # half precision cannot be that good
+    with pytest.raises(WeightsError, match="differs from torch"):
+        export.exported(generator("none"), metadata(), ("safetensors",), fp16=True)
+
+
+def test_export_from_weights_and_bundled_models(
+    tmp_path: Path,
+    exported: dict[str, tuple[Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from srgan import weights
+
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    for path in exported["none"]:
+        (bundled / path.name).write_bytes(path.read_bytes())
+    add_to_manifest(bundled, "mine-x4", "Mine.", metadata())
+    monkeypatch.setattr(weights, "bundled_folder", lambda: bundled)
+    for source in ("mine-x4", str(exported["none"][0])):
+        out = tmp_path / str(len(source))
+        commands.export(source, out, kinds=["safetensors", "safetensors"], fp16=True)
+        assert capsys.readouterr().out == f"{out}/mine-x4-fp16.safetensors\n"
+        network, said = load_network(out / "mine-x4-fp16.safetensors")
+        assert said == replace(metadata(), name="mine-x4-fp16")
+        assert isinstance(network, Generator)
+    (bundled / "mine-x4.safetensors").write_bytes(b"changed")
+    with pytest.raises(WeightsError, match="sha256"):
+        commands.export("mine-x4", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "said", "error"),
+    [
+        ("unknown", {}, "no model 'unknown'", UnknownModelError),
+        ("x.onnx", {}, "ONNX file", UsageError),
+        ("srgan-x4", {"kinds": ["tflite"]}, "choose from onnx, openvino, safetensors", UsageError),
+        ("srgan-x4", {"kinds": ["openvino"], "opset": 13}, "--to onnx", UsageError),
+        ("a/missing.pt", {}, "cannot be read", WeightsError),
+    ],
+)
+def test_exports_that_make_no_sense(
+    tmp_path: Path, source: str, settings: dict[str, Any], said: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=said):
+        commands.export(source, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()

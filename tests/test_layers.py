@@ -32,6 +32,8 @@ OWNERS = {
     "lightning": {"srgan.training"},
     "ray": {"srgan.cluster"},
     "watchfiles": {"srgan.watching"},
+    "spandrel": {"srgan.training.importing"},
+    "onnx": {"srgan.training"},
 }
 
 # From the top down: what each module of the upscaling side may use, and no other.
@@ -111,7 +113,8 @@ BELOW = {
     "srgan.inference": {"srgan.engine", "srgan.errors", "srgan.tiling"},
     "srgan.guarded": {"srgan.errors", "srgan.headers", "srgan.pictures"},
     "srgan.headers": {"srgan.errors"},
-    "srgan.engine": {"srgan.errors", "srgan.strips", "srgan.weights"},
+    "srgan.probing": {"srgan.errors", "srgan.weights"},
+    "srgan.engine": {"srgan.errors", "srgan.probing", "srgan.strips", "srgan.weights"},
     "srgan.strips": set(),
     "srgan.pictures": {"srgan.errors", "srgan.pictures"},
     "srgan.weights": {"srgan.errors", "srgan.files"},

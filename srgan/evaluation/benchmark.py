@@ -16,6 +16,7 @@ from srgan.errors import BackboneError, UsageError
 from srgan.evaluation import metrics
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
+from srgan.weights import TENSOR_SUFFIXES, Weights
 
 BASELINE = "bicubic"  # always in the table
 SCALE = 4  # of the benchmarks
@@ -183,7 +184,7 @@ def evaluate(
     measured, and why. Raises UsageError for what is missing or of another scale, before anything is
     computed; for a picture of another size when its turn comes.
     """
-    upscalers = {name: Upscaler(name) for name in dict.fromkeys(models)}
+    upscalers = {name: Upscaler(_model(name)) for name in dict.fromkeys(models)}
     for name, upscaler in upscalers.items():
         if upscaler.scale != SCALE:
             raise UsageError(f"{name} enlarges {upscaler.scale} times, and the benchmark is for {SCALE}")
@@ -205,6 +206,14 @@ def evaluate(
         for name, taken in seconds.items():
             scores[name]["seconds_per_megapixel"] = taken / (pair.hr.height * pair.hr.width / 1e6)
         yield Measured(pair, results, scores)
+
+
+def _model(name: str) -> str | Weights:
+    if Path(name).suffix.lower() not in TENSOR_SUFFIXES:
+        return name
+    from srgan.training.importing import as_weights
+
+    return as_weights(Path(name))
 
 
 def _scores(sr: Picture, pair: Pair, protocol: Protocol, perceptual: Sequence[str]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from srgan.errors import TrainingError, WeightsError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
+from srgan.training.architectures import Architecture, ResidualNetwork
 from srgan.training.config import GeneratorRecipe
 from srgan.training.models import Generator
 from srgan.weights import METADATA_KEY, ModelMetadata
@@ -77,19 +78,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     header, payload = content[:_HEADER_BYTES], content[_HEADER_BYTES:]
     if not header.startswith(_MAGIC):
-        raise WeightsError(f"{path} is not a checkpoint of this version of srgan")
+        raise WeightsError(
+            f"{path} is not a checkpoint of this version of srgan; `srgan import` reads weights by other programs"
+        )
     if header[len(_MAGIC) :] != hashlib.sha256(payload).hexdigest().encode() + b"\n":
         raise WeightsError(f"{path} is damaged: restore an intact copy, or remove it to go on from the one before")
+    state = unpickled(payload)
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} holds something else than a training state; it was not loaded")
+    return state
+
+
+def is_checkpoint(content: bytes) -> bool:
+    """Return whether `content` is that of a file by `save_checkpoint`, of any version."""
+    return content.startswith(_MAGIC.partition(b" ")[0])
+
+
+def unpickled(payload: bytes) -> Any:
+    """Return what `torch.save` put into `payload`, on the CPU, or None where that is not plain data.
+
+    Plain: tensors, numbers, text and containers of them. No code is ever executed, and what would unpack to more
+    than the bytes that are there is not unpacked.
+    """
     try:
+        if zipfile.is_zipfile(io.BytesIO(payload)):  # torch stores its records uncompressed
+            with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+                if sum(record.file_size for record in archive.infolist()) > len(payload):
+                    return None
         with warnings.catch_warnings():  # torch guesses aloud about files that are not its own
             warnings.simplefilter("ignore")
-            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except _UNPICKLING_ERRORS as error:
-        # torch's own text is not passed on: it advises to switch the protection off.
-        raise WeightsError(f"{path} holds something else than a training state; it was not loaded") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path} holds something else than a training state")
-    return state
+            return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except _UNPICKLING_ERRORS:
+        return None  # torch's own text is not passed on: it advises to switch the protection off
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -134,15 +154,7 @@ def load_generator(path: Path) -> tuple[Generator, ModelMetadata]:
     Raises WeightsError if the file is damaged, carries no metadata, or its tensors are not those of the
     architecture that it names.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-    if text is None:
-        raise WeightsError(f"{path} carries no srgan metadata: it was not written by this program")
-    metadata = ModelMetadata.from_json(text, str(path))
+    state, metadata = read_safetensors(path)
     try:
         recipe = GeneratorRecipe.model_validate(metadata.architecture)  # bounds, before anything is built
     except ValidationError as error:
@@ -152,6 +164,38 @@ def load_generator(path: Path) -> tuple[Generator, ModelMetadata]:
     generator = Generator(**recipe.model_dump())
     fill(generator, state, str(path))
     return generator, metadata
+
+
+def load_network(path: Path) -> tuple[Generator | ResidualNetwork, ModelMetadata]:
+    """Return the network of a safetensors file that this program wrote, trained or imported, and its metadata.
+
+    Raises WeightsError if the file is damaged, foreign, or its tensors are not those of its architecture.
+    """
+    state, metadata = read_safetensors(path)
+    if metadata.architecture.get("network") != "residual":
+        return load_generator(path)
+    try:
+        network = ResidualNetwork(Architecture.model_validate(metadata.architecture))
+    except ValidationError as error:
+        raise WeightsError(f"{path}: its architecture is unknown to this version") from error
+    fill(network, state, str(path))
+    return network, metadata
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelMetadata]:
+    """Return the tensors of a safetensors file by this program, half precision made single, and its metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
+    if text is None:
+        raise WeightsError(
+            f"{path} carries no srgan metadata: it was not written by this program; `srgan import` may read it"
+        )
+    state = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in state.items()}
+    return state, ModelMetadata.from_json(text, str(path))
 
 
 def fill(module: nn.Module, state: dict[str, Any], source: str) -> None:
@@ -165,12 +209,22 @@ def fill(module: nn.Module, state: dict[str, Any], source: str) -> None:
         raise WeightsError(f"{source} belongs to another architecture: use the recipe it was made with")
     for name, wanted in expected.items():
         tensor = state[name]
-        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
-            raise WeightsError(f"{source}: {name} is not a plain tensor")
+        check_plain(tensor, name, source)
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
             raise WeightsError(f"{source} belongs to another architecture: {name} has another shape or type")
-        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise WeightsError(f"{source}: {name} claims more numbers than the file holds")
-        if not tensor.isfinite().all():
-            raise WeightsError(f"{source}: {name} holds values that are not finite")
+        check_values(tensor, name, source)
     module.load_state_dict(state)
+
+
+def check_plain(tensor: Any, name: str, source: str) -> None:
+    """Raise WeightsError if `tensor` is not a dense tensor with values."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        raise WeightsError(f"{source}: {name} is not a plain tensor")
+
+
+def check_values(tensor: torch.Tensor, name: str, source: str) -> None:
+    """Raise WeightsError if a plain `tensor` claims more values than it stores, or one is not finite."""
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise WeightsError(f"{source}: {name} claims more numbers than the file holds")
+    if not tensor.isfinite().all():
+        raise WeightsError(f"{source}: {name} holds values that are not finite")

@@ -369,6 +369,14 @@ def export_ema(
     state: dict[str, Any], recipe: Recipe, name: str, data_sha256: str, scores: dict[str, float], folder: Path
 ) -> tuple[Path, Path]:
     """Write generator weights as `NAME.safetensors` and `NAME.onnx`, with everything that made them."""
+    generator, metadata = described(state, recipe, name, data_sha256, scores)
+    return export_generator(generator, metadata, folder)
+
+
+def described(
+    state: dict[str, Any], recipe: Recipe, name: str, data_sha256: str, scores: dict[str, float]
+) -> tuple[Generator, ModelMetadata]:
+    """Return the generator that has the weights `state`, and everything that made them."""
     architecture = recipe.generator.model_dump()
     generator = Generator(**architecture)
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -382,7 +390,7 @@ def export_ema(
         data_sha256=data_sha256,
         metrics={key: round(value, 4) for key, value in scores.items()},
     )
-    return export_generator(generator, metadata, folder)
+    return generator, metadata
 
 
 def _of_pictures(loss: Callable[[Tensor, Tensor], Tensor]) -> TermFunction:
