@@ -146,6 +146,8 @@ class Manifest:
                 if len(self._folders) > 1000:
                     self._folders.clear()
                 self._folders.add(folder)
+        with explained(target), contextlib.suppress(FileNotFoundError):
+            target.lstat()  # its folder is there now, so a name that is too long shows
         return temporary_beside(target, self._run)
 
     def put(self, temporary: Path, target: Path, planned: Path, origin: Origin, settings: str) -> None:

@@ -176,6 +176,15 @@ def test_names_that_are_too_long_for_the_result_are_refused_before_the_work(tmp_
     assert engine.calls == 1
 
 
+def test_a_name_that_is_too_long_is_refused_before_the_work_in_a_new_folder_too(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    picture(source / "a.png").rename(source / ("x" * 251 + ".png"))
+    engine = NearestEngine()
+    (failed,) = made(source, tmp_path / "out", engine=engine)
+    assert "File name too long" in (failed.error or "")
+    assert engine.calls == 0
+
+
 def test_composed_and_decomposed_names_are_two(tmp_path: Path) -> None:
     source = tmp_path / "in"
     for form, colour in [("NFC", (1, 1, 1)), ("NFD", (2, 2, 2))]:
