@@ -56,4 +56,4 @@ $(CORE)/installed: pyproject.toml
 	$(call environment,$(CORE),.,about 350 MB; half a minute)
 
 $(DEV)/installed: pyproject.toml
-	$(call environment,$(DEV),.[dev],with torch: 6 GB; some minutes)
+	$(call environment,$(DEV),.[dev],with torch: 7 GB; some minutes)
