@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -126,13 +126,11 @@ class OpenVinoEngine:
         blend: tuple[bytes, float] | None = None,
         halo_lr_px: int | None = None,
     ) -> None:
-        import openvino  # 0.1 s and 30 MB, so only where it is needed
-
         source = str(model) if isinstance(model, Path) else name
         self._model = _read(model, source)
         if blend is not None:
             _interpolate(self._model, _read(blend[0], source), share=blend[1])
-        self._core = openvino.Core()
+        self._core = _core()
         self._settings = {
             # OpenVINO would choose bfloat16 where the processor has it: two digits, visible as bands.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -325,13 +323,23 @@ def openvino_ir(model: bytes, *, fp16: bool = False) -> tuple[bytes, bytes]:
 
 def run_openvino_ir(xml: bytes, weights: bytes, lr: np.ndarray) -> np.ndarray:
     """Return what the IR makes of `lr`, once, on the CPU in float32."""
-    import openvino
-
-    core = openvino.Core()
+    core = _core()
     with _openvino_errors(f"a picture of shape {lr.shape}"):
         compiled = core.compile_model(core.read_model(xml, weights), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         sr: np.ndarray = compiled(lr)[0]
     return sr
+
+
+@cache
+def _core() -> openvino.Core:
+    """Return OpenVINO's core, one for the life of the process.
+
+    It gives the thread it begins to work in a stack for signals, and takes the memory back when it ends, maybe in
+    another thread: the next signal to the first, such as Ctrl-C, would then end the process.
+    """
+    import openvino  # 0.1 s and 30 MB, so only where it is needed
+
+    return openvino.Core()
 
 
 def available_cores() -> int:

@@ -178,3 +178,25 @@ def test_cores_are_those_that_the_process_is_bound_to() -> None:
 
 def test_available_bytes_are_plausible() -> None:
     assert 2**20 < available_bytes() < 2**50
+
+
+SIGNALLED = """
+import gc, os, signal, sys, threading
+import numpy as np
+from srgan.engine import OpenVinoEngine
+from pathlib import Path
+
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+engines = [OpenVinoEngine(Path(sys.argv[1]))]
+engines[0].run(np.zeros((1, 3, 8, 8), np.float32))
+ending = threading.Thread(target=lambda: (engines.clear(), gc.collect()))
+ending.start()
+ending.join()
+os.kill(os.getpid(), signal.SIGTERM)
+assert heard
+"""
+
+
+def test_signals_arrive_after_an_engine_ended_in_another_thread(tiny_model: Path) -> None:
+    subprocess.run([sys.executable, "-X", "faulthandler", "-c", SIGNALLED, str(tiny_model)], check=True)
