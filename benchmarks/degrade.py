@@ -5,7 +5,7 @@
     srgan evaluate --hr Set14/HR --lr Set14/LRx4-jpeg40 -n srgan-x4 -n srgan-x4-photo
 
 `--jpeg`: each LR picture through JPEG 4:2:0 of that quality and back. `--realistic`: blur, resizes, noise and JPEG
-as the recipe srgan_x4_photo draws them, seeded by the picture's number, so that every call gives the same files.
+as recipes draw them by default, seeded by the picture's number, so that every call gives the same files.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from srgan.files import write_atomically
 from srgan.training import degradation
-from srgan.training.config import load_recipe
+from srgan.training.config import DegradationRecipe
 from srgan.training.models import SCALE
 
 
@@ -34,12 +33,10 @@ def through_jpeg(lr: Image.Image, quality: int) -> Image.Image:
 
 def realistic(hr: Image.Image, number: int) -> Image.Image:
     """Return the LR of `hr`, a quarter of it in size, degraded with `number` as the seed."""
-    recipe = load_recipe("srgan_x4_photo").degradation
-    degrade = degradation.make(recipe, torch.Generator().manual_seed(number))
     width, height = (side // SCALE * SCALE for side in hr.size)
     pixels = np.array(hr.crop((0, 0, width, height)))
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    lr, _ = degrade(F.pad(x, 4 * (degrade.margin_hr_px,), mode="reflect"))
+    lr = degradation.held_out(DegradationRecipe(kind="realistic"), x, number)
     return Image.fromarray((lr[0].permute(1, 2, 0) * 255).round().byte().numpy())
 
 

@@ -4,7 +4,7 @@
     python benchmarks/make_weights.py --data photos --benchmarks benchmarks --minutes 240 --segment 9
 
 The minutes are those of training, shared by three stages: `srresnet-x4` and `srgan-x4` from the recipe
-srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which goes on from their last checkpoint. The schedules
+srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which starts from the former. The schedules
 follow the clock, so they are complete whatever the speed. `--segment` ends this call after so many minutes with a
 checkpoint; the same command goes on from there, on this machine or on another to which the run folder was copied.
 Nothing in `--out` changes before every stage is finished and evaluated.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srgan.files import write_atomically
-from srgan.training.checkpoint import checkpoints, latest_checkpoint, load_generator
+from srgan.training.checkpoint import checkpoints, load_generator
 from srgan.weights import add_to_manifest
 
 STOPPED = 143  # the exit code of a run that SIGTERM ended with a checkpoint
@@ -33,28 +33,28 @@ TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 MODELS = {
     "srresnet-x4": "SRResNet trained on the pixel loss alone: the closest pixels, soft texture",
     "srgan-x4": "SRGAN, trained from srresnet-x4 in the adversarial game: sharp, natural texture",
-    "srgan-x4-photo": "srgan-x4 trained further on blurred, noisy and JPEG pictures: for photos from the web",
+    "srgan-x4-photo": "SRGAN trained on blurred, noisy and JPEG pictures: for photos from the web",
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `srgan train`. `until`: the share of all minutes that is used when it ends. `exports`: names of
-    the files it ends with. `after`: the run from whose last checkpoint it goes on.
+    """One call of `srgan train`. `share`: of all minutes. `exports`: names of the files that are bundled. `start`:
+    the weights that it starts from.
     """
 
     recipe: str
-    until: float
+    share: float
     exports: tuple[str, ...]
-    after: Path | None = None
+    start: Path | None = None
 
 
 def runs(folder: Path) -> dict[Path, Run]:
     """Return the runs in their order, by the folder of each."""
     best = folder / "best"
     return {
-        best: Run("srgan_x4_best", 0.8, ("srresnet-x4", "srgan-x4")),
-        folder / "photo": Run("srgan_x4_photo", 1.0, ("srgan-x4-photo",), best),
+        best: Run("srgan_x4_best", 0.65, ("srresnet-x4", "srgan-x4")),
+        folder / "photo": Run("srgan_x4_photo", 0.35, ("srgan-x4-photo",), best / "srresnet-x4.safetensors"),
     }
 
 
@@ -65,13 +65,10 @@ def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: fl
     left_s = stop_at_s - time.monotonic()
     if left_s <= 0:
         return False
-    if run.after and not checkpoints(folder):
-        path, _ = latest_checkpoint(run.after)
-        copied = folder / path.relative_to(run.after)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(copied, path.read_bytes())
     command = [sys.executable, "-m", "srgan", "train", run.recipe, "--run", str(folder)]
-    command += ["--minutes", f"{minutes * run.until:g}"]
+    command += ["--minutes", f"{minutes * run.share:g}"]
+    if run.start:
+        command += ["--set", f"start={run.start}"]
     for source in data:
         command += ["--data", source]
     if checkpoints(folder):

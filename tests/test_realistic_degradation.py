@@ -20,9 +20,11 @@ from srgan.training.degradation import (
     MARGIN_HR_PX,
     Bicubic,
     Realistic,
+    bicubic,
     blur_kernels,
     filtered,
     gaussian_kernels,
+    held_out,
     jpeg,
     make,
     noised,
@@ -381,3 +383,51 @@ def test_one_key_of_the_second_pass_leaves_its_others() -> None:
     assert changed == DegradationRecipe().second.model_copy(update={"blur": 0.1})
     with pytest.raises(ValidationError):
         DegradationRecipe.model_validate({"kind": "realistic", "second_order": 2})
+
+
+# What is met with less
+
+
+def test_a_clean_picture_is_the_plain_reduction() -> None:
+    hr = tensor(photograph(176, 208), photograph(176, 208, seed=1))
+    degrade = Realistic(DegradationRecipe(kind="realistic", clean=1.0), seeded())
+    lr, inner = degrade(hr)
+    margin = degrade.margin_hr_px
+    assert torch.equal(inner, hr[..., margin:-margin, margin:-margin])
+    assert torch.equal(lr, bicubic(hr)[..., margin // 4 : -margin // 4, margin // 4 : -margin // 4])
+
+
+def test_a_picture_with_jpeg_alone_is_that_of_a_file() -> None:
+    hr = photograph(160, 192)
+    recipe = DegradationRecipe(kind="realistic", only_jpeg=1.0, jpeg_quality=(60, 60))
+    lr, _ = Realistic(recipe, seeded())(tensor(hr))
+    inner = (bicubic(tensor(hr))[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    file = by_pillow(inner, 60)[6:-6, 6:-6]
+    # The grid of blocks lies elsewhere, so the pixels differ, but not the loss.
+    own, files = (np.abs(one - inner[6:-6, 6:-6].astype(np.int64)).mean() for one in (array(lr[0]), file))
+    assert files > 1
+    assert own == pytest.approx(files, rel=0.15)
+
+
+def test_the_shares_are_kept() -> None:
+    hr = tensor(photograph(112, 112)).expand(400, -1, -1, -1)
+    recipe = DegradationRecipe(
+        **QUIET | {"kind": "realistic", "jpeg_quality": (30, 30), "clean": 0.5, "only_jpeg": 0.3}
+    )
+    lr, _ = Realistic(recipe, seeded())(hr)
+    plain = bicubic(hr[:1])[..., 6:-6, 6:-6]
+    assert 160 < int((lr == plain).all(dim=(1, 2, 3)).sum()) < 240  # four deviations of a binomial
+
+
+def test_shares_beyond_the_whole_are_refused() -> None:
+    with pytest.raises(ValidationError, match="shares of one whole"):
+        DegradationRecipe(kind="realistic", clean=0.7, only_jpeg=0.4)
+
+
+def test_a_held_out_picture_is_degraded_alike_every_time() -> None:
+    hr = tensor(photograph(96, 128))
+    recipe = DegradationRecipe(kind="realistic")
+    assert held_out(recipe, hr, 3).shape == (1, 3, 24, 32)
+    assert torch.equal(held_out(recipe, hr, 3), held_out(recipe, hr, 3))
+    assert not torch.equal(held_out(recipe, hr, 3), held_out(recipe, hr, 4))
+    assert torch.equal(held_out(DegradationRecipe(), hr, 3), bicubic(hr))

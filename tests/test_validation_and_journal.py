@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from srgan.errors import TrainingError
-from srgan.training.config import GuardsRecipe, Recipe
+from srgan.training.config import DegradationRecipe, GuardsRecipe, PassRecipe, Recipe
 from srgan.training.data import PictureCache
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
@@ -97,6 +97,16 @@ class Shows(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.picture[None, :, : 4 * lr.shape[2], : 4 * lr.shape[3]]
+
+
+def test_pictures_are_degraded_as_the_recipe_says() -> None:
+    picture = smooth_noise(96, 96, 0)
+    recipe = DegradationRecipe(kind="realistic", first=PassRecipe(gaussian_sigma=(60, 60), noise=1.0))
+    clean = validate(Enlarge(), cache_of(picture))
+    noisy = validate(Enlarge(), cache_of(picture), recipe)
+    assert noisy["validation/psnr_y"] < clean["validation/psnr_y"] - 3
+    assert noisy == validate(Enlarge(), cache_of(picture), recipe)
+    assert np.any(sample_strip(Enlarge(), cache_of(picture), recipe) != sample_strip(Enlarge(), cache_of(picture)))
 
 
 def test_sameness_is_the_mean_correlation_of_details() -> None:

@@ -93,6 +93,10 @@ class DegradationRecipe(_Strict):
     aliased: Fraction = 0.3  # share of the resizes without antialiasing, as in hasty software (always)
     final_sinc: Fraction = 0.3  # share of pictures that ring at the end (0.8)
     jpeg_quality: Range = (40.0, 95.0)  # libjpeg's scale (30 to 95); below 40 the web shows little
+    # Shares of the pictures that are met with less than all that, so that they are not smoothed as if they had it
+    # (0, 0): the plain bicubic reduction, and that saved once as JPEG, which is what most of the web is.
+    clean: Fraction = 0.0
+    only_jpeg: Fraction = 0.0
 
     @model_validator(mode="after")
     def _ranges_make_sense(self) -> Self:
@@ -110,6 +114,8 @@ class DegradationRecipe(_Strict):
                 raise ValueError(
                     f"{name}.generalised and {name}.plateau are shares of one whole: at most 1 together"
                 )
+        if self.clean + self.only_jpeg > 1:
+            raise ValueError("clean and only_jpeg are shares of one whole: at most 1 together")
         return self
 
 

@@ -46,6 +46,18 @@ def make(recipe: DegradationRecipe, random: torch.Generator) -> Degradation:
     return Bicubic() if recipe.kind == "bicubic" else Realistic(recipe, random)
 
 
+def held_out(recipe: DegradationRecipe, hr: Tensor, number: int) -> Tensor:
+    """Return LR (1,3,H/4,W/4) of a whole picture (1,3,H,W), degraded alike whenever it is called with `number`.
+
+    H and W are multiples of 4; the context that the degradation asks for is mirrored.
+    """
+    if recipe.kind == "bicubic":
+        return bicubic(hr)
+    degrade = Realistic(recipe, torch.Generator().manual_seed(number))
+    lr, _ = degrade(F.pad(hr, 4 * (degrade.margin_hr_px,), mode="reflect"))
+    return lr
+
+
 class Bicubic:
     """`pair`: the protocol of the benchmarks."""
 
@@ -94,6 +106,8 @@ class Realistic:
         seed = int(torch.randint(2**62, (1,), generator=self._random))
         noise_random = torch.Generator(hr_with_margin.device).manual_seed(seed)
         outer = torch.cat([self._degraded(group, noise_random) for group in torch.split(hr_with_margin, _GROUP)])
+        if self._recipe.clean + self._recipe.only_jpeg:
+            outer = self._spared(outer, hr_with_margin)
         margin, inner = self.margin_hr_px, self.margin_hr_px // SCALE
         lr = (outer[..., inner:-inner, inner:-inner] * 255).round().clamp(0, 255) / 255
         return lr, hr_with_margin[..., margin:-margin, margin:-margin]
@@ -109,6 +123,14 @@ class Realistic:
         if _one_chance(0.5, random):  # both orders are met in the wild; section 3.4
             return self._jpeg(self._sinc(self._resized(x, (height, width))))
         return self._sinc(self._resized(self._jpeg(x), (height, width)))
+
+    def _spared(self, lr: Tensor, hr: Tensor) -> Tensor:
+        """Replace some pictures of `lr` by the plain reduction of `hr`, and some by the JPEG of that."""
+        draw = torch.rand(len(hr), generator=self._random).to(lr.device).view(-1, 1, 1, 1)
+        plain = bicubic(hr)
+        until = self._recipe.clean + self._recipe.only_jpeg
+        lr = torch.where(draw < until, self._jpeg(plain), lr)
+        return torch.where(draw < self._recipe.clean, plain, lr)
 
     def _pass(self, x: Tensor, recipe: PassRecipe, size: tuple[int, int], noise_random: torch.Generator) -> Tensor:
         random = self._random

@@ -135,7 +135,7 @@ def train(
                     if alarm:
                         journal.alarm(name, position.step, now_s, alarm)
                 if now_s - validated_s > 60 * recipe.validation_minutes:
-                    scores = look(fabric, players.ema.module, validation, guards, journal, position, now_s)
+                    scores = look(fabric, players.ema.module, validation, recipe, guards, journal, position, now_s)
                     # From its end on: a slow machine must not do nothing but look.
                     validated_s = agreed(fabric, time.monotonic() - began, False)[0]
                     if guards.is_best(position, scores):
@@ -148,7 +148,9 @@ def train(
             save(position)
             if stopping:
                 raise stop.reason()
-            scores = look(fabric, players.ema.module, validation, guards, journal, position, position.elapsed_s)
+            scores = look(
+                fabric, players.ema.module, validation, recipe, guards, journal, position, position.elapsed_s
+            )
             if guards.is_best(position, scores):
                 save(position, best=True)
             if fabric.is_global_zero:
@@ -349,6 +351,7 @@ def look(
     fabric: Fabric,
     generator: nn.Module,
     cache: PictureCache,
+    recipe: Recipe,
     guards: Guards,
     journal: Journal,
     position: Position,
@@ -356,10 +359,11 @@ def look(
 ) -> dict[str, float]:
     """Validate, record figures, alarms and a sample strip, and return the figures, the same in all processes."""
     # The first process looks for all: the others' running statistics differ, and all must agree on what is best.
-    scores: dict[str, float] = fabric.broadcast(validate(generator, cache) if fabric.is_global_zero else {})
+    how = recipe.degradation
+    scores: dict[str, float] = fabric.broadcast(validate(generator, cache, how) if fabric.is_global_zero else {})
     if scores and fabric.is_global_zero:
         journal.write(position.stage, position.step, now_s, None, scores)
-        journal.sample(position.stage, position.step, sample_strip(generator, cache))
+        journal.sample(position.stage, position.step, sample_strip(generator, cache, how))
         for alarm in guards.judge(scores, position.step):
             journal.alarm(position.stage, position.step, now_s, alarm)
     return scores

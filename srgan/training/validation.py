@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
 from srgan.training import degradation
+from srgan.training.config import DegradationRecipe
 from srgan.training.data import PictureCache
 from srgan.training.models import SCALE
 
@@ -25,12 +26,14 @@ _LEAST_PX = 64  # a side: AlexNet has no output below 31, and a window of SSIM s
 _COMPARED = 32  # pictures for the sameness: more would only fill memory
 _STRIP_PX = 128  # of each row of the sample strip
 _STRIP_ROWS = 4
+_BICUBIC = DegradationRecipe()
 
 
-def validate(generator: nn.Module, cache: PictureCache) -> dict[str, float]:
+def validate(generator: nn.Module, cache: PictureCache, recipe: DegradationRecipe = _BICUBIC) -> dict[str, float]:
     """Return mean figures of `generator` over the centres of held-out pictures; empty if there are none.
 
-    Pictures below 64 px a side are passed over: LPIPS and SSIM cannot judge them.
+    LR is made as `recipe` says, of each picture alike at every call. Pictures below 64 px a side are passed over:
+    LPIPS and SSIM cannot judge them.
 
     validation/psnr_y (dB), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr (dB: SR
     reduced again, against LR), /colour_shift (grey levels of 255 that SR's mean departs from LR's, the worst
@@ -40,7 +43,7 @@ def validate(generator: nn.Module, cache: PictureCache) -> dict[str, float]:
     """
     rows, drawn = [], list[npt.NDArray[np.uint8]]()
     for index in _large_enough(cache):
-        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _CROP_PX))
+        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _CROP_PX), recipe, index)
         rows.append(_row(lr, sr, hr))
         drawn += [sr] if len(drawn) < _COMPARED else []
     scores = {key: float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else {})}
@@ -49,14 +52,17 @@ def validate(generator: nn.Module, cache: PictureCache) -> dict[str, float]:
     return {f"validation/{key}": value for key, value in scores.items()}
 
 
-def sample_strip(generator: nn.Module, cache: PictureCache) -> npt.NDArray[np.uint8]:
+def sample_strip(
+    generator: nn.Module, cache: PictureCache, recipe: DegradationRecipe = _BICUBIC
+) -> npt.NDArray[np.uint8]:
     """Return (H,W,3): a row for each of the first held-out pictures, LR enlarged by its pixels, SR and HR.
 
-    Pictures below 64 px a side are passed over as in `validate`; one at least must be larger.
+    LR is made as `recipe` says. Pictures below 64 px a side are passed over as in `validate`; one at least must be
+    larger.
     """
     rows = []
     for index in _large_enough(cache)[:_STRIP_ROWS]:
-        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _STRIP_PX))
+        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _STRIP_PX), recipe, index)
         nearest = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
         row = np.concatenate([nearest, sr, hr], axis=1)
         missing = [(0, _STRIP_PX - row.shape[0]), (0, 3 * _STRIP_PX - row.shape[1]), (0, 0)]
@@ -107,10 +113,12 @@ def _lpips_can_be_had() -> bool:
     return True
 
 
-def _triple(generator: nn.Module, hr: Tensor) -> tuple[npt.NDArray[np.uint8], ...]:
+def _triple(
+    generator: nn.Module, hr: Tensor, recipe: DegradationRecipe, number: int
+) -> tuple[npt.NDArray[np.uint8], ...]:
     """LR, SR and HR as (H,W,3) uint8."""
     device = next(generator.parameters()).device
-    lr = degradation.bicubic(_tensor(hr).to(device))
+    lr = degradation.held_out(recipe, _tensor(hr).to(device), number)
     generator.eval()
     with torch.inference_mode():
         sr = generator(lr)
