@@ -3,14 +3,14 @@
     python benchmarks/load.py --seconds 120 --clients 64 --json load.json
     python benchmarks/load.py --soak 10000 --sides 16 24
 
-It starts `srgan serve` itself, on the loopback address alone, and stops it at the end. The engine alone upscales the
-same pictures in this process, one after another, decoding and encoding left out, before the load and again after it;
-in between the clients ask for them. Printed, and written to the file of `--json`: throughput of both and their ratio,
-processor time, latencies, statuses, the server's resident memory over time, the latency of /healthz meanwhile, and
-what is left when all is quiet again.
+It starts `srgan serve` itself, on the loopback address alone, and stops it at the end. The engine alone upscales
+the same pictures in this process, one after another, decoding and encoding left out, before the load and again
+after it; in between the clients ask for them. Printed, and written to the file of `--json`: throughput of both and
+their ratio, processor time, latencies, statuses, the server's resident memory over time, the latency of /healthz
+meanwhile, and what is left when all is quiet again.
 
-The clients share the server's cores, so they do little: an answer's pixels are looked at when the load is over, once
-for each file that came, and every answer was one of these files.
+The clients share the server's cores, so they do little: an answer's pixels are looked at when the load is over,
+once for each file that came, and every answer was one of these files.
 """
 
 from __future__ import annotations
