@@ -40,22 +40,27 @@ def realistic(hr: Image.Image, number: int) -> Image.Image:
     return Image.fromarray((lr[0].permute(1, 2, 0) * 255).round().byte().numpy())
 
 
+def degrade(source: Path, out: Path, quality: int | None) -> None:
+    """Write the LR of every PNG in `source` to `out`: its JPEG of `quality`, or realistic from HR for None."""
+    out.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(sorted(source.glob("*.png"))):
+        picture = Image.open(path).convert("RGB")
+        lr = realistic(picture, number) if quality is None else through_jpeg(picture, quality)
+        buffer = io.BytesIO()
+        lr.save(buffer, "PNG")
+        write_atomically(out / path.name, buffer.getvalue())
+
+
 def main() -> None:
     """Write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--from", dest="source", type=Path, required=True, help="folder of pictures, PNG")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--jpeg", type=int, metavar="QUALITY", help="1 to 95")
     kind.add_argument("--realistic", action="store_true")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the LR pictures, PNG")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(sorted(options.source.glob("*.png"))):
-        picture = Image.open(path).convert("RGB")
-        lr = realistic(picture, number) if options.realistic else through_jpeg(picture, options.jpeg)
-        buffer = io.BytesIO()
-        lr.save(buffer, "PNG")
-        write_atomically(options.out / path.name, buffer.getvalue())
+    degrade(options.source, options.out, options.jpeg)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from degrade import degrade
 
 from srgan.files import write_atomically
 from srgan.training.checkpoint import checkpoints, load_generator
@@ -30,6 +34,12 @@ from srgan.weights import add_to_manifest
 
 STOPPED = 143  # the exit code of a run that SIGTERM ended with a checkpoint
 TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
+FORMS = {"psnr_y": "{:.2f}", "ssim_y": "{:.4f}", "lpips": "{:.4f}", "dists": "{:.4f}", "lr_psnr": "{:.2f}"}
+DEGRADED = {  # how LR is called and which quality of JPEG it has; None: blur, noise and JPEG
+    "LR as JPEG of quality 40": 40,
+    "LR as JPEG of quality 90": 90,
+    "LR with blur, noise and JPEG, as recipes draw them by default": None,
+}
 MODELS = {
     "srresnet-x4": "SRResNet trained on the pixel loss alone: the closest pixels, soft texture",
     "srgan-x4": "SRGAN, trained from srresnet-x4 in the adversarial game: sharp, natural texture",
@@ -87,25 +97,41 @@ def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: fl
     return code == 0
 
 
+def evaluated(weights: Path, hr: Path, lr: Path) -> dict[str, Any]:
+    """Return what `srgan evaluate` says of the files in `weights`."""
+    report = weights / f"{hr.parent.name}-{lr.name}.json"
+    command = [sys.executable, "-m", "srgan", "evaluate", "--hr", str(hr), "--lr", str(lr), "--json", str(report)]
+    for name in MODELS:
+        command += ["-n", str(weights / f"{name}.onnx")]
+    subprocess.run(command, check=True)
+    content: dict[str, Any] = json.loads(report.read_text())
+    return content
+
+
 def figures(weights: Path, benchmarks: Path) -> str:
-    """Return the model card's table, measured by `srgan evaluate` on the files in `weights`."""
-    columns: list[str] = []
-    cells: dict[str, list[str]] = {}
-    for benchmark in sorted(path.parent for path in benchmarks.glob("*/HR")):
-        report = weights / f"{benchmark.name}.json"
-        command = [sys.executable, "-m", "srgan", "evaluate", "--hr", str(benchmark / "HR")]
-        command += ["--lr", str(benchmark / "LRx4"), "--json", str(report)]
-        for name in MODELS:
-            command += ["-n", str(weights / f"{name}.onnx")]
-        subprocess.run(command, check=True)
-        columns.append(benchmark.name)
-        for row in json.loads(report.read_text())["means"]:
-            name = Path(row["model"]).stem
-            lpips = "–" if row["lpips"] is None else f"{row['lpips']:.4f}"
-            cell = f"{row['psnr_y']:.2f} / {row['ssim_y']:.4f} / {lpips} / {row['lr_psnr']:.2f}"
-            cells.setdefault(name, []).append(cell)
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| `{name}` | {' | '.join(row)} |" for name, row in cells.items()]
+    """Return the model card's tables: the benchmarks' own LR, then LR as the web and cameras leave it."""
+    found = sorted(path.parent for path in benchmarks.glob("*/HR"))
+    clean = {path.name: evaluated(weights, path / "HR", path / "LRx4") for path in found}
+    text = table(clean, ("psnr_y", "ssim_y", "lpips", "lr_psnr"))
+    for words, quality in DEGRADED.items():
+        degraded = {}
+        for path in found:
+            lr = weights / path.name / f"LRx4-{quality or 'realistic'}"
+            degrade(path / ("LRx4" if quality else "HR"), lr, quality)
+            degraded[path.name] = evaluated(weights, path / "HR", lr)
+        text += f"\n{words}:\n\n" + table(degraded, ("psnr_y", "lpips", "dists"))
+    return text
+
+
+def table(reports: dict[str, dict[str, Any]], keys: Sequence[str]) -> str:
+    """Return the means of `reports`, by benchmark, as Markdown: a row for each model, slashes between figures."""
+    lines = [f"| | {' | '.join(reports)} |", "|---" * (len(reports) + 1) + "|"]
+    for model in next(iter(reports.values()))["means"]:
+        cells = [
+            " / ".join(FORMS[key].format(means[key]["value"]) if key in means else "–" for key in keys)
+            for means in (report["means"][model] for report in reports.values())
+        ]
+        lines.append(f"| `{Path(model).stem}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -117,7 +143,7 @@ def bundle(trained: dict[Path, Run], benchmarks: Path, out: Path) -> None:
         for suffix in (".onnx", ".safetensors"):
             if folder != first:
                 shutil.copy2(folder / f"{name}{suffix}", first)
-    table = figures(first, benchmarks)
+    measured = figures(first, benchmarks)
     out.mkdir(parents=True, exist_ok=True)
     for name in MODELS:
         for suffix in (".onnx", ".safetensors"):
@@ -128,9 +154,9 @@ def bundle(trained: dict[Path, Run], benchmarks: Path, out: Path) -> None:
     text = (
         card.read_text(encoding="utf-8") if card.exists() else "# Model card\n\n<!-- figures -->\n<!-- end -->\n"
     )
-    text = TABLE.sub(lambda found: found[1] + table + found[2], text)
+    text = TABLE.sub(lambda found: found[1] + measured + found[2], text)
     write_atomically(card, text.encode())
-    print(table)
+    print(measured)
 
 
 def main() -> None:

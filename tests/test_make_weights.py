@@ -10,8 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
-from test_examples import load_script
+from test_examples import ROOT, load_script
 
+from srgan.cli import app
 from srgan.weights import MANIFEST
 
 SMALL = """
@@ -43,6 +44,7 @@ patch_hr_px = 32
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with networks of a few features in place of the bundled ones."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as a script finds its neighbours
     module = load_script("benchmarks/make_weights.py")
     for recipe, name in (("best", "srgan-x4"), ("photo", "srgan-x4-photo")):
         (tmp_path / f"{recipe}.toml").write_text(SMALL.format(name=name))
@@ -67,6 +69,23 @@ def pictures(tmp_path: Path) -> Path:
             pixels = random.integers(0, 256, (size, size, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
     return tmp_path
+
+
+def test_the_tables_are_of_what_evaluate_writes(
+    script: ModuleType, pictures: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hr, lr = pictures / "benchmarks/Four/HR", pictures / "benchmarks/Four/LRx4"
+    written = pictures / "four.json"
+    with pytest.raises(SystemExit) as ended:
+        app(["evaluate", "--hr", str(hr), "--lr", str(lr), "--json", str(written), "-n", str(tiny_model)])
+    assert ended.value.code == 0, capsys.readouterr().err
+    report = json.loads(written.read_text())
+    psnr = [means["psnr_y"]["value"] for means in report["means"].values()]
+    head, rule, *rows = script.table({"Four": report, "Again": report}, ("psnr_y", "none")).splitlines()
+    assert head == "| | Four | Again |"
+    assert rule == "|---|---|---|"
+    assert rows[0] == f"| `bicubic` | {psnr[0]:.2f} / – | {psnr[0]:.2f} / – |"
+    assert rows[1] == f"| `{tiny_model.stem}` | {psnr[1]:.2f} / – | {psnr[1]:.2f} / – |"
 
 
 @pytest.mark.slow
