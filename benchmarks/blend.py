@@ -14,10 +14,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from srgan.training.checkpoint import fill, load_generator
+from srgan.training.config import DegradationRecipe
 from srgan.training.data import build_cache, split
 from srgan.training.export import export_generator
 from srgan.training.sources import parse_source
 from srgan.training.validation import validate
+
+
+def blended(first: Path, second: Path, share: float, data: list[str], cache: Path, out: Path) -> list[Path]:
+    """Write the blend of two safetensors files to `out`, with figures of the held-out part of `data`.
+
+    Raises WeightsError for different architectures.
+    """
+    pretrained, _ = load_generator(first)
+    generator, metadata = load_generator(second)
+    theirs, recipe = generator.state_dict(), metadata.recipe
+    ours = pretrained.state_dict()
+    fill(generator, {name: value.lerp(theirs[name], share) for name, value in ours.items()}, str(first))
+    pictures = build_cache([parse_source(source) for source in data], cache)
+    _, held_out = split(pictures, recipe["data"]["held_out"], recipe["seed"])
+    scores = validate(generator, held_out, DegradationRecipe(**recipe["degradation"]))
+    note = {"blend": {"with": first.stem, "share": share}}
+    metrics = {key: round(value, 4) for key, value in scores.items()}
+    return list(export_generator(generator, replace(metadata, recipe=recipe | note, metrics=metrics), out))
 
 
 def main() -> None:
@@ -26,25 +45,13 @@ def main() -> None:
     parser.add_argument("first", type=Path, help="safetensors of the pre-trained generator")
     parser.add_argument("second", type=Path, help="safetensors of the generator trained from it")
     parser.add_argument("share", type=float, help="of the second one, 0 to 1")
-    parser.add_argument("--data", required=True, help="the run's pictures, whose held-out part judges the blend")
+    parser.add_argument("--data", action="append", required=True, help="its pictures; the held-out part judges")
     parser.add_argument("-o", "--out", type=Path, default=Path(), help="folder for the files")
     options = parser.parse_args()
     if not 0 <= options.share <= 1:
         parser.error(f"share {options.share} is not between 0 and 1")
-
-    first, pretrained = load_generator(options.first)
-    second, metadata = load_generator(options.second)
-    if pretrained.architecture != metadata.architecture:
-        parser.error(f"{options.first} and {options.second} are of different architectures")
-    theirs = second.state_dict()
-    blend = {name: value.lerp(theirs[name], options.share) for name, value in first.state_dict().items()}
-    fill(second, blend, "the blend")
-    note = {"blend": {"with": options.first.stem, "share": options.share}}
-    cache = build_cache([parse_source(options.data)], options.second.parent / "cache")
-    _, held_out = split(cache, metadata.recipe["data"]["held_out"], metadata.recipe["seed"])
-    scores = {key: round(value, 4) for key, value in validate(second, held_out).items()}
-    metadata = replace(metadata, recipe=metadata.recipe | note, metrics=scores)
-    for path in export_generator(second, metadata, options.out):
+    cache = options.second.parent / "cache"
+    for path in blended(options.first, options.second, options.share, options.data, cache, options.out):
         print(path)
 
 

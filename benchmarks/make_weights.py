@@ -4,8 +4,9 @@
     python benchmarks/make_weights.py --data photos --benchmarks benchmarks --minutes 240 --segment 9
 
 The minutes are those of training, shared by three stages: `srresnet-x4` and `srgan-x4` from the recipe
-srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which starts from the former. The schedules
-follow the clock, so they are complete whatever the speed. `--segment` ends this call after so many minutes with a
+srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which starts from the former. Of each game the best
+checkpoint is taken, by LPIPS on held-out pictures, and blended with what the game began with. The schedules follow
+the clock, so they are complete whatever the speed. `--segment` ends this call after so many minutes with a
 checkpoint; the same command goes on from there, on this machine or on another to which the run folder was copied.
 Nothing in `--out` changes before every stage is finished and evaluated.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,14 +27,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blend import blended
 from degrade import degrade
 
 from srgan.files import write_atomically
 from srgan.training.checkpoint import checkpoints, load_generator
 from srgan.weights import add_to_manifest
 
-STOPPED = 143  # the exit code of a run that SIGTERM ended with a checkpoint
+STOPPED = (143, -signal.SIGTERM)  # the exit codes of a run that was ended with a checkpoint, and before it began
 TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
+BLEND = 0.9  # of the game's weights in what is bundled: half a dB for 0.003 of LPIPS, docs/experiments.md
 FORMS = {"psnr_y": "{:.2f}", "ssim_y": "{:.4f}", "lpips": "{:.4f}", "dists": "{:.4f}", "lr_psnr": "{:.2f}"}
 DEGRADED = {  # how LR is called and which quality of JPEG it has; None: blur, noise and JPEG
     "LR as JPEG of quality 40": 40,
@@ -49,13 +52,14 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `srgan train`. `share`: of all minutes. `exports`: names of the files that are bundled. `start`:
-    the weights that it starts from.
+    """One call of `srgan train`. `share`: of all minutes. `pretrained`, `game`: what its stages export, by name.
+    `start`: the weights that it starts from.
     """
 
     recipe: str
     share: float
-    exports: tuple[str, ...]
+    pretrained: str
+    game: str
     start: Path | None = None
 
 
@@ -63,14 +67,16 @@ def runs(folder: Path) -> dict[Path, Run]:
     """Return the runs in their order, by the folder of each."""
     best = folder / "best"
     return {
-        best: Run("srgan_x4_best", 0.65, ("srresnet-x4", "srgan-x4")),
-        folder / "photo": Run("srgan_x4_photo", 0.35, ("srgan-x4-photo",), best / "srresnet-x4.safetensors"),
+        best: Run("srgan_x4_best", 0.65, "srresnet-x4", "srgan-x4"),
+        folder / "photo": Run(
+            "srgan_x4_photo", 0.35, "srresnet-x4-photo", "srgan-x4-photo", best / "srresnet-x4.safetensors"
+        ),
     }
 
 
 def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: float) -> bool:
     """Train until `run` is finished, or `stop_at_s` of the monotonic clock; return whether it is finished."""
-    if all((folder / f"{name}.onnx").is_file() for name in run.exports):
+    if (folder / f"{run.game}.onnx").is_file():  # the last that is written
         return True
     left_s = stop_at_s - time.monotonic()
     if left_s <= 0:
@@ -92,7 +98,7 @@ def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: fl
         except KeyboardInterrupt:
             process.wait()  # the terminal has told it too
             raise
-    if code not in (0, STOPPED):
+    if code not in (0, *STOPPED):
         raise SystemExit(f"{' '.join(command)}\nended with exit code {code}")
     return code == 0
 
@@ -135,14 +141,25 @@ def table(reports: dict[str, dict[str, Any]], keys: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bundle(trained: dict[Path, Run], benchmarks: Path, out: Path) -> None:
+def finish(folder: Path, run: Run, data: list[str], out: Path) -> None:
+    """Write to `out` what `run` is bundled as: the pre-trained generator, and the game's best blended with it."""
+    pretrained = folder / f"{run.pretrained}.safetensors"
+    if run.pretrained in MODELS:
+        for suffix in (".safetensors", ".onnx"):
+            write_atomically(out / f"{run.pretrained}{suffix}", pretrained.with_suffix(suffix).read_bytes())
+    best = folder / "checkpoints" / "1-adversarial-best.pt"
+    source = best if best.is_file() else folder  # none if no picture was held out
+    command = [sys.executable, "-m", "srgan", "export", str(source), "--name", run.game]
+    subprocess.run([*command, "-o", str(folder / "best"), "--to", "safetensors"], check=True)
+    blended(pretrained, folder / "best" / f"{run.game}.safetensors", BLEND, data, folder / "cache", out)
+
+
+def bundle(trained: dict[Path, Run], data: list[str], benchmarks: Path, out: Path) -> None:
     """Evaluate the finished runs and put weights, manifest and figures into `out`."""
-    staged = {name: folder for folder, run in trained.items() for name in run.exports}
-    first = next(iter(trained))
-    for name, folder in staged.items():  # side by side, as they will lie in `out`
-        for suffix in (".onnx", ".safetensors"):
-            if folder != first:
-                shutil.copy2(folder / f"{name}{suffix}", first)
+    first = next(iter(trained)).parent / "bundle"  # side by side, as they will lie in `out`
+    first.mkdir(exist_ok=True)
+    for folder, run in trained.items():
+        finish(folder, run, data, first)
     measured = figures(first, benchmarks)
     out.mkdir(parents=True, exist_ok=True)
     for name in MODELS:
@@ -175,7 +192,7 @@ def main() -> None:
         if not train(run, folder, options.data, options.minutes, stop_at_s):
             print(f"{folder}: not finished yet; the same command goes on")
             return
-    bundle(trained, options.benchmarks, options.out)
+    bundle(trained, options.data, options.benchmarks, options.out)
 
 
 if __name__ == "__main__":

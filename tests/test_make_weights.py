@@ -30,7 +30,7 @@ weight = 0.0
 held_out = 1
 
 [pretrain]
-export_name = "srresnet-x4"
+export_name = "{pretrained}"
 batch_size = 2
 patch_hr_px = 32
 
@@ -46,13 +46,14 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with networks of a few features in place of the bundled ones."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as a script finds its neighbours
     module = load_script("benchmarks/make_weights.py")
-    for recipe, name in (("best", "srgan-x4"), ("photo", "srgan-x4-photo")):
-        (tmp_path / f"{recipe}.toml").write_text(SMALL.format(name=name))
+    for recipe, suffix in (("best", ""), ("photo", "-photo")):
+        names = {"pretrained": f"srresnet-x4{suffix}", "name": f"srgan-x4{suffix}"}
+        (tmp_path / f"{recipe}.toml").write_text(SMALL.format(**names))
     original = module.runs
 
     def small_runs(folder: Path) -> dict[Path, object]:
         return {
-            path: module.Run(str(tmp_path / f"{path.name}.toml"), run.share, run.exports, run.start)
+            path: module.Run(str(tmp_path / f"{path.name}.toml"), run.share, run.pretrained, run.game, run.start)
             for path, run in original(folder).items()
         }
 
@@ -116,4 +117,5 @@ def test_segments_lead_to_a_bundle(
     assert "old" not in card
     assert all(f"| `{name}` | " in card for name in manifest["models"])
     recipe = json.loads((pictures / "run" / "photo" / "recipe.json").read_text())
+    assert manifest["models"]["srgan-x4-photo"]["recipe"]["blend"] == {"with": "srresnet-x4-photo", "share": 0.9}
     assert recipe["start"].endswith("best/srresnet-x4.safetensors")  # it starts where the other had been
