@@ -54,7 +54,6 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
-        responses=openapi.EVERYWHERE,
         separate_input_output_schemas=False,
     )
     app.state.service = service

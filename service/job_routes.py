@@ -56,6 +56,7 @@ class JobFile(BaseModel):
     bytes: int
     width: int | None = Field(None, description="Of the result, in pixels.")
     height: int | None = None
+    warnings: list[str] = Field([], description="What of the upload is not as it was, once it is done.")
     error: JobError | None = None
 
 
@@ -144,7 +145,7 @@ class JobDesk:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def desk_of(request: Request) -> JobDesk:
+async def desk_of(request: Request) -> JobDesk:
     """Return the application's desk, or raise the Problem that it has none open."""
     desk: JobDesk | None = request.app.state.desk
     if desk is None:
@@ -172,7 +173,7 @@ def _owner(holder: Holder) -> str:
             "headers": {"Location": {"description": "The job.", "schema": {"type": "string"}}},
         },
         **documented(
-            *("malformed-request", "no-picture", "unauthorized", "upload-too-slow", "conflict", "too-many-bytes"),
+            *("no-picture", "unauthorized", "upload-too-slow", "conflict", "too-many-bytes"),
             *("unsupported-format", "invalid-parameter", "key-over-share"),
             *("queue-full", "draining", "not-ready", "storage-failed"),
         ),
@@ -246,7 +247,7 @@ def _reader(file: UploadFile) -> Callable[[], bytes]:
 def _refuse_nonsense(wish: Wish, service: Service) -> None:
     try:
         wish.request()
-        service.models.check(wish.model)
+        service.models.check(wish.model, wish.balance)
     except SrganError as error:
         raise problem_of(error) from error
 
@@ -279,14 +280,22 @@ async def get_job(id: AnId, holder: AHolder, desk: ADesk) -> JobState:
 
 @router.delete(
     "/v1/jobs/{id}",
-    status_code=204,
-    summary="Cancel or remove a job",
+    status_code=202,
+    summary="Cancel a job, or remove one that has ended",
     operation_id="delete_job",
-    responses=documented(*JOB_PROBLEMS),
+    response_model=JobState,
+    responses={
+        202: {
+            "description": "It was waiting or in work and is `cancelled` now: it stays visible until it expires."
+        },
+        204: {"description": "It had ended, and is gone."},
+        **documented(*JOB_PROBLEMS),
+    },
 )
-async def delete_job(id: AnId, holder: AHolder, desk: ADesk) -> None:
-    """Stop a job after the tile at hand, if it is not done, and remove it with its files."""
-    await desk.call(lambda jobs: jobs.remove(_owner(holder), id))
+async def delete_job(id: AnId, holder: AHolder, desk: ADesk) -> JobState | Response:
+    """Stop a job after the tile at hand and remove its files; what has ended already is removed altogether."""
+    cancelled = await desk.call(lambda jobs: jobs.remove(_owner(holder), id))
+    return Response(status_code=204) if cancelled is None else desk.state(cancelled)
 
 
 @router.get(
@@ -406,7 +415,7 @@ async def _events(desk: JobDesk, service: Service, owner: str, job: Job) -> Asyn
             try:
                 job = await desk.call(look)
             except Problem as problem:
-                if problem.code == "not-found":  # cancelled and removed
+                if problem.code == "not-found":  # cancelled and removed since
                     job.status = "cancelled"
     finally:
         desk.watchers -= 1

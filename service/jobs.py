@@ -215,23 +215,36 @@ class Jobs:
             limit=limit,
             offset=offset,
             sort_desc=True,
-            status=[*_ACTIVE, *_ENDED[:2], _ENDED[3]],
+            status=[*_ACTIVE, *_ENDED],
         )
         return [self._job(status) for status in found]
 
-    def remove(self, owner: str, id: str) -> None:
-        """Cancel a job of `owner`, if it is not done, and remove its files. Raises Problem if there is none."""
+    def remove(self, owner: str, id: str) -> Job | None:
+        """Cancel a job of `owner` and return it, or remove one that has ended; the files go in either case.
+
+        Raises Problem if there is none of that id.
+        """
         job = self.get(owner, id)
         if job.status in ("pending", "processing"):
             DBOS.cancel_workflow(id)
-            self._storage.write(f"jobs/{id}/cancelled", b"")
-            if ticket := self._tickets.get(id):
-                ticket.flow.stopped = True
-            self._metrics.jobs_ended.labels("cancelled").inc()
-            self._storage.remove(f"jobs/{id}/in")
-        else:
+            job = self.get(owner, id)
+            if job.status == "cancelled":  # and has not come to its end in the same moment
+                self._stop_work(id)
+                self._metrics.jobs_ended.labels("cancelled").inc()
+                return job
+        DBOS.delete_workflows([id])
+        if job.status != "cancelled":  # of such a one, what is left tells other processes
             self._storage.remove(f"jobs/{id}")
-            DBOS.delete_workflows([id])
+        return None
+
+    def _stop_work(self, id: str) -> None:
+        if ticket := self._tickets.get(id):
+            ticket.flow.stopped = True
+        with contextlib.suppress(OSError):  # no room for a word to other processes; they notice after the picture
+            self._storage.write(_cancelled(id), b"")
+        self._progress.pop(id, None)
+        for part in ("in", "out", "progress.json"):
+            self._storage.remove(f"jobs/{id}/{part}")
 
     def read(self, job: Job, start: int, stop: int) -> bytes:
         """Return a part of a completed job's result. Raises OSError."""
@@ -267,6 +280,7 @@ class Jobs:
             "width": answer.width,
             "height": answer.height,
             "bytes": len(answer.content),
+            "warnings": list(answer.warnings),
             "sha256": hashlib.sha256(answer.content).hexdigest(),
         }
 
@@ -299,7 +313,7 @@ class Jobs:
         if not _ID.fullmatch(id):
             return None
         status = DBOS.get_workflow_status(id)
-        is_there = status is not None and status.name == _WORKFLOW and status.status != "CANCELLED"
+        is_there = status is not None and status.name == _WORKFLOW
         return status if is_there and status is not None and status.authenticated_user == owner else None
 
     def _same(self, status: Any, spec: dict[str, Any]) -> Job:
@@ -363,7 +377,7 @@ class Jobs:
         return report
 
     def _is_cancelled(self, id: str) -> bool:
-        return self._storage.exists(f"jobs/{id}/cancelled")
+        return self._storage.exists(_cancelled(id))
 
     def _refuse_if_full(self, owner: str) -> None:
         def active(**of: Any) -> int:
@@ -495,12 +509,16 @@ def _input(id: str, token: str, index: int) -> str:
     return f"jobs/{id}/in/{token}-{index:04}"
 
 
+def _cancelled(id: str) -> str:
+    return f"jobs/{id}/cancelled"
+
+
 def _file(listed: dict[str, Any], done: dict[str, Any] | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"name": listed["name"], "bytes": listed["bytes"], "error": None}
     if done is None:
         return shown
     if "path" in done:
-        return {**shown, "width": done["width"], "height": done["height"]}
+        return {**shown, "width": done["width"], "height": done["height"], "warnings": done.get("warnings", [])}
     return {**shown, "error": {"code": done["code"], "detail": done["detail"]}}
 
 

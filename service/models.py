@@ -11,12 +11,15 @@ import numpy as np
 
 from service.device import Device
 from srgan.engine import OpenVinoEngine
-from srgan.errors import UnknownModelError, WeightsError
+from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.inference import Progress
 from srgan.loading import load_engine
 from srgan.pictures import Picture
 from srgan.upscale import Request, Upscaler
-from srgan.weights import ModelMetadata, bundled_models, find_weights
+from srgan.weights import ModelMetadata, balance_models, bundled_models, find_weights
+
+# Generators between two models that are kept loaded; every balance is one.
+_MOST_BALANCED = 4
 
 
 class AnyUpscaler(Protocol):
@@ -79,6 +82,8 @@ class Models:
         self._max_output_megapixels = max_output_megapixels
         self._sources: dict[str, str | Path] = {}
         self._loaded: dict[str, AnyUpscaler] = {}
+        self._balanced: dict[float, AnyUpscaler] = {}
+        self.balance: tuple[str, str] | None = None
         self._lock = threading.Lock()
         self._listed: list[ServedModel] = []
         self.failure: str | None = None
@@ -91,7 +96,7 @@ class Models:
     def serve_only(self, upscaler: AnyUpscaler) -> None:
         """Take `upscaler` for the one and only model."""
         metadata = upscaler.metadata
-        self._loaded = {metadata.name: upscaler}
+        self._loaded, self.balance = {metadata.name: upscaler}, None
         self._listed = [ServedModel(metadata.name, "", metadata.scale, is_default=True)]
 
     def _find(self, default: str | None) -> None:
@@ -107,6 +112,7 @@ class Models:
             is_default = file is None and (model.is_default if default is None else model.name == default)
             self._sources[model.name] = model.name
             self._listed.append(ServedModel(model.name, model.description, model.scale, is_default))
+        self.balance = balance_models()
         if not any(model.is_default for model in self._listed):
             raise UnknownModelError(f"no model {default!r}: choose one of {', '.join(self._sources)}")
 
@@ -120,8 +126,15 @@ class Models:
         """The name of the model used when none is named."""
         return next(model.name for model in self._listed if model.is_default)
 
-    def check(self, name: str | None) -> ServedModel:
-        """Return the model of that name, or the default one for None. Raises UnknownModelError."""
+    def check(self, name: str | None, balance: float | None = None) -> ServedModel:
+        """Return the model of that name, or the default one for None.
+
+        Raises UnknownModelError, or UsageError if there is no `balance` of it.
+        """
+        if balance is not None and self.balance is None:
+            raise UsageError("balance: this service has no two models that it could lie between")
+        if balance is not None and self.balance is not None and name not in (None, *self.balance):
+            raise UsageError(f"balance lies between {' (0) and '.join(self.balance)} (1); leave the model away")
         wanted = name or self.default
         for model in self._listed:
             if model.name == wanted:
@@ -129,19 +142,33 @@ class Models:
         names = ", ".join(model.name for model in self._listed)
         raise UnknownModelError(f"there is no such model; choose one of {names}")
 
-    def get(self, name: str | None = None) -> AnyUpscaler:
-        """Return the upscaler of a model, loading it if it is the first time."""
-        wanted = self.check(name).name
+    def loaded(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler | None:
+        """Return what `get` would if it is loaded already, else None; waits for nobody."""
+        wanted = self.check(name, balance).name
+        return self._loaded.get(wanted) if balance is None else self._balanced.get(balance)
+
+    def get(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler:
+        """Return the upscaler of a model, or of a point between two, loading it if it is the first time."""
+        wanted = self.check(name, balance).name
         with self._lock:
-            if wanted not in self._loaded:
-                engine, _ = load_engine(self._sources[wanted], device=self._on, precision=self._precision)
-                self._loaded[wanted] = Upscaler(
-                    engine=self._device.share(engine),
-                    tile_lr_px=self._tile_lr_px,
-                    memory_bytes=self._memory_bytes,
-                    max_output_megapixels=self._max_output_megapixels,
-                )
-            return self._loaded[wanted]
+            if (known := self.loaded(name, balance)) is not None:
+                return known
+            if balance is None:
+                self._loaded[wanted] = self._upscaler(self._sources[wanted], None)
+                return self._loaded[wanted]
+            while len(self._balanced) >= _MOST_BALANCED:
+                self._balanced.pop(next(iter(self._balanced)))
+            self._balanced[balance] = self._upscaler(None, balance)
+            return self._balanced[balance]
+
+    def _upscaler(self, source: str | Path | None, balance: float | None) -> Upscaler:
+        engine, _ = load_engine(source, device=self._on, precision=self._precision, balance=balance)
+        return Upscaler(
+            engine=self._device.share(engine),
+            tile_lr_px=self._tile_lr_px,
+            memory_bytes=self._memory_bytes,
+            max_output_megapixels=self._max_output_megapixels,
+        )
 
     def prove(self) -> None:
         """Load the default model and upscale a small picture: then it is `ready`, or `failure` says why not.

@@ -11,11 +11,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.parameters import Wish
-from service.problems import ProblemDocument, documented
+from service.problems import ProblemDocument
 from service.work import MEDIA_TYPES
-
-# Any request may be answered so, whatever it is for.
-EVERYWHERE: dict[int | str, dict[str, Any]] = documented("malformed-request")
 
 _UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
 _USE = (
@@ -60,6 +57,11 @@ def picture_responses() -> dict[int | str, dict[str, Any]]:
     """Return the good answers of a picture."""
     headers = {
         "X-Model": {"description": "Which model made it.", "schema": {"type": "string"}},
+        "X-Warnings": {
+            "description": "What of the upload is not as it was: a list of strings (RFC 9651). Absent if all is.",
+            "schema": {"type": "string"},
+            "example": '"GIF holds no partial transparency, so edges became hard"',
+        },
         "Content-Disposition": {"schema": {"type": "string"}},
     }
     content = {

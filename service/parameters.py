@@ -37,6 +37,12 @@ class Wish(BaseModel):
     model: Annotated[
         str | None, Field(max_length=100, description="A name from `/v1/models`; default: the default model.")
     ] = None
+    balance: Annotated[
+        float | None,
+        Field(
+            ge=0, le=1, description="Instead of a model: a point between the two that `/v1/models` names for it."
+        ),
+    ] = None
     format: Annotated[FormatName, Field(description="Of the result; auto: that of the upload.")] = "auto"
     quality: Annotated[int | None, Field(ge=1, le=100, description="For jpg, webp and avif.")] = None
     strength: Annotated[

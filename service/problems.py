@@ -48,6 +48,10 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 }
 
 
+# These are found before it is known what a request is for.
+_OF_ANY_REQUEST = ("malformed-request", "headers-too-large", "too-many-connections")
+
+
 class ProblemDocument(BaseModel):
     """An error, after RFC 9457."""
 
@@ -128,9 +132,9 @@ def problem_of(error: SrganError) -> Problem:
 
 
 def documented(*codes: str) -> dict[int | str, dict[str, object]]:
-    """Return OpenAPI's responses for those problems, as FastAPI takes them."""
+    """Return OpenAPI's responses for those problems and the ones of any request, as FastAPI takes them."""
     by_status: dict[int, list[str]] = {}
-    for code in codes:
+    for code in dict.fromkeys([*_OF_ANY_REQUEST, *codes]):
         by_status.setdefault(PROBLEMS[code][0], []).append(code)
     return {status: _response(status, by_status[status]) for status in sorted(by_status)}
 

@@ -20,6 +20,7 @@ from service.settings import Settings
 # After an answer that did not wait for the whole request, so long is the rest taken in and thrown away: closed at
 # once, the connection would be reset, and the client would never see the answer.
 _LINGER_S = 5.0
+_SHORT_LINGER_S = 1.0  # where there are too many connections as it is
 _LINGER_BYTES = 64 * 2**20
 
 
@@ -55,7 +56,8 @@ class Protocol(H11Protocol):
         self._real = transport
         super().connection_made(cast(asyncio.Transport, _GentleTransport(self, transport)))
         if len(self.connections) > self._limits.connections:
-            self._refuse(Problem("too-many-connections", "too many connections are open; try again"))
+            said = Problem("too-many-connections", "too many connections are open; try again")
+            self._refuse(said, _SHORT_LINGER_S)
         else:
             self._watch_head()
 
@@ -105,18 +107,23 @@ class Protocol(H11Protocol):
         else:
             self._refuse(Problem("malformed-request", "this is not HTTP/1.1"))
 
-    def close_gently(self) -> None:
-        """Close for writing; for a while take in what the client still sends, so that it reads its answer."""
+    def close_gently(self, linger_s: float | None = None) -> None:
+        """Close for writing; for a while take in what the client still sends, so that it reads its answer.
+
+        `linger_s`: how long; None for nothing if the whole request has come in, else as long as usual.
+        """
         real = self._real
         if real is None or self._lingering_bytes is not None or real.is_closing():
             return
         self._end_timer = self.loop.call_later(self._limits.write_timeout_s, self._abort)
-        if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR) or not real.can_write_eof():
+        if linger_s is None and self.conn.their_state in (h11.SEND_BODY, h11.ERROR):
+            linger_s = _LINGER_S
+        if linger_s is None or not real.can_write_eof():
             real.close()
             return
         self._lingering_bytes = 0
         self._end_timer.cancel()
-        self._end_timer = self.loop.call_later(_LINGER_S, self._abort)
+        self._end_timer = self.loop.call_later(linger_s, self._abort)
         real.write_eof()
         self.flow.resume_reading()
 
@@ -134,14 +141,14 @@ class Protocol(H11Protocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, problem: Problem, linger_s: float = _LINGER_S) -> None:
         body = json.dumps(problem.document(uuid.uuid4().hex)).encode()
         reason = problem.title.encode()
         lines = [b"HTTP/1.1 %d %b" % (problem.status, reason), b"content-type: " + MEDIA_TYPE.encode()]
         headers = {**problem.headers, "Content-Length": str(len(body)), "Connection": "close"}
         lines += [f"{name}: {value}".encode() for name, value in headers.items()]
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
-        self.close_gently()
+        self.close_gently(linger_s)
 
     def _abort(self) -> None:
         if self._real is not None:

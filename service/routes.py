@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -19,15 +20,16 @@ from service.uploads import Body, BodyLimits, announced_bytes, one_picture, too_
 from service.wanted import WatchedResponse
 
 
-def service_of(request: Request) -> Service:
+# Not plain functions: those would wait for a thread.
+async def service_of(request: Request) -> Service:
     """Return what the application of a request owns."""
     service: Service = request.app.state.service
     return service
 
 
-def holder_of(request: Request) -> Holder:
+async def holder_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Holder:
     """Return whose request it is, or raise the Problem that it is nobody's."""
-    holder = service_of(request).keys.holder(request)
+    holder = service.keys.holder(request)
     if holder.name:
         request.state.key = holder.name
     return holder
@@ -38,10 +40,13 @@ AHolder = Annotated[Holder, Depends(holder_of)]
 AWish = Annotated[Wish, Query()]
 
 PICTURE_PROBLEMS = (
-    *("malformed-request", "no-picture", "unauthorized", "upload-too-slow", "too-many-bytes", "too-many-pixels"),
+    *("no-picture", "unauthorized", "upload-too-slow", "too-many-bytes", "too-many-pixels"),
     *("takes-too-long", "unsupported-format", "damaged-picture", "invalid-parameter", "key-over-share"),
     *("queue-full", "draining", "not-ready", "engine-failed", "deadline"),
 )
+
+# Of the header, which is there for people and short programs; every reason is short by nature.
+_MOST_WARNINGS, _MOST_WARNING_CHARACTERS = 8, 200
 
 pictures = APIRouter(tags=["pictures"])
 watching = APIRouter(tags=["watching"])
@@ -86,10 +91,21 @@ async def upscale(
         {
             "Content-Disposition": f'inline; filename="upscaled{answer.suffix}"',
             "X-Model": answer.model,
+            **warnings_header(answer.warnings),
         },
         timeout_s=settings.write_timeout_s,
         bytes_per_s=settings.body_bytes_per_s,
     )
+
+
+def warnings_header(warnings: Sequence[str]) -> dict[str, str]:
+    """Return the header X-Warnings for `warnings`, no header for none: a list of strings after RFC 9651.
+
+    Strings there are ASCII; whatever is not becomes a question mark, and long ones are cut.
+    """
+    plain = [re.sub(r"[^ -~]", "?", warning)[:_MOST_WARNING_CHARACTERS] for warning in warnings[:_MOST_WARNINGS]]
+    quoted = ['"' + re.sub(r'(["\\])', r"\\\1", text) + '"' for text in plain]
+    return {"X-Warnings": ", ".join(quoted)} if quoted else {}
 
 
 @watching.get("/docs", include_in_schema=False)
@@ -120,6 +136,10 @@ class ModelList(BaseModel):
     """The models of this service."""
 
     models: list[Model]
+    balance: tuple[str, str] | None = Field(
+        description="The models that `balance` 0 and 1 stand for; null if there are none.",
+        examples=[["srresnet-x4", "srgan-x4"]],
+    )
 
 
 class State(BaseModel):
@@ -137,10 +157,10 @@ async def models(service: AService, holder: AHolder) -> ModelList:
         Model(name=one.name, description=one.description, scale=one.scale, default=one.is_default)
         for one in service.models.listed
     ]
-    return ModelList(models=listed)
+    return ModelList(models=listed, balance=service.models.balance)
 
 
-@watching.get("/healthz", summary="Whether the process is alive", operation_id="health")
+@watching.get("/healthz", summary="Whether the process is alive", operation_id="health", responses=documented())
 async def health() -> State:
     """Answer at once, whatever is in work."""
     return State(status="ok")

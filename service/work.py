@@ -19,7 +19,7 @@ from service.parameters import Wish
 from service.problems import Problem, problem_of
 from service.settings import Settings
 from srgan.errors import SrganError
-from srgan.pictures import FORMATS, Picture, encode, why_not
+from srgan.pictures import FORMATS, Picture, encode, losses, why_not
 from srgan.upscale import Request
 
 T = TypeVar("T")
@@ -43,13 +43,17 @@ Decode = Callable[[bytes], Picture]
 
 @dataclass(frozen=True)
 class Answer:
-    """A result as a file. `format`: a key of `srgan.pictures.FORMATS`. `width` and `height`: in pixels."""
+    """A result as a file. `format`: a key of `srgan.pictures.FORMATS`. `width` and `height`: in pixels.
+
+    `warnings`: what of the upload is not as it was, each in a few words.
+    """
 
     content: bytes
     format: str
     width: int
     height: int
     model: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def media_type(self) -> str:
@@ -82,9 +86,10 @@ class Works:
             "large": Lane(settings.large_at_once),
         }
         self._decoding = Lane(2)
+        self._loading = Lane(1)
         at_once = settings.small_at_once + settings.large_at_once
         self._decoders = ThreadPoolExecutor(2, "srgan-decode")
-        self._workers = ThreadPoolExecutor(at_once, "srgan-work")
+        self._workers = ThreadPoolExecutor(at_once + 1, "srgan-work")  # one of them to load a model
 
     def close(self) -> None:
         """End the threads."""
@@ -98,10 +103,10 @@ class Works:
         """
         with _problems():
             request = wish.request()
-            model = self._models.check(wish.model).name
+            self._models.check(wish.model, wish.balance)
         picture = await self._decoded(ticket, content)
+        upscaler = await self._upscaler(ticket, wish)
         with _problems():
-            upscaler = await asyncio.to_thread(self._models.get, model)
             format = destination(picture, wish, upscaler)
         cost_px = sum(frame.width * frame.height * (1 if frame.alpha is None else 2) for frame in picture.frames)
         self._gate.weigh(ticket, cost_px)
@@ -122,7 +127,7 @@ class Works:
         """
         with _problems():
             request = wish.request()
-            upscaler = self._models.get(wish.model)
+            upscaler = self._models.get(wish.model, wish.balance)
             picture = self._decode(content)
             format = destination(picture, wish, upscaler)
         return self._work(ticket, upscaler, picture, request, wish, format, progress)
@@ -130,6 +135,14 @@ class Works:
     async def _decoded(self, ticket: Ticket, content: bytes) -> Picture:
         async with self._decoding.turn(ticket):
             return await self._until_stopped(ticket, self._decoders, lambda: self._decode(content))
+
+    async def _upscaler(self, ticket: Ticket, wish: Wish) -> AnyUpscaler:
+        if (loaded := self._models.loaded(wish.model, wish.balance)) is not None:
+            return loaded
+        async with self._loading.turn(ticket):  # one after the other, so that who needs none to be loaded goes on
+            return await self._until_stopped(
+                ticket, self._workers, lambda: self._models.get(wish.model, wish.balance)
+            )
 
     def _work(
         self,
@@ -156,7 +169,8 @@ class Works:
             encoded = encode(result, format, quality=wish.quality)
         self._metrics.pixels_in.inc(sum(frame.width * frame.height for frame in picture.frames))
         self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in result.frames))
-        return Answer(encoded, format, result.width, result.height, upscaler.metadata.name)
+        warnings = tuple(dict.fromkeys([*result.warnings, *losses(result, format)]))
+        return Answer(encoded, format, result.width, result.height, upscaler.metadata.name, warnings)
 
     async def _until_stopped(self, ticket: Ticket, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         """Return what `work` does in a thread of `pool`; if this is cancelled, stop the work and see its end."""
@@ -196,7 +210,10 @@ def destination(picture: Picture, wish: Wish, upscaler: AnyUpscaler) -> str:
 def stripped(picture: Picture) -> Picture:
     """Return `picture` with its colour profile and nothing else that its file said beside the pixels."""
     frames = [replace(frame.without_metadata(), icc=_profile(frame.icc)) for frame in picture.frames]
-    return replace(frames[0], further=tuple(frames[1:]))
+    warnings = picture.warnings
+    if any(before.icc and not after.icc for before, after in zip(picture.frames, frames, strict=True)):
+        warnings = (*warnings, "its colour profile is none that can be passed on, so it was left out")
+    return replace(frames[0], further=tuple(frames[1:]), warnings=warnings)
 
 
 def _profile(icc: bytes | None) -> bytes | None:

@@ -108,9 +108,9 @@ def give(page: Page, *pictures: tuple[str, bytes]) -> None:
     page.locator("#files").set_input_files(files)
 
 
-def wait_until_done(page: Page, count: int = 1) -> None:
+def wait_until_done(page: Page, count: int = 1, seconds: float = 15) -> None:
     """Wait until so many versions are made, and the comparison shows what there is."""
-    page.locator("#list li.done").nth(count - 1).wait_for()
+    page.locator("#list li.done").nth(count - 1).wait_for(timeout=1000 * seconds)
     # What is not done says after a colon how far it is; the canvas says what is drawn.
     drawn = re.compile(r"Left: [^:]*; right: [^:]*$")
     playwright.expect(page.locator("#canvas")).to_have_attribute("aria-label", drawn, timeout=15_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
 from service import logs
 from service.app import create_app
@@ -77,8 +79,10 @@ class Running:
         client: httpx.Client,
         loop: asyncio.AbstractEventLoop,
         engine: NearestEngine,
+        app: FastAPI,
     ) -> None:
         self.port, self.service, self.client, self.engine = port, service, client, engine
+        self.app = app
         self._loop = loop
 
     def loop_call(self, function: Callable[[], object]) -> None:
@@ -141,18 +145,42 @@ def serving(
     try:
         until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        hooks = {"response": [only_documented(app)]}
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=30, trust_env=False, event_hooks=hooks) as client:
             if is_ready:
                 until(lambda: service.models.ready)
                 engine.before = before
                 engine.calls.clear()
                 if settings.jobs:
                     until(lambda: app.state.desk)
-            yield Running(port, service, client, server.servers[0].get_loop(), engine)
+            yield Running(port, service, client, server.servers[0].get_loop(), engine, app)
     finally:
         server.handle_exit(signal.SIGTERM, None)
         thread.join(60)
         assert not thread.is_alive()
+
+
+def only_documented(app: FastAPI) -> Callable[[httpx.Response], None]:
+    """What fails for an answer whose status its operation's documentation does not name."""
+
+    def check(answer: httpx.Response) -> None:
+        if (operation := operation_at(app, answer.request.method, answer.request.url.path)) is not None:
+            assert str(answer.status_code) in operation["responses"], (
+                operation["operationId"],
+                answer.status_code,
+            )
+
+    return check
+
+
+def operation_at(app: FastAPI, method: str, path: str) -> dict[str, Any] | None:
+    """What OpenAPI says of an address, or None for an address or a method that is not there."""
+    for template, operations in app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            operation: dict[str, Any] | None = operations.get(method.lower())
+            return operation
+    return None
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -257,7 +285,7 @@ class Process:
         )
 
     def wait(self) -> None:
-        until(lambda: self._answers(), 60)
+        until(lambda: self._answers(), 100)
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         self._process.send_signal(number)
@@ -283,7 +311,7 @@ def expected(model: Path, contents: list[bytes]) -> list[bytes]:
 def results(client: httpx.Client, ids: list[str]) -> list[bytes]:
     found = []
     for id in ids:
-        until(lambda id=id: client.get(f"/v1/jobs/{id}").json().get("status") == "completed", 60)  # type: ignore[misc]
+        until(lambda id=id: client.get(f"/v1/jobs/{id}").json().get("status") == "completed", 200)  # type: ignore[misc]
         found.append(client.get(f"/v1/jobs/{id}/result").content)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import Blocked, Running, answer_on, head, levels, png, problem, serving, settings_of, until
 
+from service.routes import warnings_header
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Request, Upscaler
 
@@ -127,6 +131,53 @@ def test_where_and_when_a_picture_was_taken_stays_here_unless_asked_for(running:
         assert b"secret cameras" in decode(kept.content).exif
 
 
+def told(answer: httpx.Response) -> list[str]:
+    """The strings of X-Warnings (RFC 9651)."""
+    quoted = re.findall(r'"((?:[^"\\]|\\.)*)"', answer.headers.get("x-warnings", ""))
+    return [re.sub(r"\\(.)", r"\1", text) for text in quoted]
+
+
+def test_what_a_format_cannot_hold_is_said(running: Running) -> None:
+    deep = encode(Picture((levels(6, 5).astype(np.uint16) << 8) + 1), "png")
+    assert told(running.client.post("/v1/upscale", content=deep)) == []
+    (said,) = told(running.client.post("/v1/upscale?format=jpg", content=deep))
+    assert "8 bits per channel" in said
+    smaller = told(running.client.post("/v1/upscale?width=3&format=gif", content=png()))
+    assert [word in text for word, text in zip(("reduced", "256 colours"), smaller, strict=True)] == [True, True]
+    odd = encode(Picture(levels(6, 5), icc=b"nonsense" * 30), "png")
+    assert told(running.client.post("/v1/upscale", content=odd)) == [
+        "its colour profile is none that can be passed on, so it was left out"
+    ]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.text(max_size=250), max_size=10))
+def test_the_header_of_warnings_is_plain_and_short(warnings: list[str]) -> None:
+    header = warnings_header(warnings).get("X-Warnings", "")
+    assert header.isascii()
+    assert header.isprintable()
+    assert len(header) <= 8 * 410
+    got = told(httpx.Response(200, headers={"X-Warnings": header}))
+    assert got == [re.sub(r"[^ -~]", "?", text)[:200] for text in warnings[:8]]
+
+
+def test_a_balance_is_that_of_the_command_line(running: Running) -> None:
+    content = png(20, 16)
+    with serving(settings_of(model="srgan-x4")) as server:
+        assert server.client.get("/v1/models").json()["balance"] == ["srresnet-x4", "srgan-x4"]
+        first = server.client.post("/v1/upscale?balance=0.25", content=content)
+        assert first.headers["x-model"] == "srresnet-x4+srgan-x4@0.25"
+        expected = Upscaler(balance=0.25).upscale(decode(content)).pixels
+        assert np.abs(upscaled(first).astype(int) - expected).max() <= 1
+        for balance in (0, 0.1, 0.2, 0.3, 0.4):
+            with_model = server.client.post(f"/v1/upscale?balance={balance}&model=srgan-x4", content=content)
+            assert with_model.status_code == 200
+        assert len(server.service.models._balanced) == 4
+        problem(server.client.post("/v1/upscale?balance=1.1", content=content), 422, "invalid-parameter")
+    document = problem(running.client.post("/v1/upscale?balance=0.5", content=content), 422, "invalid-parameter")
+    assert "no two models" in document["detail"]
+
+
 def test_what_is_no_profile_is_not_sent_back() -> None:
     from service.work import stripped
 
@@ -234,6 +285,7 @@ def test_an_error_of_our_own_is_a_problem_too(monkeypatch: pytest.MonkeyPatch) -
         raise ZeroDivisionError("secret/path")
 
     with serving(before=broken, log_level="CRITICAL") as server:
+        server.client.event_hooks = {}  # nothing documents it
         answer = server.client.post("/v1/upscale", content=png())
         problem(answer, 500, "internal-error")
         assert "secret" not in answer.text

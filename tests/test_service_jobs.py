@@ -15,7 +15,7 @@ from serving import QUICK, Running, ended, events_of, left, levels, png, problem
 from service.jobs import _plain
 from service.storage import Storage
 from srgan.errors import UsageError
-from srgan.pictures import decode
+from srgan.pictures import Picture, decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,14 @@ def test_many_pictures_come_as_an_archive_and_a_bad_one_fails_alone(running: Run
         assert len(inside) == 4
         assert all(len(name) < 100 and "/" not in name and ".." not in name for name in inside)
         assert decode(archive.read(inside[0])).pixels.shape == (12, 10, 3)
+
+
+def test_a_job_says_what_its_format_cannot_hold(running: Running) -> None:
+    deep = encode(Picture(levels(6, 5).astype(np.uint16)), "png")
+    job = ended(running, left(running, content=deep, params={"format": "webp"}))
+    assert len(job["files"][0]["warnings"]) == 1
+    assert "8 bits per channel" in job["files"][0]["warnings"][0]
+    assert ended(running, left(running, content=deep))["files"][0]["warnings"] == []
 
 
 def test_a_job_of_nothing_but_bad_pictures_fails(running: Running) -> None:

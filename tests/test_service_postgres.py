@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +45,6 @@ class Postgres:
         # PostgreSQL refuses to run as root.
         self._user = "postgres" if os.geteuid() == 0 else None
         if self._user:
-            for parent in (folder, *folder.parents):
-                if parent.stat().st_uid == 0 and parent != Path("/") and parent.stat().st_mode & 0o005 != 0o005:
-                    parent.chmod(parent.stat().st_mode | 0o055)
             shutil.chown(folder, self._user)
         self.port = free_port()
         self.url = f"postgresql://srgan@127.0.0.1:{self.port}/postgres"
@@ -75,13 +73,13 @@ class Postgres:
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[Postgres]:
-    folder = tmp_path / "postgres"
-    folder.mkdir()
-    server = Postgres(folder)
-    server.start()
-    yield server
-    server.stop()
+def postgres() -> Iterator[Postgres]:
+    # Not below pytest's own folders: every run shuts those to other users again, PostgreSQL's among them.
+    with tempfile.TemporaryDirectory(prefix="srgan-postgres-") as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        yield server
+        server.stop()
 
 
 def test_two_servers_share_jobs_and_one_may_die(tmp_path: Path, tiny_model: Path, postgres: Postgres) -> None:

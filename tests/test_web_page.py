@@ -223,7 +223,7 @@ def test_a_reload_finds_a_running_job_again(browser: Browser, tmp_path: Path) ->
         wait_for_colour(page, 0.7, CYAN)
         assert len(server.client.get("/v1/jobs").json()["jobs"]) == 1
         page.get_by_role("button", name="Clear").click()
-        until(lambda: not server.client.get("/v1/jobs").json()["jobs"])
+        until(lambda: not server.client.get("/v1/jobs").json()["jobs"])  # it had ended
 
 
 # Refusals
@@ -367,7 +367,7 @@ def test_a_photograph_by_the_bundled_model(browser: Browser, tmp_path: Path) -> 
         shot(page, tmp_path, "empty")
         cat = ("chelsea.png", (EXAMPLES / "chelsea.png").read_bytes())
         give(page, cat, ("rocket.jpg", (EXAMPLES / "rocket.jpg").read_bytes()))
-        wait_until_done(page, 2)
+        wait_until_done(page, 2, seconds=150)
         assert page.evaluate("document.getElementById('list').innerText").count("Done") == 2
         shot(page, tmp_path, "desktop-half-way")
         page.emulate_media(color_scheme="dark")
