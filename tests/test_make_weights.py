@@ -90,6 +90,7 @@ def test_the_tables_are_of_what_evaluate_writes(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_segments_lead_to_a_bundle(
     script: ModuleType, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
