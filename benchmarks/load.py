@@ -42,6 +42,7 @@ from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PROCESSORS = len(os.sched_getaffinity(0))
 _HEALTH_PAUSE_S = 0.1
 
 
@@ -58,16 +59,23 @@ def pictures(count: int, sides: list[int]) -> list[bytes]:
     return files
 
 
+def machine_cpu_s() -> float:
+    """Return the processor time that everybody on this machine has had so far, and what its host took away."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) / _TICKS_PER_S
+
+
 # The engine alone
 
 
 @dataclass
 class Alone:
-    """What the engine does with nobody else there."""
+    """What the engine does with nobody else there. `machine_cpu_s`: what everybody had meanwhile."""
 
     lr_px: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    machine_cpu_s: float = 0.0
 
     @property
     def lr_px_per_s(self) -> float:
@@ -78,11 +86,12 @@ class Alone:
         """Upscale the pictures in turn for so long, all of them at least once."""
         end = self.wall_s + seconds
         while self.wall_s < end:
-            started, cpu = time.perf_counter(), time.process_time()
+            started, cpu, machine = time.perf_counter(), time.process_time(), machine_cpu_s()
             for picture in decoded:
                 upscaler.upscale(picture)
             self.wall_s += time.perf_counter() - started
             self.cpu_s += time.process_time() - cpu
+            self.machine_cpu_s += machine_cpu_s() - machine
             self.lr_px += sum(picture.width * picture.height for picture in decoded)
 
 
@@ -328,13 +337,30 @@ def bytes_per_request(memory: list[tuple[float, int, float]]) -> float:
     return float(np.polyfit(later[:, 1], later[:, 2], 1)[0] * 2**20)
 
 
-def figures(
-    tally: Tally, before: Alone, after: Alone, right: list[np.ndarray], cpu: dict[str, float]
-) -> dict[str, Any]:
-    """Return everything that was found, to be written as JSON; `cpu`: seconds of server and clients."""
+class Cpu:
+    """Processor time from here to `stop`, of the server, of the clients and of everybody else, in seconds."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        return self._server.cpu_s(), time.process_time(), machine_cpu_s()
+
+    def stop(self, seconds: float) -> None:
+        """End the measurement, which took so long."""
+        (self.server_s, self.clients_s, machine_s) = np.subtract(self._now(), self._before)
+        # The prober's share counts as others'; it is small.
+        self.others_share = (machine_s - self.server_s - self.clients_s) / (seconds * _PROCESSORS)
+
+
+def figures(tally: Tally, before: Alone, after: Alone, right: list[np.ndarray], cpu: Cpu) -> dict[str, Any]:
+    """Return everything that was found, to be written as JSON."""
     wrong, lr_px, in_time_px = tally.answers.check(right)
     engine = (before.lr_px + after.lr_px) / (before.wall_s + after.wall_s)
     engine_cpu = (before.cpu_s + after.cpu_s) / (before.lr_px + after.lr_px)
+    alone_s = (before.wall_s + after.wall_s) * _PROCESSORS
+    others = before.machine_cpu_s + after.machine_cpu_s - before.cpu_s - after.cpu_s
     served = in_time_px / tally.seconds
     return {
         "seconds": round(tally.seconds, 2),
@@ -344,8 +370,8 @@ def figures(
         "service_lr_px_per_s": round(served),
         "ratio": round(served / engine, 4),
         "engine_cpu_s_per_lr_megapixel": round(engine_cpu * 1e6, 2),
-        "server_cpu_s_per_lr_megapixel": round(cpu["server"] / max(1, lr_px) * 1e6, 2),
-        "clients_cpu_s_per_lr_megapixel": round(cpu["clients"] / max(1, lr_px) * 1e6, 2),
+        "server_cpu_s_per_lr_megapixel": round(cpu.server_s / max(1, lr_px) * 1e6, 2),
+        "clients_cpu_s_per_lr_megapixel": round(cpu.clients_s / max(1, lr_px) * 1e6, 2),
         "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
         "wrong": wrong,
         "retried": tally.retried,
@@ -357,8 +383,9 @@ def figures(
             "curve": [[round(second, 1), round(mib)] for second, _, mib in tally.memory],
             "bytes_per_request": round(bytes_per_request(tally.memory)),
         },
-        "load_average": os.getloadavg()[0],
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": _PROCESSORS,
+        "others_share_alone": round(others / alone_s, 3),
+        "others_share_under_load": round(cpu.others_share, 3),
     }
 
 
@@ -369,6 +396,8 @@ def report(found: dict[str, Any]) -> None:
     print(f"service       {found['service_lr_px_per_s']:8} ratio {found['ratio']:.3f}")
     cpu = [f"{name} {found[f'{name}_cpu_s_per_lr_megapixel']}" for name in ("engine", "server", "clients")]
     print(f"CPU s per megapixel of input  {', '.join(cpu)}")
+    others = f"{found['others_share_alone']:.1%} alone, {found['others_share_under_load']:.1%} under load"
+    print(f"taken by other processes  {others}")
     print("answers       " + ", ".join(f"{count} x {status}" for status, count in found["statuses"].items()))
     print(f"wrong pictures {found['wrong']}, asked again after 429 or 503 {found['retried']}")
     for name, title in (("latency_s", "latency s"), ("health_s", "/healthz s")):
@@ -402,13 +431,13 @@ def measured(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
         server.wait_until_quiet()
         held = server.holds()
         before.measure(upscaler, decoded, alone_s)
-        cpu = {"server": -server.cpu_s(), "clients": -time.process_time()}
+        began, cpu = time.monotonic(), Cpu(server)
         until = Until(time.monotonic() + options.seconds)
         if options.soak:
             until = Until(float("inf"), options.soak)
         health = prober.submit(probe, server.port, options.seconds)
         tally = asyncio.run(load(server, options.clients, files, Answers(str(places[1])), until))
-        cpu = {"server": cpu["server"] + server.cpu_s(), "clients": cpu["clients"] + time.process_time()}
+        cpu.stop(time.monotonic() - began)
         tally.health = health.result()
         server.wait_until_quiet()
         left = server.holds()

@@ -22,6 +22,7 @@ MODULES = {
 # Each library's only users. A name stands for the module and, of a package, all below it.
 OWNERS = {
     "PIL": {"srgan.pictures"},
+    "isal": {"srgan.pictures.png"},
     "typer": {"srgan.cli"},
     "openvino": {"srgan.engine", "srgan.strips"},
     "lpips": {"srgan.evaluation.metrics"},

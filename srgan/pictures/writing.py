@@ -40,8 +40,8 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
             return tiff.write([_sheet(page) for page in picture.frames])
         if format == "ppm":
             return _ppm(picture)
-        if format == "png" and picture.bits == 16 and not picture.further:
-            return png.write_deep(_joined(picture), _deep_png_chunks(picture, exif, xmp))
+        if format == "png" and not picture.further:
+            return png.write(_joined(picture), _png_chunks(picture, exif, xmp))
         options = _encoder_options(format, quality)
         if picture.dpi and not exif and format in ("webp", "avif"):
             exif = _resolution_as_exif(picture.dpi)
@@ -189,7 +189,7 @@ def _png_info(picture: Picture, xmp: bytes) -> PngImagePlugin.PngInfo:
     return info
 
 
-def _deep_png_chunks(picture: Picture, exif: bytes, xmp: bytes) -> list[tuple[bytes, bytes]]:
+def _png_chunks(picture: Picture, exif: bytes, xmp: bytes) -> list[tuple[bytes, bytes]]:
     chunks = list(picture.png_colour)
     if picture.icc:
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
