@@ -7,7 +7,7 @@ DEV := .venv-dev
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow weights lint format clean
+.PHONY: help demo test test-slow bench weights lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -25,6 +25,10 @@ test-slow: $(DEV)/installed
 		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } \
 		|| echo "PostgreSQL is not here and cannot be installed: its tests will be skipped"
 	$(DEV)/bin/pytest -m slow
+
+# 20 minutes on two idle cores. PARTS="engine load" measures these alone.
+bench: $(DEV)/installed
+	$(DEV)/bin/python benchmarks/bench.py $(PARTS)
 
 # MINUTES of training in all, DATA a folder of photographs, BENCHMARKS a folder of folders with HR and LRx4.
 weights: $(DEV)/installed

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from measuring import timed, write_figures
 
 from srgan import Upscaler
 from srgan.batch import DEFAULT_WORKERS, plan, run
@@ -32,10 +32,11 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=10, help="turns")
     parser.add_argument("--workers", type=int, default=DEFAULT_WORKERS, help="as -j of the command")
     parser.add_argument("--jpeg", action="store_true", help="JPEG in and out instead of PNG")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--sample", type=Path, default=Path(__file__).parent.parent / "examples" / "chelsea.png")
     options = parser.parse_args()
     upscaler = Upscaler()
-    ratios = []
+    turns = []
     with tempfile.TemporaryDirectory() as folder:
         parts = [Path(folder) / f"{number}" for number in range(options.parts)]
         for part in parts:
@@ -44,11 +45,20 @@ def main() -> None:
         for part in parts:
             inference = inference_alone(part, upscaler)
             whole = folder_job(part, upscaler, options.workers)
-            ratios.append(whole / inference)
+            turns.append({"inference": inference, "job": whole})
             print(
-                f"{part.name}: inference {inference:.2f} s, job {whole:.2f} s, ratio {ratios[-1]:.3f}", flush=True
+                f"{part.name}: inference {inference:.2f} s, job {whole:.2f} s, ratio {whole / inference:.3f}",
+                flush=True,
             )
+    ratios = [turn["job"] / turn["inference"] for turn in turns]
     print(f"median ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    figures = {
+        "pictures": options.pictures,
+        "size": f"{WIDTH}x{HEIGHT}",
+        "workers": options.workers,
+        "turns": turns,
+    }
+    write_figures(options.json, figures)
 
 
 def make(folder: Path, options: argparse.Namespace) -> None:
@@ -66,18 +76,17 @@ def make(folder: Path, options: argparse.Namespace) -> None:
 def inference_alone(folder: Path, upscaler: Upscaler) -> float:
     """Return the seconds that the pictures take once they are in memory."""
     pictures = [decode(path) for path in sorted(folder.iterdir()) if path.is_file()]
-    started = time.perf_counter()
-    for picture in pictures:
-        upscaler.upscale(picture)
-    return time.perf_counter() - started
+    return timed(lambda: [upscaler.upscale(picture) for picture in pictures])
 
 
 def folder_job(folder: Path, upscaler: Upscaler, workers: int) -> float:
     """Return the seconds of the whole job on a loaded model."""
-    started = time.perf_counter()
-    for report in run(plan([folder], folder / "out", scale=upscaler.scale), upscaler, workers=workers):
-        assert report.status == "written", report.error
-    return time.perf_counter() - started
+
+    def job() -> None:
+        for report in run(plan([folder], folder / "out", scale=upscaler.scale), upscaler, workers=workers):
+            assert report.status == "written", report.error
+
+    return timed(job)
 
 
 if __name__ == "__main__":

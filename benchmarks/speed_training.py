@@ -1,11 +1,13 @@
 """How much faster training is than a plain loop, as a ratio measured in one run.
 
+    python benchmarks/speed_training.py                     # on the examples, four times enlarged
     python benchmarks/speed_training.py --data PICTURES
     python benchmarks/speed_training.py --data PICTURES --stage adversarial --steps 20 --rounds 7
 
 *Ours* is the trainer's own step: a packed cache of decoded pictures, LR made for the whole batch on the device,
 channels_last, one forward of the generator for both players, a frozen discriminator in the generator's turn (and
-the averaged generator, which the plain loop does without).
+the averaged generator, which the plain loop does without), and bfloat16 where the processor computes it; there
+*ours, float32* is measured, too.
 
 *Plain* is the loop that the well-known SRGAN repositories share: a DataLoader that opens the picture's file, crops
 and reduces it with Pillow for every single patch; NCHW; float32; and in the game D's loss sent back through the
@@ -33,12 +35,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from measuring import first_line, in_turns, photographs, write_figures
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
@@ -51,6 +56,9 @@ from srgan.training.losses import CONTENT_LOSSES, PerceptualLoss
 from srgan.training.models import SCALE
 from srgan.training.processes import make_fabric
 from srgan.training.state import STAGES, Position, begin_stage, make_players, random_streams
+
+DRAWING = "drawing and degrading a batch"
+SAMPLES = [(904, 600), (896, 688), (1024, 684)] * 2  # what --data is without --data: JPEG files of 0.6 megapixels
 
 _UNTIMED_STEPS = 2  # of every turn: they refill a loader's queue and warm the processor's caches
 
@@ -197,30 +205,45 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(recipe: Recipe, name: str, folder: Path, cache: PictureCache, settings: argparse.Namespace) -> None:
-    """Measure the stage `name` and print its rows of the table."""
+def compare(
+    recipe: Recipe, name: str, folder: Path, cache: PictureCache, settings: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure the stage `name`: patches of a step, and seconds of a step in every turn of every loop."""
     fabric = make_fabric(recipe)
     stage: StageRecipe = getattr(recipe, name)
-    patches = stage.batch_size * (trainer.discriminator_steps(recipe) if name == "adversarial" else 1)
+    draws = trainer.discriminator_steps(recipe) if name == "adversarial" else 1
     step, draw = ours(recipe, name, cache, fabric)
-    loops: dict[str, Step] = {"ours": step}
+    steps: dict[str, Step] = {"ours": step}
+    if precision(recipe) != "32-true":
+        exact = recipe.model_copy(update={"precision": "32-true"})
+        steps["ours, float32"], _ = ours(exact, name, cache, make_fabric(exact))
     for workers in settings.workers:
-        loops[f"plain, {workers} workers"] = plain(recipe, name, folder, workers, fabric.device)
+        steps[f"plain, {workers} workers"] = plain(recipe, name, folder, workers, fabric.device)
+    contenders = {loop: partial(seconds, run, settings.steps, fabric.device) for loop, run in steps.items()}
+    contenders[DRAWING] = partial(seconds, draw, settings.steps, fabric.device)
+    loops = in_turns(contenders, settings.rounds)
+    drawing = [draws * one for one in loops.pop(DRAWING)]
+    return {"patches": stage.batch_size * draws, "loops": loops, "drawing": drawing}
 
-    taken: dict[str, list[float]] = {loop: [] for loop in loops}
-    drawing: list[float] = []
-    for _ in range(settings.rounds):
-        for loop, run in loops.items():
-            taken[loop].append(seconds(run, settings.steps, fabric.device))
-        drawing.append(seconds(draw, settings.steps, fabric.device))
 
-    for loop, times in taken.items():
-        ratios = [other / own for other, own in zip(times, taken["ours"], strict=True)]
+def precision(recipe: Recipe) -> str:
+    """Return what the recipe's precision comes to on this machine."""
+    return str(make_fabric(recipe).strategy.precision.precision)
+
+
+def report(name: str, found: dict[str, Any]) -> None:
+    """Print the rows of a stage."""
+    if "missing" in found:
+        print(f"| {name} | not measured: {found['missing']} | | |")
+        return
+    own = found["loops"]["ours"]
+    for loop, times in found["loops"].items():
+        ratios = [other / mine for other, mine in zip(times, own, strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         said = "" if loop == "ours" else ratio
-        print(f"| {name} | {loop} | {patches / statistics.median(times):.2f} | {said} |")
-    share = statistics.median(drawing) * (patches // stage.batch_size) / statistics.median(taken["ours"])
-    print(f"| {name} | drawing and degrading a batch | {share:.1%} of our step | |", flush=True)
+        print(f"| {name} | {loop} | {found['patches'] / statistics.median(times):.2f} | {said} |")
+    share = statistics.median(found["drawing"]) / statistics.median(own)
+    print(f"| {name} | {DRAWING} | {share:.1%} of our step | |", flush=True)
 
 
 def machine() -> str:
@@ -243,7 +266,7 @@ def machine() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Our training step against a plain loop.")
-    parser.add_argument("--data", type=Path, required=True, help="folder of training pictures")
+    parser.add_argument("--data", type=Path, help="folder of training pictures (default: the examples, enlarged)")
     parser.add_argument("--stage", choices=[*STAGES, "both"], default="both")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a turn (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (default: %(default)s)")
@@ -252,18 +275,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--recipe", default="srgan_x4_best", help="name or .toml (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     settings = parser.parse_args(arguments)
 
-    with tempfile.TemporaryDirectory() as folder:
+    found: dict[str, Any] = {"recipe": settings.recipe, "stages": {}}
+    with tempfile.TemporaryDirectory() as scratch:
         try:
             recipe = load_recipe(settings.recipe, settings.set)
-            cache = build_cache([settings.data], Path(folder))
-            print(f"`{shlex.join(['python', *sys.argv])}`  \n{machine()}\n")
-            print("| stage | loop | patches/s | ours / plain, median (lowest to highest) |\n|---|---|---|---|")
-            for name in STAGES if settings.stage == "both" else [settings.stage]:
-                compare(recipe, name, settings.data, cache, settings)
+            folder = settings.data or photographs(Path(scratch) / "samples", SAMPLES, "jpg")
+            cache = build_cache([folder], Path(scratch) / "cache")
         except SrganError as error:
             raise SystemExit(str(error)) from error
+        found["precision"] = precision(recipe)
+        print(f"`{shlex.join(['python', *sys.argv])}`  \n{machine()}\n")
+        print("| stage | loop | patches/s | ours / plain, median (lowest to highest) |\n|---|---|---|---|")
+        for name in STAGES if settings.stage == "both" else [settings.stage]:
+            try:
+                found["stages"][name] = compare(recipe, name, folder, cache, settings)
+            except SrganError as error:  # the weights of VGG cannot be had: the other stage needs none
+                found["stages"][name] = {"missing": first_line(error)}
+            report(name, found["stages"][name])
+    write_figures(settings.json, found)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _KEPT_ROWS_COPIES = 5
 _MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
 _ENOUGH_STRIP_BYTES = 1.2e9
 
-# Rows of a strip, and how much longer a pixel takes in one than in a whole picture (benchmarks/README.md).
+# Rows of a strip, and how much longer a pixel takes in one than in a whole picture (benchmarks/tile_overhead.py).
 _STRIP_OVERHEADS = {32: 1.07, 16: 1.08, 8: 1.10, 4: 1.15}
 
 # How often a picture is tried again, each time with half of the memory.
