@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--halos", type=int, nargs="+", default=[10, 20, 40])
     parser.add_argument("--tiles", type=int, nargs="+", default=[48, 96, 192])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", type=Path, default=ROOT / "weights" / "srgan-x4.onnx", help="an .onnx file")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     found = measure(options)
@@ -68,7 +69,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return what every combination costs and how far it is off."""
-    engine = OpenVinoEngine(ROOT / "weights" / "srgan-x4.onnx")
+    engine = OpenVinoEngine(options.model)
     lr = photograph(options.side)
     whole = Inference(engine, tile_lr_px="off")
     right = whole.array(lr)

@@ -423,7 +423,7 @@ def test_the_plain_script_makes_the_same_pictures(tmp_path: Path, monkeypatch: p
 
 def test_a_process_is_measured_whole() -> None:
     # From a small process: the system counts what a process was before it became another program.
-    work = "b = bytes(200_000_000); sum(range(3_000_000))"
+    work = "b = b'x' * 200_000_000; sum(range(3_000_000))"
     measuring_it = (
         f"import json, speed_folder, sys; print(json.dumps(speed_folder.run([sys.executable, '-c', {work!r}])))"
     )
@@ -455,16 +455,16 @@ def test_a_size_that_memory_cannot_hold_is_not_tried(monkeypatch: pytest.MonkeyP
     assert memory_and_size.too_large("1000x1000", []) is None
 
 
-def test_tiles_are_off_unless_their_halo_is_the_models_reach() -> None:
-    options = argparse.Namespace(side=104, halos=[4, 40], tiles=[12], rounds=1)
+def test_tiles_are_off_unless_their_halo_is_the_models_reach(tiny_model: Path) -> None:
+    options = argparse.Namespace(side=60, halos=[2, 12], tiles=[18], rounds=2, model=tiny_model)
     found = tile_overhead.measure(options)
     narrow, wide, strips = found["rows"]
-    assert narrow["difference"] > 1
+    assert narrow["difference"] > 0.1
     assert wide["difference"] < 0.01
     assert strips["difference"] < 0.01
-    # Two tiles each way: 104 pixels are two cores of 12 with a halo outside, each reading 40 more inside.
-    assert wide["pixels_run"] == pytest.approx((2 * 92) ** 2 / 104**2)
-    assert [len(row["seconds"]) for row in found["rows"]] == [1, 1, 1]
+    # Two tiles each way: 60 pixels are two cores of 18 with a halo outside, each reading 12 more inside.
+    assert wide["pixels_run"] == pytest.approx((2 * (18 + 2 * 12)) ** 2 / 60**2)
+    assert [len(row["seconds"]) for row in found["rows"]] == [2, 2, 2]
 
 
 @pytest.mark.slow
