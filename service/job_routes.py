@@ -378,7 +378,7 @@ def _part_of(asked: str | None, size: int) -> tuple[int, int] | None:
     responses={
         200: {
             "description": "Server-sent events: `status` with the job whenever it changes, until it has ended.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": openapi.EVENT}},
         },
         **documented(*JOB_PROBLEMS, "queue-full"),
     },

@@ -10,7 +10,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.models import Models
 from service.parameters import Wish
+from service.parts import Service
 from service.problems import ProblemDocument
 from service.work import MEDIA_TYPES
 
@@ -20,6 +22,22 @@ _USE = (
     "problem document (RFC 9457) with a stable `code`; 429 and 503 say in `Retry-After` when to try again."
 )
 _FILE = {"type": "string", "format": "binary", "contentMediaType": "image/png"}
+
+
+# One event of a stream; before OpenAPI 3.2 the schema of a stream is that of each event.
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"const": "status"},
+        "id": {"type": "string"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobState"},
+        },
+    },
+    "required": ["event", "id", "data"],
+}
 
 
 def version() -> str:
@@ -91,10 +109,11 @@ def finish(app: FastAPI) -> None:
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
                 "bearer": {"type": "http", "scheme": "bearer"},
             }
-            needs_key = bool(app.state.service.keys)
+            service: Service = app.state.service
             for operations in document["paths"].values():
                 for operation in operations.values():
-                    _finish_operation(operation, needs_key)
+                    _finish_operation(operation, needs_key=bool(service.keys))
+                    _name_models(operation, service.models)
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -107,8 +126,31 @@ def _finish_operation(operation: dict[str, Any], needs_key: bool) -> None:
     wrong = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
     if wrong.get("$ref", "").endswith("HTTPValidationError"):
         del responses["422"]
+    for parameter in operation.get("parameters", []):
+        parameter["schema"] = _never_null(parameter["schema"])
     if needs_key and "401" in responses:
         operation["security"] = [{"key": []}, {"bearer": []}]
+
+
+def _name_models(operation: dict[str, Any], models: Models) -> None:
+    """Say which models there are, and of a balance only where there are two to balance."""
+    names = [model.name for model in models.listed]
+    parameters: list[dict[str, Any]] = operation.get("parameters", [])
+    if models.balance is None:
+        parameters[:] = [one for one in parameters if one["name"] != "balance"]
+    for one in parameters:
+        if one["name"] == "model":
+            one["schema"] = {"type": "string", "enum": names}
+    for body in operation.get("requestBody", {}).get("content", {}).values():
+        properties = body["schema"].get("properties", {})
+        if "model" in properties:
+            properties["model"] = {
+                "type": "string",
+                "enum": names,
+                "description": properties["model"]["description"],
+            }
+        if models.balance is None:
+            properties.pop("balance", None)
 
 
 def allowed(app: FastAPI, path: str) -> str:
@@ -122,8 +164,10 @@ def allowed(app: FastAPI, path: str) -> str:
 
 def _parameters() -> dict[str, Any]:
     """Return the parameters as fields of a form, which are there or not, but never null."""
-    properties: dict[str, Any] = {}
-    for name, schema in Wish.model_json_schema()["properties"].items():
-        choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
-        properties[name] = {**choices[0], "description": schema["description"]}
-    return properties
+    return {name: _never_null(schema) for name, schema in Wish.model_json_schema()["properties"].items()}
+
+
+def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of something that is said in text or not at all."""
+    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
+    return {**choices[0], **{name: schema[name] for name in ("description", "examples") if name in schema}}

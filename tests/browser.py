@@ -58,11 +58,13 @@ class Negative(NearestEngine):
 
 @contextlib.contextmanager
 def negative_serving(**changes: Any) -> Iterator[Running]:
-    """Run a server with two models: `negative`, the default, and `nearest`."""
+    """Run a server with two models: `negative`, the default, and `nearest`. Two balances are one or the other."""
     with serving(**changes) as server:
         models, before = server.service.models, changes.get("before")
         engines = {"negative": Negative(before), "nearest": NearestEngine(before)}
         models._loaded.update({name: Upscaler(engine=engine) for name, engine in engines.items()})
+        models.balance = ("nearest", "negative")
+        models._balanced.update({0.25: models._loaded["nearest"], 0.75: models._loaded["negative"]})
         models._listed = [
             ServedModel(name, f"What {name} does.", METADATA.scale, is_default=name == "negative")
             for name in engines

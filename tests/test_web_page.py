@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -145,6 +147,53 @@ def test_any_two_models_or_settings_are_compared(red: Page) -> None:
     wait_for_colour(red, 0.5, CYAN)
     red.get_by_role("button", name="Remove red.png, negative ×2").click()
     expect(red.locator("#list li.done")).to_have_count(2)
+
+
+def test_quality_size_and_balance_are_the_service_s(browser: Browser) -> None:
+    sent: list[dict[str, list[str]]] = []
+
+    def asked(request: Any) -> None:
+        if "/v1/upscale?" in request.url:
+            sent.append(parse_qs(urlsplit(request.url).query))
+
+    with negative_serving() as server, page_of(browser, server) as page:
+        page.on("request", asked)
+        page.locator("#model").select_option("Between true and sharp")
+        page.locator("#balance").fill("25")
+        page.locator("#scale").select_option("px")
+        page.get_by_label("Longer side").fill("80")
+        page.locator("#format").select_option("JPEG")
+        page.get_by_label("Quality").fill("40")
+        give(page, ("red.png", plain(*RED)))
+        wait_until_done(page)
+        wait_for_colour(page, 0.7, RED)
+        expect(page.locator("#right-tag")).to_have_text("balance 25 % 80 px JPG quality 40")
+        assert sent == [{"balance": ["0.25"], "long_side": ["80"], "format": ["jpg"], "quality": ["40"]}]
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download", exact=True).click()
+        assert download.value.suggested_filename == "red_80px.jpg"
+        assert decode(Path(download.value.path()).read_bytes()).width == 80
+        page.locator("#format").select_option("PNG")
+        expect(page.locator("#quality")).to_be_hidden()
+        page.locator("#left").select_option("Make with negative")
+        wait_until_done(page, 2)
+        expect(page.locator("#left-tag")).to_have_text("negative 80 px PNG")
+
+
+def test_what_was_lost_is_said(browser: Browser, tmp_path: Path) -> None:
+    """Whether the picture came at once or as a job, and after a reload."""
+    settings: dict[str, Any] = {**QUICK, "data_dir": str(tmp_path)}
+    deep = encode(Picture(np.full((500, 600, 3), 40_000, np.uint16)), "png")
+    with negative_serving(**settings) as server, page_of(browser, server) as page:
+        page.locator("#format").select_option("JPEG")
+        give(
+            page, ("small.png", encode(Picture(np.full((9, 9, 3), 40_000, np.uint16)), "png")), ("large.png", deep)
+        )
+        wait_until_done(page, 2)
+        for _ in range(2):
+            said = page.locator("#list .note")
+            expect(said).to_have_text([re.compile("^JPEG is written with 8 bits per channel")] * 2)
+            page.reload()
 
 
 # In and out
@@ -318,12 +367,21 @@ def test_axe_finds_nothing(
 ) -> None:
     with page_of(browser, server, refused=(415,), **options) as page:
         page.locator("#about-model").filter(has_text="What negative does.").wait_for()
-        for _ in range(2):
+
+        def look() -> None:
             found = axe.Axe().run(page)
             assert found.violations_count == 0, found.generate_report()
-            give(page, ("red.png", plain(*RED)), ("notes.txt", b"not a picture"))
-            wait_until_done(page)
-            page.locator("#list li.failed").first.wait_for()
+
+        look()
+        page.locator("#scale").select_option("px")
+        page.locator("#model").select_option("Between true and sharp")
+        page.locator("#balance").fill("25")
+        page.locator("#long_side").fill("160")
+        look()
+        give(page, ("red.png", plain(*RED)), ("notes.txt", b"not a picture"))
+        wait_until_done(page)
+        page.locator("#list li.failed").first.wait_for()
+        look()
         shot(page, tmp_path, f"colours-{request.node.callspec.id}", full_page=True)
 
 

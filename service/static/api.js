@@ -63,19 +63,23 @@ export function sized(bytes) {
 
 /** The models, and whether long work can be left as a job. */
 export async function offered() {
-  const { models } = (await send("GET", "v1/models")).response;
+  const { models, balance } = (await send("GET", "v1/models")).response;
   const jobs = await send("GET", "v1/jobs?limit=1").then(() => true, () => false);
-  return { models, jobs };
+  return { models, balance, jobs };
 }
 
 const query = (settings) => new URLSearchParams(settings);
 const raw = { "Content-Type": "application/octet-stream" };
 
-/** Return the upscaled picture, a Blob. `tell(stage, fraction)`; a fraction of null is unknown. */
+/** The strings of a list after RFC 9651. */
+const strings = (header) => [...(header ?? "").matchAll(/"((?:[^"\\]|\\.)*)"/g)].map(([, text]) => text.replace(/\\(.)/g, "$1"));
+
+/** Return the upscaled picture, {blob, warnings}. `tell(stage, fraction)`; a fraction of null is unknown. */
 export async function upscale(file, settings, tell, signal) {
   const onUpload = (fraction) => (fraction < 1 ? tell("sending", fraction) : tell("working", null));
   const options = { body: file, headers: { ...raw }, type: "blob", onUpload, signal };
-  return (await send("POST", `v1/upscale?${query(settings)}`, options)).response;
+  const answer = await send("POST", `v1/upscale?${query(settings)}`, options);
+  return { blob: answer.response, warnings: strings(answer.getResponseHeader("X-Warnings")) };
 }
 
 /** Leave a picture as a job and return its id. The same `id` again is the same job, however often it is sent. */
@@ -87,19 +91,21 @@ export async function leave(id, file, settings, tell, signal) {
 
 let following = 0;
 
-/** Wait for a job and return its picture, a Blob. */
+/** Wait for a job of one picture and return {blob, warnings}. */
 export async function follow(job, tell, signal) {
   following++;
   try {
+    let warnings = [];
     for (;;) {
-      const { status, progress, error } = (await send("GET", `v1/jobs/${job}`, { signal })).response;
+      const { status, progress, error, files } = (await send("GET", `v1/jobs/${job}`, { signal })).response;
+      warnings = files[0].warnings ?? [];
       if (status === "completed") break;
       if (status === "failed") throw new Refusal(0, error?.code, said("", "", error?.detail ?? "The job failed"));
       if (status === "cancelled") throw new Refusal(0, "cancelled", "The job was cancelled.");
       tell(status === "pending" ? "queued" : "working", status === "pending" ? null : progress);
       await new Promise((resolve) => setTimeout(resolve, 600 * Math.max(1, following / 4)));
     }
-    return (await send("GET", `v1/jobs/${job}/result`, { type: "blob", signal })).response;
+    return { blob: (await send("GET", `v1/jobs/${job}/result`, { type: "blob", signal })).response, warnings };
   } finally {
     following--;
   }

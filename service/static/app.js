@@ -14,11 +14,26 @@ const TRIES = 3; // of an upscaler that fails, which may be a matter of that mom
 const THUMB_PX = 96;
 
 const element = (id) => document.getElementById(id);
-const settings = () => Object.fromEntries(["model", "scale", "format"].map((name) => [name, element(name).value]));
+const LOSSLESS = ["png", "tiff"];
+const BETWEEN = "between"; // what the choice of a model says for a balance
+
+/** What is chosen: only what matters, so that the same choice is the same version. */
+function settings() {
+  const [model, scale, format, side, quality] = ["model", "scale", "format", "long_side", "quality"].map((name) => element(name).value);
+  return {
+    ...(model === BETWEEN ? { balance: element("balance").value / 100 } : { model }),
+    ...(scale ? { scale } : { long_side: whole(side, 100_000) ?? 3000 }),
+    format,
+    ...(!LOSSLESS.includes(format) && whole(quality, 100) && { quality: whole(quality, 100) }),
+  };
+}
+
+const whole = (text, most) => (Number(text) >= 1 ? Math.min(most, Math.round(text)) : null);
+const same = (one, other) => JSON.stringify(Object.entries(one).sort()) === JSON.stringify(Object.entries(other).sort());
 const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("");
 
 const pictures = [];
-let models = [], jobs = false, viewer = null;
+let models = [], balanced = null, jobs = false, viewer = null;
 let hold = null; // {until, why}: nothing is sent before
 let keyIsMissing = false, keyWasGiven = false;
 let pxPerS = null; // as measured: how long a request may take is guessed from it
@@ -73,7 +88,7 @@ async function decode(picture) {
   if (!image && /\.(tiff?|p[bgpn]m|hei[cf])$/i.test(picture.name)) {
     // What browsers cannot show, the service can turn into what they can.
     const asPng = { scale: 1, strength: 0, format: "png" };
-    picture.shown = await api.upscale(picture.file, asPng, () => {}).catch(() => picture.file);
+    picture.shown = await api.upscale(picture.file, asPng, () => {}).then(({ blob }) => blob, () => picture.file);
     image = await createImageBitmap(picture.shown).catch(() => null);
   }
   if (!image) return;
@@ -108,21 +123,23 @@ function remove(picture) {
 function remember(picture) {
   const { id, at, name, file, versions } = picture;
   if (!pictures.includes(picture)) return null; // removed while it was in work
-  const plain = versions.filter(({ error }) => !error).map(({ id, settings, job, blob }) => ({ id, settings, job, blob }));
+  const plain = versions.filter(({ error }) => !error)
+    .map(({ id, settings, job, blob, warnings }) => ({ id, settings, job, blob, warnings }));
   return (picture.kept = keep({ id, at, name, file, versions: plain }));
 }
 
 // Versions: a picture with a model and settings
 
 function makeVersion(picture, wanted) {
-  const same = ({ settings, error }) => !error && Object.keys(wanted).every((name) => settings[name] === wanted[name]);
-  return picture.versions.find(same) ?? enterVersion(picture, { id: newId(), settings: wanted });
+  const isSame = ({ settings, error }) => !error && same(settings, wanted);
+  return picture.versions.find(isSame) ?? enterVersion(picture, { id: newId(), settings: wanted });
 }
 
 function enterVersion(picture, stored) {
   const version = { stage: stored.blob ? "done" : "waiting", fraction: null, tries: 0, job: null, ...stored, picture };
   version.text = build("span", { className: "state" });
   version.label = build("span", { className: "quiet" }, named(version));
+  version.note = build("span", { className: "note" });
   version.bar = build("progress", { max: 1, ariaLabel: `${picture.name}, ${named(version)}` });
   const button = (sign, title, onclick) => build("button", { type: "button", title, onclick,
     ariaLabel: `${title} ${picture.name}, ${named(version)}` }, sign);
@@ -130,7 +147,7 @@ function enterVersion(picture, stored) {
   version.again = button("↻", "Try again", () => restart(version));
   version.ending = button("✕", "Remove", () => (picture.versions.length > 1 ? stop(version) : remove(picture)));
   version.row = build("li", {},
-    build("div", {}, version.label, version.text, version.bar),
+    build("div", {}, version.label, version.text, version.note, version.bar),
     version.saving, version.again, version.ending);
   picture.versions.push(version);
   picture.rows.append(version.row);
@@ -173,9 +190,8 @@ async function run(version) {
   // What is on its way is found again after a reload.
   await Promise.all([version.picture.decoded, version.picture.kept]);
   try {
-    version.blob = await made(version);
-    version.stage = "done";
-    say(`${version.picture.name} is done`);
+    Object.assign(version, await made(version), { stage: "done" });
+    say([`${version.picture.name} is done`, ...version.warnings].join("; "));
   } catch (error) {
     refused(version, error);
   }
@@ -202,10 +218,10 @@ async function made(version) {
   const wanted = settings.format === "auto" && picture.shown !== picture.file ? { ...settings, format: "png" } : settings;
   if (!version.job && !(jobs && px > QUICK_PX)) {
     try {
-      const blob = await api.upscale(picture.file, wanted, tell, signal);
+      const result = await api.upscale(picture.file, wanted, tell, signal);
       const seconds = (performance.now() - version.since) / 1000;
       if (version.stage === "working" && seconds > 0) pxPerS = px / seconds;
-      return blob;
+      return result;
     } catch (error) {
       if (!jobs || !["takes-too-long", "deadline"].includes(error.code)) throw error;
     }
@@ -289,6 +305,7 @@ function draw(version) {
     if (viewer?.picture === version.picture) viewer.tag();
   }
   row.className = stage;
+  version.note.textContent = (version.warnings ?? []).map((text) => text.charAt(0).toUpperCase() + text.slice(1) + ".").join(" ");
   version.bar.hidden = isMade || failed || isWaiting(version);
   if (fraction === null || stage === "starting") version.bar.removeAttribute("value");
   else version.bar.value = fraction;
@@ -302,9 +319,14 @@ function changed() {
   element("pictures").hidden = !pictures.length;
   element("save-all").hidden = versions().filter(({ blob }) => blob).length < 2;
   const wanted = settings();
-  const isThere = ({ settings }) => ["model", "scale", "format"].every((name) => settings[name] === wanted[name]);
-  element("again").hidden = !viewer?.picture || viewer.picture.versions.some(isThere);
-  element("about-model").textContent = models.find(({ name }) => name === wanted.model)?.description ?? "";
+  element("again").hidden = !viewer?.picture || viewer.picture.versions.some(({ settings }) => same(settings, wanted));
+  element("balance").parentElement.hidden = !("balance" in wanted);
+  element("balance-value").value = `${Math.round((wanted.balance ?? 0.5) * 100)} %`;
+  element("long_side").parentElement.hidden = "scale" in wanted;
+  element("quality-label").hidden = LOSSLESS.includes(wanted.format);
+  element("about-model").textContent = "balance" in wanted && balanced
+    ? `0 % is ${balanced[0]} (true), 100 % is ${balanced[1]} (sharp).`
+    : models.find(({ name }) => name === wanted.model)?.description ?? "";
   versions().forEach(draw);
 }
 
@@ -328,7 +350,7 @@ async function saveAll() {
 
 async function begin() {
   try {
-    ({ models, jobs } = await api.offered());
+    ({ models, balance: balanced, jobs } = await api.offered());
   } catch (error) {
     if (error.status === 401) return askForKey();
     say(error.message);
@@ -337,22 +359,30 @@ async function begin() {
   element("key").hidden = true;
   keyIsMissing = false;
   const chosen = models.find((model) => model.default) ?? models[0];
-  element("model").replaceChildren(...models.map(({ name }) => new Option(name, name, false, name === chosen.name)));
+  const options = models.map(({ name }) => new Option(name, name, false, name === chosen.name));
+  if (balanced) options.push(new Option("Between true and sharp", BETWEEN));
+  element("model").replaceChildren(...options);
   viewer.models = models;
   for (const version of versions()) {
-    version.settings.model ||= chosen.name; // it came before the models were known
+    if (version.settings.model === "") version.settings.model = chosen.name; // it came before the models were known
     version.label.textContent = named(version);
   }
   pump();
 }
 
-viewer = new Viewer((picture, model) => makeVersion(picture, { ...settings(), model }), models, say);
+/** Begin a version of a picture by a model, else as is chosen. */
+function makeBy(picture, model) {
+  const { balance: _, ...others } = settings();
+  return makeVersion(picture, { ...others, model });
+}
+
+viewer = new Viewer(makeBy, models, say);
 
 element("files").onchange = (event) => {
   add(event.target.files);
   event.target.value = ""; // the same file may be chosen again
 };
-element("settings").onchange = changed;
+element("settings").onchange = element("settings").oninput = changed;
 element("settings").onsubmit = (event) => event.preventDefault();
 element("again").onclick = () => viewer.choose("right", makeVersion(viewer.picture, settings()).id);
 element("save-all").onclick = saveAll;

@@ -7,8 +7,15 @@ const element = (id) => document.getElementById(id);
 const worker = new Worker(new URL("bicubic.js", import.meta.url), { type: "module" });
 
 /** What a version of a picture is called. */
-export const named = ({ settings }) => `${settings.model} ×${settings.scale}${
-  settings.format === "auto" ? "" : ` ${settings.format.toUpperCase()}`}`;
+export function named({ settings: { model, balance, scale, long_side: side, format, quality } }) {
+  const parts = [model ?? `balance ${Math.round(balance * 100)} %`, side ? `${side} px` : `×${scale}`];
+  if (format !== "auto") parts.push(format.toUpperCase());
+  if (quality) parts.push(`quality ${quality}`);
+  return parts.join(" ");
+}
+
+/** How many times larger than its picture a version is to be. */
+const times = ({ settings: { scale, long_side: side } }, { width, height }) => (side ? side / Math.max(width, height) : Number(scale));
 
 /** Save a blob as a file. */
 export function save(blob, name) {
@@ -22,9 +29,12 @@ export function save(blob, name) {
 /** The name of a version's file: what the command line would call it, with the model if there are several. */
 export function fileName(picture, version, extra = "") {
   const suffix = { "image/jpeg": "jpg", "image/x-portable-anymap": "ppm" }[version.blob.type];
-  const several = picture.versions.filter(({ settings }) => settings.scale === version.settings.scale).length > 1;
-  const stem = picture.name.replace(/\.[^.]*$/, "") + (several ? `_${version.settings.model}` : "");
-  return `${stem}_x${version.settings.scale}${extra}.${suffix ?? version.blob.type.split("/")[1]}`;
+  const { model, balance, scale, long_side: side, quality } = version.settings;
+  const size = side ? `${side}px` : `x${scale}`;
+  const rivals = picture.versions.filter(({ settings }) => settings.scale === scale && settings.long_side === side);
+  const by = rivals.length > 1 ? `_${model ?? `balance${Math.round(balance * 100)}`}${quality ? `_q${quality}` : ""}` : "";
+  const stem = picture.name.replace(/\.[^.]*$/, "");
+  return `${stem}${by}_${size}${extra}.${suffix ?? version.blob.type.split("/")[1]}`;
 }
 
 export class Viewer {
@@ -85,8 +95,10 @@ export class Viewer {
     const images = await Promise.all([original, ...ready]);
     if (turn !== this.turn) return;
     const largest = images.slice(1).filter(Boolean).sort((a, b) => b.width - a.width)[0];
-    const scale = right?.settings.scale ?? left?.settings.scale ?? 4;
-    const [width, height] = largest ? [largest.width, largest.height] : [picture.width * scale, picture.height * scale];
+    const one = right ?? left;
+    const scale = one ? times(one, picture) : 4;
+    const size = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * scale)));
+    const [width, height] = largest ? [largest.width, largest.height] : size;
     element("save").disabled = !right?.blob;
     element("strength").disabled = !right?.blob || !images[0];
     element("stage").classList.toggle("bare", !(images[0] || largest));
