@@ -1,6 +1,6 @@
 # The HTTP service: no torch, no compiler, no root, and a root file system that may be read-only.
 #   docker build -t srgan .
-#   docker run --read-only --tmpfs /tmp -v srgan-data:/data -p 8000:8000 -e SRGAN_KEYS_FILE=/keys.toml -v ./keys.toml:/keys.toml:ro srgan
+#   docker run --stop-timeout 60 --read-only --tmpfs /tmp -v srgan-data:/data -p 8000:8000 -e SRGAN_KEYS_FILE=/keys.toml -v ./keys.toml:/keys.toml:ro srgan
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -17,7 +17,7 @@ ENV PATH=/opt/srgan/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
 USER 10001
 VOLUME /data
 EXPOSE 8000
-# SIGTERM is what the service understands; what it works on gets SRGAN_GRACE_S before docker's own patience ends.
+# SIGTERM is what the service understands; what it works on gets SRGAN_GRACE_S, so docker must wait longer than that.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SRGAN_PORT'] + '/healthz', timeout=2)"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import secrets
 import threading
@@ -39,6 +40,8 @@ from service.work import MEDIA_TYPES, Works
 from srgan.errors import UsageError
 
 _log = structlog.stdlib.get_logger("service.jobs")
+# That a job was cancelled is no error of ours; DBOS tells it with a trace.
+logging.getLogger("dbos").addFilter(lambda record: not _is_of_a_cancelled_job(record))
 
 Word = Literal["pending", "processing", "completed", "failed", "cancelled"]
 
@@ -485,6 +488,11 @@ def _work(id: str, spec: dict[str, Any], index: int) -> dict[str, Any]:
 @DBOS.step(name="pack", retries_allowed=True, max_attempts=5, should_retry=_is_of_the_disk)
 def _pack(id: str, spec: dict[str, Any], files: list[dict[str, Any]]) -> dict[str, Any] | None:
     return _jobs().pack(id, spec, files)
+
+
+def _is_of_a_cancelled_job(record: logging.LogRecord) -> bool:
+    kinds = dbos_error.DBOSAwaitedWorkflowCancelledError, dbos_error.DBOSWorkflowCancelledError
+    return record.exc_info is not None and isinstance(record.exc_info[1], kinds)
 
 
 def _spec(uploads: list[Upload], wish: Wish, take: Callable[[int, bytes], None]) -> dict[str, Any]:

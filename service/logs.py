@@ -31,7 +31,7 @@ def configure(level: str = "INFO") -> None:
     root.setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "dbos"):
         logger = logging.getLogger(name)
-        logger.handlers = []
+        logger.handlers = [logging.NullHandler()]  # DBOS gives its logger one of its own if there is none
         logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True  # every answer has a line of ours
 

@@ -142,6 +142,9 @@ class Protocol(H11Protocol):
             self._head_timer = None
 
     def _refuse(self, problem: Problem, linger_s: float = _LINGER_S) -> None:
+        if self.conn.our_state is h11.SEND_BODY:  # inside another answer, this one would be a part of it
+            self._abort()
+            return
         body = json.dumps(problem.document(uuid.uuid4().hex)).encode()
         reason = problem.title.encode()
         lines = [b"HTTP/1.1 %d %b" % (problem.status, reason), b"content-type: " + MEDIA_TYPE.encode()]
@@ -164,6 +167,10 @@ class _GentleTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._protocol.is_closing:  # else the request has been refused while it was answered
+            self._real.write(data)
 
     def close(self) -> None:
         self._protocol.close_gently()

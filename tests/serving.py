@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,20 +270,35 @@ server.serve(Settings(
 class Process:
     """A server in a process of its own, which can be killed and started again."""
 
-    def __init__(self, model: Path, folder: Path, database_url: str = "") -> None:
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        database_url: str = "",
+        *,
+        within: Sequence[str] = (),
+        log: Path | None = None,
+    ) -> None:
+        """`within`: a command that runs the command behind it. `log`: a file for what the server says."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self._within, self._log = within, log
         self._arguments = [str(self.port), str(model), str(folder), database_url]
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, *self._arguments],
-            cwd=Path(__file__).parents[1],
-            stderr=subprocess.DEVNULL,
-        )
+        with (self._log or Path(os.devnull)).open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._within, sys.executable, "-c", SERVER, *self._arguments],
+                cwd=Path(__file__).parents[1],
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def wait(self) -> None:
         until(lambda: self._answers(), 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -113,6 +114,7 @@ def test_the_format_is_that_of_the_upload_unless_it_cannot_be(running: Running) 
 def test_where_and_when_a_picture_was_taken_stays_here_unless_asked_for(running: Running) -> None:
     from PIL import Image, ImageCms, PngImagePlugin
 
+    sample = Image.fromarray(levels(8, 8))
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x010F] = "Maker of secret cameras"
@@ -129,6 +131,39 @@ def test_where_and_when_a_picture_was_taken_stays_here_unless_asked_for(running:
         assert decode(answer.content).exif == b""
         kept = running.client.post("/v1/upscale?metadata=keep", content=content)
         assert b"secret cameras" in decode(kept.content).exif
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>a secret place</x:xmpmeta>"
+    for format in ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF"):
+        buffer = io.BytesIO()
+        told_as = {"exif": exif} if format == "TIFF" else {"exif": exif, "xmp": xmp}
+        sample.save(buffer, format, **({"comment": b"a secret comment"} if format == "GIF" else told_as))
+        assert b"ecret" in buffer.getvalue()
+        for wanted in ("auto", "png", "jpg", "tiff"):
+            answer = running.client.post(f"/v1/upscale?format={wanted}", content=buffer.getvalue())
+            assert answer.status_code == 200
+            assert b"ecret" not in answer.content, (format, wanted)
+
+
+def test_what_is_two_kinds_of_file_comes_back_as_one(running: Running) -> None:
+    """A picture with a script, an archive, a page or a document in it: nothing is left but the picture."""
+    from PIL import Image
+
+    archive, gif = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr("run.js", "alert(1)")
+    Image.fromarray(levels(8, 8)).save(gif, "GIF", comment=b"*/=1;alert(1)//")
+    commented = running.client.post("/v1/upscale", content=gif.getvalue())
+    assert commented.status_code == 200
+    assert b"alert" not in commented.content
+    script = gif.getvalue()[:6] + b"/*" + gif.getvalue()[8:]  # its width begins a comment: 10,799 pixels
+    problem(running.client.post("/v1/upscale", content=script), 413, "too-many-pixels")
+    plain = png(8, 8)
+    expected = running.client.post("/v1/upscale", content=plain).content
+    for other in (archive.getvalue(), b"<script>alert(1)</script>", b"%PDF-1.7 alert(1)"):
+        answer = running.client.post("/v1/upscale", content=plain + other)
+        assert answer.content == expected
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        problem(running.client.post("/v1/upscale", content=other + plain), 415, "unsupported-format")
 
 
 def told(answer: httpx.Response) -> list[str]:
@@ -198,6 +233,13 @@ def form_of(fields: int, boundary: str = "b") -> bytes:
 REFUSED = {
     "empty": (b"", {}, "", 400, "no-picture"),
     "no picture in the form": (form_of(0), {"content-type": "multipart/form-data; boundary=b"}, "", 400, None),
+    "ten thousand files": (
+        form_of(10_000).replace(b'"\r\n\r\n', b'"; filename="a.png"\r\n\r\n'),
+        {"content-type": "multipart/form-data; boundary=b"},
+        "",
+        400,
+        "malformed-request",
+    ),
     "ten thousand parts": (form_of(10_000), {"content-type": "multipart/form-data; boundary=b"}, "", 400, None),
     "no boundary": (form_of(1), {"content-type": "multipart/form-data"}, "", 400, "malformed-request"),
     "not a form": (b"\0" * 99, {"content-type": "multipart/form-data; boundary=b"}, "", 400, "malformed-request"),

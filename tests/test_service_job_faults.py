@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -219,3 +221,66 @@ def test_a_server_that_ends_hands_its_job_to_another(tmp_path: Path, tiny_model:
     finally:
         first.close()
         second.close()
+
+
+@pytest.mark.slow
+def test_one_of_two_servers_that_is_killed_takes_only_its_own_requests_along(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """They share one SQLite; the other goes on, does its jobs, and whoever is started again joins in."""
+    contents = [png(90, 90, seed) for seed in range(3)]
+    right = expected(tiny_model, contents)
+    first, second = Process(tiny_model, tmp_path), Process(tiny_model, tmp_path)
+    try:
+        first.wait()
+        second.wait()
+        ids = accepted(first, contents)
+        until(lambda: any(first.client.get(f"/v1/jobs/{id}").json()["status"] == "processing" for id in ids))
+        first.kill()
+        assert second.client.post("/v1/upscale", content=contents[0]).content == right[0]
+        assert results(second.client, ids) == right
+        first.start()
+        first.wait()
+        assert results(first.client, ids) == right
+        assert results(second.client, accepted(first, contents)) == right
+    finally:
+        first.close()
+        second.close()
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_in_truth(tmp_path: Path, tiny_model: Path) -> None:
+    """Six megabytes for pictures and database: refusals meanwhile, and all is well once something is removed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=6m none "$0" && exec "$@"', str(disk)]
+    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], check=False).returncode:
+        pytest.skip("NO DISK CAN BE FILLED HERE: this system lets nobody mount a tmpfs (unshare -rm)")
+    server = Process(tiny_model, disk, within=mounted)
+    try:
+        server.wait()
+        small, large = png(20, 20), png(250, 250)
+        right = expected(tiny_model, [small])
+        kept = accepted(server, [small])
+        assert results(server.client, kept) == right
+        answers = [server.client.post("/v1/jobs", content=large) for _ in range(40)]
+        assert {answer.status_code for answer in answers} == {202, 503}
+        assert {answer.json()["code"] for answer in answers if answer.status_code == 503} == {"storage-failed"}
+        assert server.client.get("/healthz").status_code == 200
+        assert server.client.get("/readyz").json()["code"] == "not-ready"
+        assert server.client.post("/v1/upscale", content=small).content == right[0]
+        assert server.client.get(f"/v1/jobs/{kept[0]}/result").content == right[0]
+        for answer in answers:
+            if answer.status_code == 202:
+                assert server.client.delete(answer.headers["location"]).status_code in (202, 204)
+        again: list[str] = []
+
+        def is_accepted() -> bool:
+            answer = server.client.post("/v1/jobs", content=small)
+            again.extend([answer.json()["id"]] if answer.status_code == 202 else [])
+            return bool(again)
+
+        until(is_accepted, 60)
+        assert results(server.client, again) == right
+    finally:
+        server.close()

@@ -155,6 +155,19 @@ def test_malformed_requests(running: Running, case: str) -> None:
     assert running.client.get("/healthz").status_code == 200
 
 
+def test_what_turns_out_malformed_while_it_is_answered_breaks_neither_answer_nor_server(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method, path in (("POST", "/v1/models"), ("GET", "/healthz"), ("POST", "/v1/upscale")):
+        chunks = b"5\r\nhello\r\nno length\r\n"
+        with running.connect(head(method, path, transfer_encoding="chunked") + chunks) as connection:
+            said = closed(connection)
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert said.count(b"HTTP/1.1 ") == 1
+    assert running.client.get("/healthz").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_headers_have_a_limit(running: Running) -> None:
     problem(running.talk(head("GET", "/healthz", x="y" * 70_000)), 431, "headers-too-large")
     many = b"".join(b"x%d: y\r\n" % number for number in range(9000))

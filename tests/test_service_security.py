@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import logging
+import re
+import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import Running, head, png, problem, serving, settings_of, until
+from serving import QUICK, Process, Running, answer_on, head, png, problem, serving, settings_of, until
 from starlette.requests import Request
 
 import service
@@ -85,9 +91,9 @@ def test_keys_are_compared_in_constant_time() -> None:
 
 
 def test_only_hashes_are_kept() -> None:
-    settings = settings_of(keys=f"alice:{ALICE}")
-    assert ALICE not in repr(settings)
-    assert ALICE not in repr(vars(Keys(settings)))
+    given_keys = settings_of(keys=f"alice:{ALICE}")
+    assert ALICE not in repr(given_keys)
+    assert ALICE not in repr(vars(Keys(given_keys)))
 
 
 def test_a_file_of_keys(tmp_path: Path) -> None:
@@ -214,6 +220,105 @@ def test_nothing_is_fetched_run_or_unpickled() -> None:
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module or "")
         assert not names & forbidden, path
+
+
+@pytest.mark.slow
+def test_no_program_is_run_and_nothing_is_called_during_requests(
+    shared: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    """As the kernel sees it: the one program is our own decoder, and nobody is connected to."""
+    if shutil.which("strace") is None:
+        pytest.skip("NOT WATCHED: no strace; apt-get install strace")
+    odd = [*(shared / "corpora").rglob("*.eps"), *(shared / "corpora").rglob("*.gif")][:25]
+    assert odd
+    contents = [png(), b"<svg/>", b"%PDF-1.7", *(path.read_bytes() for path in odd)]
+    calls = tmp_path / "calls"
+    server = Process(tiny_model, tmp_path / "data")
+    try:
+        server.wait()
+        watch = ["strace", "-f", "-qq", "-s", "200", "-e", "trace=execve,connect", "-o", str(calls)]
+        with subprocess.Popen([*watch, "-p", str(server.pid)]) as watching:
+            until(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{server.pid}/status").read_text())
+            for content in contents:
+                assert server.client.post("/v1/upscale?scale=1", content=content).status_code < 500
+            assert server.client.post("/v1/jobs", content=png()).status_code == 202
+            watching.terminate()
+    finally:
+        server.close()
+    seen = calls.read_text()
+    programs = re.findall(r'execve\("([^"]*)", \[(.*)\]', seen)
+    assert programs  # the decoder's process at least
+    assert all(Path(name).name.startswith("python") and "srgan.guarded" in said for name, said in programs)
+    assert "AF_INET" not in seen
+
+
+@pytest.mark.slow
+def test_what_a_running_server_logs_is_one_object_a_line(tmp_path: Path, tiny_model: Path) -> None:
+    hostile = "\r\n\x1b[2J\u2028\u202e{injected}"
+    server = Process(tiny_model, tmp_path / "data", log=tmp_path / "log")
+    try:
+        server.wait()
+        quoted = quote(hostile)
+        assert server.client.get(f"/{quoted}?{quoted}").status_code == 404
+        assert server.client.post("/v1/jobs", files={"image": (hostile, png())}).status_code == 202
+        odd = [(b"X-Request-Id", b"a\x1b[2J{injected}"), (b"User-Agent", b"\xe2\x80\xae{injected}")]
+        assert server.client.get("/healthz", headers=odd).status_code in (200, 400)
+        server.client.post(f"/v1/upscale?model={quoted}", content=b"x", headers={"X-API-Key": ALICE})
+        large = server.client.post("/v1/jobs", content=png(400, 400)).headers["location"]
+        until(lambda: server.client.get(large).json()["status"] == "processing")
+        assert server.client.delete(large).status_code == 202
+        until(lambda: not (tmp_path / "data" / large[1:].removeprefix("v1/")).exists())
+        assert server.kill(signal.SIGTERM) == 0
+    finally:
+        server.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len([line for line in lines if json.loads(line)["event"] == "request"]) >= 4
+    assert not [line for line in lines if json.loads(line)["level"] in ("error", "critical")]
+    assert all(line.isascii() and line.isprintable() and len(line) < 4096 for line in lines)
+    assert ALICE not in "".join(lines)
+
+
+MULTIPART = (
+    b'--b\r\nContent-Disposition: form-data; name="scale"\r\n\r\n2\r\n'
+    b'--b\r\nContent-Disposition: form-data; name="image"; filename="../x.png"\r\nContent-Type: image/png\r\n\r\n'
+    + png()
+    + b"\r\n--b--\r\n"
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn) -> bytes:
+    """A good request with some of its bytes lost, doubled or changed."""
+    where = draw(st.sampled_from(["/v1/upscale", "/v1/jobs", "/v1/models", "/healthz", "/docs", "/static/app.js"]))
+    length = {"content_length": len(MULTIPART)} if draw(st.booleans()) else {"transfer_encoding": "chunked"}
+    kind = {"content_type": "multipart/form-data; boundary=b", "connection": "close"}
+    sent = head(path=where, **kind, **length) + MULTIPART
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(sent)))
+        stop = draw(st.integers(start, min(len(sent), start + 40)))
+        sent = sent[:start] + draw(st.one_of(st.binary(max_size=20), st.just(sent[start:stop] * 2))) + sent[stop:]
+    return sent
+
+
+@pytest.mark.slow
+def test_spoiled_requests_are_answered_or_closed_and_hurt_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = {"header_timeout_s": 0.2, "body_timeout_s": 0.2, "body_bytes_per_s": 10**9}
+    with serving(data_dir=str(tmp_path), **quick, **QUICK) as server:
+
+        @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(spoiled())
+        def check(sent: bytes) -> None:
+            with contextlib.suppress(ConnectionError), server.connect(sent) as connection:
+                status, headers, body = answer_on(connection)
+                assert status < 500, (status, body)
+                assert status < 400 or headers["content-type"] == "application/problem+json"
+
+        check()
+        assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        assert server.client.post("/v1/upscale", content=png()).status_code == 200
+        until(lambda: server.service.gate.inside == 0)
 
 
 def test_cross_origin_requests_get_no_permission(running: Running) -> None:
