@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -13,24 +15,38 @@ from service.problems import Problem, draining
 
 @dataclass(eq=False)
 class Ticket:
-    """A request that was let in. `key`: name of its API key, "" without keys. `flow`: its turns at the device."""
+    """A request that was let in. `key`: name of its API key, "" without keys. `flow`: its turns at the device.
+
+    `px`: pixels of its picture, once that is decoded, and `lane` where it waits and works.
+    """
 
     key: str
     share: float
     bytes: int = 0
     px: int = 0
+    lane: str = ""
     flow: Flow = field(default_factory=Flow)
 
 
 class Gate:
     """Counts what is inside, and refuses what would be too much. Used from the event loop's thread alone.
 
-    `requests`, `bytes`, `px`: the bounds, of everything together; one key may have its share of each. A refusal
-    says when there will be room again, from `px_per_s`, the speed of late.
+    `requests`, `bytes`, `px`: the bounds, of everything together; one key may have its share of each. What would
+    not be done within `deadline_s` is not begun. A refusal says when there will be room again, from `px_per_s`,
+    the speed of late, 0 if it is not known.
     """
 
-    def __init__(self, *, requests: int, bytes: int, px: int, px_per_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        requests: int,
+        bytes: int,
+        px: int,
+        deadline_s: float = math.inf,
+        px_per_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._requests, self._bytes, self._px = requests, bytes, px
+        self._deadline_s = deadline_s
         self._px_per_s = px_per_s
         self._inside: set[Ticket] = set()
         self.draining = False
@@ -84,10 +100,10 @@ class Gate:
             raise self._over_share(ticket)
         ticket.bytes += count
 
-    def weigh(self, ticket: Ticket, px: int) -> None:
+    def weigh(self, ticket: Ticket, px: int, lane: str = "") -> None:
         """Count the pixels of the decoded picture instead of the bytes, or raise the Problem that refuses them.
 
-        A picture that finds nobody else inside is let through, whatever its size.
+        `lane`: where it will wait. A picture that finds nobody else inside is let through, whatever its size.
         """
         ticket.bytes = 0
         if self.px and self.px + px > self._px:
@@ -95,7 +111,21 @@ class Gate:
         of_key = self._of_key(ticket, lambda one: one.px)
         if of_key and of_key + px > ticket.share * self._px:
             raise self._over_share(ticket)
-        ticket.px = px
+        self._refuse_if_late(ticket, px, lane)
+        ticket.px, ticket.lane = px, lane
+
+    def _refuse_if_late(self, ticket: Ticket, px: int, lane: str) -> None:
+        """Refuse what its deadline would end while it waits for others."""
+        groups: Counter[tuple[str, str]] = Counter()
+        for one in self._inside:
+            groups[one.key, one.lane] += one.px
+        mine = groups.pop((ticket.key, lane), 0) + px
+        # Keys and lanes share the device evenly, so of who has more only as much is done meanwhile.
+        until_done_px = mine + sum(min(mine, others) for others in groups.values())
+        speed = self._px_per_s()
+        if speed and px < until_done_px > self._deadline_s * speed:
+            excess_px = until_done_px - int(self._deadline_s * speed)
+            raise self._full("the queue is longer than a request may take", excess_px)
 
     def refuse_if_draining(self) -> None:
         """Raise a Problem if the service is about to end."""

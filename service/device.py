@@ -22,6 +22,9 @@ from srgan.weights import ModelMetadata
 _flow: contextvars.ContextVar[Flow | None] = contextvars.ContextVar("flow", default=None)
 
 
+# Of the speed's memory, in time of work.
+_SPEED_HALF_LIFE_S = 5.0
+
 Strip = tuple[slice, np.ndarray]
 
 
@@ -55,7 +58,7 @@ class Device:
         self._changed = threading.Condition()
         self._closed = False
         self.busy_s = 0.0
-        self.lr_px_per_s = 0.0  # of late; 0 until something was computed
+        self.forget_speed()
         self._thread = threading.Thread(target=self._work, name="srgan-device", daemon=True)
         self._thread.start()
 
@@ -105,6 +108,12 @@ class Device:
             self._changed.notify()
         return piece.done.result()
 
+    def forget_speed(self) -> None:
+        """Measure the speed anew: what was computed so far says nothing about what comes."""
+        self.lr_px_per_s = 0.0  # of late; 0 until something was computed
+        self.best_lr_px_per_s = 0.0
+        self._late_px = self._late_s = 0.0
+
     def close(self) -> None:
         """Refuse what waits and end the thread, after the tile at hand."""
         with self._changed:
@@ -144,8 +153,11 @@ class Device:
         seconds = time.perf_counter() - started
         self.busy_s += seconds
         if lr_px >= 1024:  # the time of less is mostly overhead
-            speed = lr_px / max(seconds, 1e-9)
-            self.lr_px_per_s = 0.8 * self.lr_px_per_s + 0.2 * speed if self.lr_px_per_s else speed
+            kept = 0.5 ** (seconds / _SPEED_HALF_LIFE_S)
+            self._late_px = self._late_px * kept + lr_px
+            self._late_s = self._late_s * kept + seconds
+            self.lr_px_per_s = self._late_px / max(self._late_s, 1e-9)
+            self.best_lr_px_per_s = max(self.best_lr_px_per_s, self.lr_px_per_s)
 
 
 class _SharedEngine:

@@ -99,9 +99,7 @@ class JobDesk:
         self._settings = service.settings
         self._threads = ThreadPoolExecutor(8, "srgan-database")
         uploads_at_once = 8
-        self.gate = Gate(
-            requests=uploads_at_once, bytes=2 * self._settings.job_bytes, px=2**62, px_per_s=lambda: 0.0
-        )
+        self.gate = Gate(requests=uploads_at_once, bytes=2 * self._settings.job_bytes, px=2**62)
         self.watchers = 0
 
     async def call(self, work: Callable[[Jobs], T], timeout_s: float | None = None) -> T:

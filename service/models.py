@@ -177,6 +177,8 @@ class Models:
         """
         try:
             levels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+            self.get().upscale(Picture(levels))
+            self._device.forget_speed()  # the first time, the model was compiled
             result = self.get().upscale(Picture(levels))
             if result.pixels.shape != (48 * self.get().scale, 48 * self.get().scale, 3):
                 raise WeightsError("the model's results have the wrong size")

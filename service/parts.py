@@ -50,6 +50,7 @@ class Service:
             requests=settings.queue_requests,
             bytes=settings.queue_bytes,
             px=int(settings.queue_megapixels * 1e6),
+            deadline_s=settings.deadline_s,
             px_per_s=lambda: self.device.lr_px_per_s,
         )
         self.wanted = Wanted()

@@ -109,10 +109,10 @@ class Works:
         with _problems():
             format = destination(picture, wish, upscaler)
         cost_px = sum(frame.width * frame.height * (1 if frame.alpha is None else 2) for frame in picture.frames)
-        self._gate.weigh(ticket, cost_px)
-        self._refuse_if_hopeless(cost_px)
-        self._gate.refuse_if_draining()
         lane = "small" if cost_px <= self._settings.small_megapixels * 1e6 else "large"
+        self._refuse_if_hopeless(cost_px)
+        self._gate.weigh(ticket, cost_px, lane)
+        self._gate.refuse_if_draining()
         waiting_since = monotonic()
         async with self.lanes[lane].turn(ticket):
             self._metrics.wait.labels(lane).observe(monotonic() - waiting_since)
@@ -188,7 +188,8 @@ class Works:
             raise
 
     def _refuse_if_hopeless(self, cost_px: int) -> None:
-        speed = self._device.lr_px_per_s
+        # Not the speed of late: after a slow hour, a picture that is never begun would never prove it wrong.
+        speed = self._device.best_lr_px_per_s
         if speed and cost_px / speed > self._settings.deadline_s:
             raise Problem(
                 "takes-too-long",

@@ -426,7 +426,7 @@ def test_a_queue_full_of_pixels_refuses_more() -> None:
 
 def test_a_picture_that_takes_too_long_for_one_request_is_sent_to_the_jobs() -> None:
     with serving(deadline_s=5) as server:
-        server.service.device.lr_px_per_s = 100
+        server.service.device.best_lr_px_per_s = 100
         answer = server.client.post("/v1/upscale", content=png(30, 20))
         assert "/v1/jobs" in problem(answer, 413, "takes-too-long")["detail"]
 

@@ -125,7 +125,7 @@ def slow(caller: Caller) -> Any:
 
 
 def too_slow_an_engine(caller: Caller) -> Any:
-    caller.spoil(caller.server.service.device, "lr_px_per_s", 0.001)
+    caller.spoil(caller.server.service.device, "best_lr_px_per_s", 0.001)
     return caller.ask()
 
 

@@ -286,7 +286,7 @@ def test_pictures_of_one_key_together_weigh_as_much_as_one_of_another() -> None:
 
 
 def test_one_key_gets_its_share_and_another_still_comes_in() -> None:
-    gate = Gate(requests=10, bytes=1000, px=1000, px_per_s=lambda: 50.0)
+    gate = Gate(requests=10, bytes=1000, px=1000, deadline_s=60, px_per_s=lambda: 50.0)
     mine = [gate.enter("a", 0.5, 10) for _ in range(5)]
     with pytest.raises(Problem) as refused:
         gate.enter("a", 0.5, 10)
@@ -306,3 +306,20 @@ def test_one_key_gets_its_share_and_another_still_comes_in() -> None:
     for ticket in mine:
         gate.leave(ticket)
     assert (gate.inside, gate.px) == (1, 500)
+
+
+def test_a_queue_longer_than_the_deadline_takes_no_more() -> None:
+    """Who would wait too long is refused; who has little to do beside much, or another key, is not."""
+    gate = Gate(requests=20, bytes=10**6, px=10**6, deadline_s=10, px_per_s=lambda: 100.0)
+    gate.weigh(gate.enter("a", 1, 0), 1500, "large")  # alone it may; what is hopeless is said elsewhere
+    with pytest.raises(Problem) as refused:
+        gate.weigh(gate.enter("a", 1, 0), 200, "large")
+    assert (refused.value.status, refused.value.code) == (503, "queue-full")
+    assert refused.value.headers["Retry-After"] == "7"  # 1,700 pixels of which 1,000 are done in time
+    for _ in range(2):
+        gate.weigh(gate.enter("a", 1, 0), 200, "small")  # 400 pixels, and as much of the large one
+    with pytest.raises(Problem):
+        gate.weigh(gate.enter("a", 1, 0), 200, "small")
+    gate.weigh(gate.enter("b", 1, 0), 300, "large")  # and as much of either lane of a's
+    with pytest.raises(Problem):
+        gate.weigh(gate.enter("b", 1, 0), 50, "large")
