@@ -182,24 +182,6 @@ def test_paths_with_odd_bytes(running: Running) -> None:
         assert "x" not in headers
 
 
-def test_a_thousand_at_once_are_all_answered() -> None:
-    """Every connection gets a whole answer; none is reset, none waits for ever."""
-    content = png(16, 16)
-    with serving(queue_requests=32) as server:
-        sockets = [server.connect() for _ in range(1000)]
-        for connection in sockets:
-            connection.sendall(head(content_length=len(content), connection="close") + content)
-        answers = [answer_on(connection) for connection in sockets]
-        for connection in sockets:
-            connection.close()
-        statuses = [status for status, _, _ in answers]
-        assert set(statuses) <= {200, 503}
-        assert statuses.count(200) >= 32
-        assert all(int(headers["retry-after"]) >= 1 for status, headers, _ in answers if status == 503)
-        assert server.client.get("/healthz").status_code == 200
-        until(lambda: server.service.gate.inside == 0)
-
-
 # The end
 
 SERVER = """
