@@ -199,21 +199,35 @@ def test_the_speed_comparison_still_fits_the_trainer(tmp_path: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_the_comparison_of_objectives_goes_on_where_it_stopped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = load_script("benchmarks/objectives.py")
     (tmp_path / "photos").mkdir()
     for seed in range(5):
         pixels = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{seed}.png")
-    command = ["--data", str(tmp_path / "photos"), "--run", str(tmp_path / "run"), "--pretrain-steps", "2"]
-    command += ["--steps", "10", "--seeds", "1", "--objective", "lsgan", "began"]
+    command = [
+        "--data",
+        str(tmp_path / "photos"),
+        "--test",
+        str(tmp_path / "photos"),
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    command += ["--pretrain-steps", "2", "--steps", "20", "--seeds", "2", "--objective", "lsgan", "began"]
+    monkeypatch.setattr(script, "_ALONE_STEPS", 2)
+    monkeypatch.setattr(script, "_PILOT_STEPS", 2)
     script.main(command)
     said = capsys.readouterr().out
-    assert "| `began` | 1 |" in said
-    assert (tmp_path / "run" / "objectives.html").is_file()
+    assert "| `pre-trained` | 1 |" in said
+    assert "| `began` | 2 |" in said
+    assert "PSNR-Y dB: means from" in said
+    for page in ("objectives.html", "objectives.svg", "objectives.md"):
+        assert (tmp_path / "run" / page).is_file()
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.onnx")}
-    assert len(files) == 3
-    script.main(command)
-    assert capsys.readouterr().out.splitlines()[-2:] == said.splitlines()[-2:]
+    assert len(files) == 5
+    reports = [command, ["--run", str(tmp_path / "run"), "--report-only", "--objective", "lsgan", "began"]]
+    for again in reports:
+        script.main(again)
+        assert capsys.readouterr().out.splitlines()[-6:] == said.splitlines()[-6:]
     assert {path: path.stat().st_mtime_ns for path in files} == files  # nothing is trained twice
