@@ -10,13 +10,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from service.device import Device
-from srgan.engine import OpenVinoEngine
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.inference import Progress
 from srgan.loading import load_engine
 from srgan.pictures import Picture
 from srgan.upscale import Request, Upscaler
-from srgan.weights import ModelMetadata, balance_models, bundled_models, find_weights
+from srgan.weights import ModelMetadata, balance_models, bundled_models, is_file_name
 
 # Generators between two models that are kept loaded; every balance is one.
 _MOST_BALANCED = 4
@@ -100,12 +99,12 @@ class Models:
         self._listed = [ServedModel(metadata.name, "", metadata.scale, is_default=True)]
 
     def _find(self, default: str | None) -> None:
-        file = Path(default) if default is not None and default.endswith(".onnx") else None
+        file = Path(default) if default is not None and is_file_name(default) else None
         if file is not None:
-            weights = find_weights(file)
-            self._sources[weights.name] = file
-            scale = OpenVinoEngine(weights.onnx, name=str(file)).metadata.scale
-            self._listed.append(ServedModel(weights.name, "", scale, is_default=True))
+            self._sources[file.stem] = file
+            # Loaded at once: of some files this alone tells what they are.
+            self._loaded[file.stem] = upscaler = self._upscaler(file, None)
+            self._listed.append(ServedModel(file.stem, "", upscaler.scale, is_default=True))
         for model in bundled_models():
             if model.name in self._sources:
                 continue

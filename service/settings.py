@@ -21,7 +21,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     insecure: bool = Field(False, description="Serve other machines without API keys.")
 
-    model: str | None = Field(None, description="Bundled model or .onnx file used when a request names none.")
+    model: str | None = Field(
+        None, description="Bundled model or file (.onnx, .pth, ...) used when a request names none."
+    )
     memory_bytes: int = Field(
         2**30, ge=2**24, description="For one piece of work, which is how long a cancelled request goes on."
     )

@@ -13,15 +13,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from srgan.errors import SrganError, UsageError
 from srgan.terminal import one_line, say
-
-if TYPE_CHECKING:
-    from srgan.weights import Weights
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -181,7 +178,7 @@ def upscale(
     work = commands.Work(inputs, out, format, follow_links, workers, watch, json_path, engine, address)
     make_upscaler = functools.partial(
         Upscaler,
-        _model(model),
+        model,
         tile_lr_px=_tile(tile),
         memory_bytes=_memory(memory),
         device=device,
@@ -372,7 +369,7 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Default: 8000.")] = None,
     model: Annotated[
-        str | None, typer.Option("-n", "--model", help="Used when a request names none; a name or an .onnx file.")
+        str | None, typer.Option("-n", "--model", help="Used when a request names none; a name or a file.")
     ] = None,
     data_dir: Annotated[
         str | None, typer.Option("--data-dir", metavar="DIR", help="For the pictures of jobs; or an fsspec URL.")
@@ -428,20 +425,6 @@ def preview(
         from srgan.training import data_check
 
         data_check.preview_command(folders, out, recipe, seed, count)
-
-
-def _model(model: str | None) -> str | Weights | None:
-    """Return what `Upscaler` takes: weights alone are made a network, where PyTorch is installed."""
-    from importlib.util import find_spec
-
-    from srgan.weights import TENSOR_SUFFIXES
-
-    if model is None or Path(model).suffix.lower() not in TENSOR_SUFFIXES or find_spec("torch") is None:
-        return model
-    with _extra("train"):
-        from srgan.training.importing import as_weights
-
-        return as_weights(Path(model))
 
 
 def _tile(text: str) -> int | Literal["auto", "off"]:

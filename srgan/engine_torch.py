@@ -24,6 +24,8 @@ from srgan.weights import ModelMetadata
 if TYPE_CHECKING:
     import torch
 
+    from srgan.training.foreign import ForeignNetwork
+
 # A result's squares of 4×4 have the mean of the pixel that they came from, but for a few hundredths. A tile that
 # is further off than this on average has collapsed: black, or all one value.
 _COLLAPSED = 0.1
@@ -33,11 +35,12 @@ _BATCH_LR_PX = 512 * 512
 
 
 class TorchEngine:
-    """A generator in a safetensors file, run by PyTorch on `device`: "cpu", "cuda", "cuda:N" or "mps".
+    """A generator, run by PyTorch on `device`: "cpu", "cuda", "cuda:N" or "mps".
 
-    `precision`: "fp32", "fp16" or "bf16"; in the latter two the convolutions are in half precision and the last
-    sum, which decides grey levels, is in float32. `blend`: a second file of the same architecture, and its share
-    of every weight, 0..1.
+    `source`: a safetensors file of this program, a network with its metadata, or one of another architecture,
+    called `name`, whose halo is measured unless `halo_lr_px` says it. `precision`: "fp32", "fp16" or "bf16"; in
+    the latter two the convolutions are in half precision and the last sum, which decides grey levels, is in
+    float32. `blend`: a second file of the same architecture, and its share of every weight, 0..1.
     `compile`: let torch.compile optimise the network, which takes a minute for each shape of tile.
     Any number of threads may call `run`; they take turns, so that memory is needed once. Raises UsageError if
     there is no torch or no such device, WeightsError if a file is damaged or the two differ.
@@ -45,22 +48,44 @@ class TorchEngine:
 
     def __init__(
         self,
-        tensors: Path,
+        source: Path | tuple[torch.nn.Module, ModelMetadata] | ForeignNetwork,
         *,
         device: str,
         precision: str = "fp32",
         blend: tuple[Path, float] | None = None,
         compile: bool = False,
+        name: str = "the model",
+        halo_lr_px: int | None = None,
     ) -> None:
         self._torch = _import_torch()
         self._device = _checked_device(self._torch, device)
         self._half = {"fp32": None, "fp16": self._torch.float16, "bf16": self._torch.bfloat16}[precision]
         self.precision = precision
-        network, self.metadata = _network(tensors, blend)
-        # Channels last is how tensor cores and processors want their convolutions.
-        network = network.to(self._device).to(memory_format=self._torch.channels_last)
-        self._network = self._torch.compile(network) if compile else network
         self._lock = threading.Lock()
+        # Channels last is how tensor cores and processors want their convolutions; other layers may not take it.
+        self._layout = self._torch.contiguous_format if _is_foreign(source) else self._torch.channels_last
+        network, known = _network(source, blend)
+        network = network.to(self._device).to(memory_format=self._layout)
+        self._network = self._torch.compile(network) if compile else network
+        self.metadata = known or self._measured(network, name, halo_lr_px)
+
+    def _measured(self, network: Any, name: str, halo_lr_px: int | None) -> ModelMetadata:
+        """Return what a `ForeignNetwork` does not say of itself, or says in its own words."""
+        from srgan.probing import measured_part
+
+        def run(lr: np.ndarray) -> np.ndarray:
+            with _torch_errors(self._torch, f"a tile of shape {lr.shape}"):
+                return self._forward(lr, None)
+
+        return measured_part(
+            run,
+            Path(name).stem,
+            name,
+            halo_lr_px,
+            scale=network.scale,
+            multiple=network.multiple_lr_px,
+            kind=network.kind,
+        )
 
     @property
     def batch_lr_px(self) -> int:
@@ -117,7 +142,7 @@ class TorchEngine:
 
     def _forward(self, lr: np.ndarray, half: torch.dtype | None) -> np.ndarray:
         torch = self._torch
-        on_device = torch.from_numpy(lr).to(self._device).contiguous(memory_format=torch.channels_last)
+        on_device = torch.from_numpy(lr).to(self._device).contiguous(memory_format=self._layout)
         autocast = torch.autocast(self._device.type, dtype=half, enabled=half is not None)
         # cuDNN would compute float32 in TF32, with three digits.
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False), autocast:
@@ -154,16 +179,50 @@ def _checked_device(torch: Any, name: str) -> Any:
     return torch.device(name)
 
 
-def _network(tensors: Path, blend: tuple[Path, float] | None) -> tuple[torch.nn.Module, ModelMetadata]:
+def read_weights(path: Path) -> tuple[torch.nn.Module, ModelMetadata] | ForeignNetwork:
+    """Return the network in a file of weights alone, of this program or another, as `TorchEngine` takes it.
+
+    Raises UsageError where a package for it is missing, else what `srgan.training.importing.read_network` raises.
+    """
+    try:
+        from srgan.training.importing import read_network
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{path}: weights alone need {error.name}, which is not installed: "
+            'pip install "srgan[train]", or "srgan[models]" for networks of other architectures'
+        ) from error
+    return read_network(path)
+
+
+def as_onnx(network: torch.nn.Module, metadata: ModelMetadata) -> bytes:
+    """Return a generator of this program, or one of its kind, as an ONNX file that does the same."""
+    from srgan.training.export import exported
+
+    return exported(network, metadata, kinds=("onnx",))["onnx"]  # type: ignore[arg-type]  # of these two kinds
+
+
+def _is_foreign(source: object) -> bool:
+    return not isinstance(source, Path | tuple)
+
+
+def _network(
+    source: Path | tuple[torch.nn.Module, ModelMetadata] | ForeignNetwork, blend: tuple[Path, float] | None
+) -> tuple[torch.nn.Module, ModelMetadata | None]:
+    """Return the network to run, in the form that is fastest, and what it says of itself."""
     from srgan.training.architectures import deployed
     from srgan.training.checkpoint import load_network
 
-    generator, metadata = load_network(tensors)
+    if isinstance(source, Path):
+        generator, metadata = load_network(source)
+    elif isinstance(source, tuple):
+        generator, metadata = source  # type: ignore[assignment]  # any network will do
+    else:
+        return source, None
     if blend is not None:
         other, share = load_network(blend[0])[0].state_dict(), blend[1]
         own = generator.state_dict()
         if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in other.items()}:
-            raise WeightsError(f"{tensors.name} and {blend[0].name} are of two architectures")
+            raise WeightsError(f"{metadata.name} and {blend[0].name} are of two architectures")
         generator.load_state_dict({name: tensor.lerp(other[name], share) for name, tensor in own.items()})
     return deployed(generator).eval(), metadata
 

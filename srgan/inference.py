@@ -132,17 +132,19 @@ class Inference:
 
     def plan(self, height: int, width: int, limit_bytes: float) -> Plan:
         """Return the fastest way within `limit_bytes`, or if there is none, the one that needs least."""
-        halo = self.engine.metadata.halo_lr_px
         if self._tile_lr_px == "off":
             return self._in_tiles(tiling.whole(height, width))
+        # Planned in blocks, of one pixel each for all networks but those that work in windows.
+        block = self.engine.metadata.multiple_lr_px
+        halo = math.ceil(self.engine.metadata.halo_lr_px / block)
+        size = math.ceil(height / block), math.ceil(width / block)
         if self._tile_lr_px != "auto":
-            return self._in_tiles(
-                tiling.tiles_of_size(height, width, tile_lr_px=self._tile_lr_px, halo_lr_px=halo)
-            )
+            tile = max(1, self._tile_lr_px // block)
+            tiles = tiling.tiles_of_size(*size, tile_lr_px=tile, halo_lr_px=halo)
+            return self._in_tiles(tiling.in_blocks(tiles, block, height, width))
         most_px = int(limit_bytes / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4))
-        plans = [
-            self._in_tiles(tiling.tiles_within(height, width, max_read_px=most_px, halo_lr_px=halo)),
-        ]
+        tiles = tiling.tiles_within(*size, max_read_px=most_px // block**2, halo_lr_px=halo)
+        plans = [self._in_tiles(tiling.in_blocks(tiles, block, height, width))]
         if len(plans[0].tiles) > 1 and isinstance(self.engine, StripEngine) and self.engine.strip_facts:
             facts = self.engine.strip_facts
             plans += [self._in_strips(height, width, rows, limit_bytes, facts) for rows in _STRIP_OVERHEADS]
@@ -197,6 +199,8 @@ class Inference:
             return self.engine.run_precisely(lr)
 
     def _tiles_at_once(self, tile_px: int) -> int:
+        if self.engine.metadata.multiple_lr_px > 1:
+            return 1  # they may differ in shape
         best_px = self.engine.batch_lr_px if isinstance(self.engine, DeviceEngine) else 0
         affordable = (self._memory_bytes or self._free_bytes() / 3) / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4)
         return max(1, int(min(best_px, affordable) / tile_px))

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from srgan.engine import Engine, OpenVinoEngine
-from srgan.errors import UsageError
-from srgan.weights import Weights, balance_models, find_weights, tensors_of
+from srgan.errors import UnknownModelError, UsageError
+from srgan.weights import TENSOR_SUFFIXES, Weights, balance_models, find_weights, tensors_of
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
@@ -25,11 +25,13 @@ def load_engine(
 ) -> tuple[Engine, str]:
     """Return the engine for `model` and a hash: where hashes are equal, so are the results.
 
-    `model`: a bundled name, the path of an ONNX file, `Weights`, or None for the default. `device`: "cpu"
+    `model`: a bundled name, the path of an ONNX file or of weights alone (.safetensors, .pth, ...), `Weights`, or
+    None for the default. Weights alone need PyTorch: those of an SRResNet, ours or another's, are made an ONNX
+    file for the CPU; other architectures, which spandrel recognises, are run by PyTorch. `device`: "cpu"
     (OpenVINO), "cuda", "cuda:N" or "mps" (PyTorch), or "auto" for a graphics processor if PyTorch finds one.
     `precision`: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere. `balance`: instead of a
     model, a point between the bundled pair: 0 is the model trained for content alone, 1 the one trained in the
-    adversarial game. `halo_lr_px`: the context that tiles need, for a foreign ONNX file whose own is not to be
+    adversarial game. `halo_lr_px`: the context that tiles need, for a foreign network whose own is not to be
     measured.
     Raises UsageError for a combination that cannot be, and what `find_weights` and the engines raise.
     """
@@ -37,6 +39,8 @@ def load_engine(
         raise UsageError(f"device {device!r} is not understood: choose auto, cpu, cuda, cuda:N or mps")
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}")
+    if balance is None and is_weights_alone(model):
+        return _of_weights_alone(Path(str(model)), device, precision, halo_lr_px)
     if balance is None:
         one, other, share = model if isinstance(model, Weights) else find_weights(model), None, 0.0
     elif isinstance(model, Weights):
@@ -50,10 +54,7 @@ def load_engine(
         known = halo_lr_px is None and one.path.with_suffix(".safetensors").is_file()
         device = (accelerator() if known else None) or "cpu"
     if device == "cpu":
-        if precision not in ("auto", "fp32"):
-            raise UsageError(
-                f"the cpu runs in fp32, not {precision}; choose --device cuda or leave --precision away"
-            )
+        _refuse_half(precision)
         return _on_cpu(one, other, share, halo_lr_px), _sha256(one, other, share)
     from srgan.engine_torch import TorchEngine
 
@@ -64,6 +65,39 @@ def load_engine(
     if other is not None:
         engine.metadata = replace(engine.metadata, name=_name(one, other, share))
     return engine, _sha256(one, other, share, "" if precision == "fp32" else precision)
+
+
+def is_weights_alone(model: object) -> bool:
+    """Return whether `model` is the path of a file of weights without a graph, to judge by its name."""
+    return isinstance(model, str | Path) and Path(model).suffix.lower() in TENSOR_SUFFIXES
+
+
+def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int | None) -> tuple[Engine, str]:
+    from srgan.engine_torch import TorchEngine, accelerator, as_onnx, read_weights
+
+    if not path.is_file():
+        raise UnknownModelError(f"{path}: no such file; `srgan models` lists the bundled models")
+    found = read_weights(path)
+    if isinstance(found, tuple) and halo_lr_px is not None:
+        raise UsageError(f"{path}: its halo is known to be {found[1].halo_lr_px}; leave --halo out")
+    if device == "auto":
+        device = accelerator() or "cpu"
+    if device == "cpu":
+        _refuse_half(precision)
+        if isinstance(found, tuple):
+            content = as_onnx(*found)
+            return OpenVinoEngine(content, name=str(path)), hashlib.sha256(content).hexdigest()
+    if precision == "auto":
+        half = device.startswith("cuda") and (isinstance(found, tuple) or found.half_will_do)
+        precision = "fp16" if half else "fp32"
+    engine = TorchEngine(found, device=device, precision=precision, name=str(path), halo_lr_px=halo_lr_px)
+    facts = [hashlib.sha256(path.read_bytes()).hexdigest(), precision, str(engine.metadata.halo_lr_px)]
+    return engine, hashlib.sha256(" ".join(facts).encode()).hexdigest()
+
+
+def _refuse_half(precision: str) -> None:
+    if precision not in ("auto", "fp32"):
+        raise UsageError(f"the cpu runs in fp32, not {precision}; choose --device cuda or leave --precision away")
 
 
 def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:

@@ -3,7 +3,8 @@
 Pure geometry, in LR pixels. A generator sees only `halo_lr_px` around a pixel, so a tile is read with that much
 context on each side that lies inside the picture, and only its core is kept. At the picture's own edges a tile
 ends where the picture ends: what the generator does there (zero padding, replicated edges) must happen there and
-nowhere else. All tiles of a picture have one shape, so that an engine compiles once.
+nowhere else. All tiles of a picture have one shape, so that an engine compiles once; only in blocks, for networks
+that work in windows, the last ones may be smaller.
 """
 
 from __future__ import annotations
@@ -92,6 +93,19 @@ def tiles_within(height: int, width: int, *, max_read_px: int, halo_lr_px: int) 
         return tiles_of_size(height, width, tile_lr_px=smallest, halo_lr_px=halo_lr_px)
     _, _, down, across = min(plans)
     return _grid(_spans(height, down, halo_lr_px), _spans(width, across, halo_lr_px))
+
+
+def in_blocks(tiles: list[Tile], block_lr_px: int, height: int, width: int) -> list[Tile]:
+    """Return the plan in pixels of one in blocks of `block_lr_px` a side, the last ones cut off by the picture.
+
+    So every read begins at a multiple of a block, and ends at one or with the picture.
+    """
+
+    def in_pixels(span: Span, length: int) -> Span:
+        places = (span.read_start, span.read_stop, span.start, span.stop)
+        return Span(*(min(place * block_lr_px, length) for place in places))
+
+    return [Tile(in_pixels(tile.rows, height), in_pixels(tile.columns, width)) for tile in tiles]
 
 
 def _count(length: int, tile_lr_px: int, halo_lr_px: int) -> int:

@@ -26,7 +26,7 @@ class ModelMetadata:
     `scale`: output pixels per input pixel. `halo_lr_px`: how far an output pixel can see, in LR pixels; context
     of this width makes tiling exact. `architecture`: keyword arguments of the generator. `recipe`: the training
     recipe, whole. `data_sha256`: hash of the list of training pictures. `metrics`: figures of the run's own
-    validation.
+    validation. `multiple_lr_px`: of what tiles must begin at, where the network works in windows; else 1.
     """
 
     name: str
@@ -37,10 +37,14 @@ class ModelMetadata:
     data_sha256: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     format: int = 1
+    multiple_lr_px: int = 1
 
     def to_json(self) -> str:
         """Return the metadata as one line of JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if self.multiple_lr_px == 1:  # as it was before there were others
+            del values["multiple_lr_px"]
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> ModelMetadata:
@@ -58,6 +62,8 @@ class ModelMetadata:
             raise WeightsError(f"{source}: scale {metadata.scale!r} is not between 1 and 16")
         if not (isinstance(metadata.halo_lr_px, int) and 0 <= metadata.halo_lr_px <= 1024):
             raise WeightsError(f"{source}: halo_lr_px {metadata.halo_lr_px!r} is not between 0 and 1024")
+        if not (isinstance(metadata.multiple_lr_px, int) and 1 <= metadata.multiple_lr_px <= 256):
+            raise WeightsError(f"{source}: multiple_lr_px {metadata.multiple_lr_px!r} is not between 1 and 256")
         return metadata
 
 
@@ -92,7 +98,7 @@ def find_weights(model: str | Path | None = None) -> Weights:
     no such name or file, UsageError for a file of weights alone, WeightsError if a file is missing, unreadable or
     not what the manifest says.
     """
-    if model is not None and Path(model).suffix.lower() in (".onnx", *TENSOR_SUFFIXES):
+    if model is not None and is_file_name(model):
         name, path, sha256 = _users_file(Path(model))
     else:
         name, path, sha256 = _bundled_file(model)
@@ -101,6 +107,11 @@ def find_weights(model: str | Path | None = None) -> Weights:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     return Weights(name, path, onnx, _check_sha256(path, onnx, sha256))
+
+
+def is_file_name(model: str | Path) -> bool:
+    """Return whether `model` is the path of a model's file rather than the name of a bundled model."""
+    return Path(model).suffix.lower() in (".onnx", *TENSOR_SUFFIXES)
 
 
 def tensors_of(weights: Weights) -> Path:
@@ -221,7 +232,9 @@ def _bundled_file(model: str | Path | None, kind: str = "onnx") -> tuple[str, Pa
     name = manifest["default"] if model is None else str(model)
     if name not in manifest["models"]:
         names = ", ".join(manifest["models"])
-        raise UnknownModelError(f"no model {name!r}: choose one of {names}, or give the path of an .onnx file")
+        raise UnknownModelError(
+            f"no model {name!r}: choose one of {names}, or give the path of a file (.onnx, .safetensors, .pth)"
+        )
     try:
         listed = manifest["models"][name]["files"][kind]
         file, sha256 = listed["file"], listed["sha256"]

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from srgan.engine import OpenVinoEngine
 from srgan.errors import SrganError, UsageError, WeightsError
+from srgan.loading import load_engine
 from srgan.training.checkpoint import load_network
-from srgan.training.importing import as_weights, own_name, read_model, read_tensors
+from srgan.training.importing import own_name, read_model, read_tensors
 from srgan.training.layouts import LAYOUTS, network_from
 from srgan.weights import ModelMetadata
 
@@ -215,16 +216,17 @@ def test_strips_of_an_imported_network_equal_the_whole(imported: tuple[Path, For
 
 def test_weights_alone_can_be_a_model(tmp_path: Path) -> None:
     theirs = modified("BasicSR", (3,))
-    weights = as_weights(saved(tmp_path / "theirs.pth", {"params": theirs.state}))
+    engine, _ = load_engine(saved(tmp_path / "theirs.pth", {"params": theirs.state}))
     lr = noise(1, 3, 12, 11)
-    np.testing.assert_allclose(
-        OpenVinoEngine(weights.onnx).run(lr.numpy()), theirs.forward(theirs.state, lr), rtol=1e-4, atol=2e-5
-    )
+    np.testing.assert_allclose(engine.run(lr.numpy()), theirs.forward(theirs.state, lr), rtol=1e-4, atol=2e-5)
 
 
-def test_our_own_weights_alone_give_the_same_bytes_to_run(imported: tuple[Path, Foreign]) -> None:
-    ours = as_weights(imported[0] / "out" / "mine.safetensors")
-    assert ours.onnx == (imported[0] / "out" / "mine.onnx").read_bytes()
+def test_our_own_weights_alone_are_the_same_model(imported: tuple[Path, Foreign]) -> None:
+    files = [imported[0] / "out" / f"mine.{kind}" for kind in ("safetensors", "onnx")]
+    (ours, one), (known, other) = map(load_engine, files)
+    assert one == other
+    lr = noise(1, 3, 12, 11).numpy()
+    np.testing.assert_array_equal(ours.run(lr), known.run(lr))
 
 
 class Canary:

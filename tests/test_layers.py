@@ -33,7 +33,7 @@ OWNERS = {
     "lightning": {"srgan.training"},
     "ray": {"srgan.cluster"},
     "watchfiles": {"srgan.watching"},
-    "spandrel": {"srgan.training.importing"},
+    "spandrel": {"srgan.training.foreign"},
     "onnx": {"srgan.training"},
 }
 
@@ -110,7 +110,7 @@ BELOW = {
         "srgan.weights",
     },
     "srgan.loading": {"srgan.engine", "srgan.engine_torch", "srgan.errors", "srgan.weights"},
-    "srgan.engine_torch": {"srgan.engine", "srgan.errors", "srgan.training", "srgan.weights"},
+    "srgan.engine_torch": {"srgan.engine", "srgan.errors", "srgan.probing", "srgan.training", "srgan.weights"},
     "srgan.inference": {"srgan.engine", "srgan.errors", "srgan.tiling"},
     "srgan.guarded": {"srgan.errors", "srgan.headers", "srgan.pictures"},
     "srgan.headers": {"srgan.errors"},

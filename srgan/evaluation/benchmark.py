@@ -16,11 +16,11 @@ from srgan.errors import BackboneError, UsageError
 from srgan.evaluation import metrics
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
-from srgan.weights import TENSOR_SUFFIXES, Weights
 
 BASELINE = "bicubic"  # always in the table
 SCALE = 4  # of the benchmarks
 _RESAMPLES = 2000  # of the bootstrap: the ends of its intervals then move by a few hundredths of their width
+_LR_ENDINGS = ("", f"x{SCALE}")
 _SR_ENDINGS = ("", f"_x{SCALE}", f"x{SCALE}", "_out", "_SR", "_sr")  # what programs append to a picture's name
 
 
@@ -152,7 +152,7 @@ def pairs(hr_folder: Path, lr_folder: Path | None = None) -> Iterator[Pair]:
     an LR picture is missing, or one is not a quarter of its HR.
     """
     paths = _pictures_in(hr_folder, "--hr")
-    shipped = None if lr_folder is None else _partners(paths, lr_folder, "--lr", ("", f"x{SCALE}"))
+    shipped = None if lr_folder is None else _partners(paths, lr_folder, "--lr", _LR_ENDINGS)
     for path in paths:
         hr = _rgb(path)
         height, width = hr.height // SCALE * SCALE, hr.width // SCALE * SCALE
@@ -184,11 +184,15 @@ def evaluate(
     measured, and why. Raises UsageError for what is missing or of another scale, before anything is
     computed; for a picture of another size when its turn comes.
     """
-    upscalers = {name: Upscaler(_model(name)) for name in dict.fromkeys(models)}
+    upscalers = {name: Upscaler(name) for name in dict.fromkeys(models)}
     for name, upscaler in upscalers.items():
         if upscaler.scale != SCALE:
             raise UsageError(f"{name} enlarges {upscaler.scale} times, and the benchmark is for {SCALE}")
     paths = _pictures_in(hr_folder, "--hr")
+    if lr_folder is not None:
+        _partners(
+            paths, lr_folder, "--lr", _LR_ENDINGS
+        )  # a name that is missing is said before networks are fetched
     made = {name: _partners(paths, folder, "--sr", _SR_ENDINGS) for name, folder in (sr_folders or {}).items()}
     if clash := ({BASELINE, *upscalers} & made.keys()):
         raise UsageError(f"two contenders are called {clash.pop()}: give --sr another name, as NAME=DIR")
@@ -206,14 +210,6 @@ def evaluate(
         for name, taken in seconds.items():
             scores[name]["seconds_per_megapixel"] = taken / (pair.hr.height * pair.hr.width / 1e6)
         yield Measured(pair, results, scores)
-
-
-def _model(name: str) -> str | Weights:
-    if Path(name).suffix.lower() not in TENSOR_SUFFIXES:
-        return name
-    from srgan.training.importing import as_weights
-
-    return as_weights(Path(name))
 
 
 def _scores(sr: Picture, pair: Pair, protocol: Protocol, perceptual: Sequence[str]) -> dict[str, float]:

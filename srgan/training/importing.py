@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from google.protobuf.message import DecodeError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from srgan.engine import OpenVinoEngine
-from srgan.errors import UnknownModelError, UsageError, WeightsError
+from srgan.errors import UsageError, WeightsError
+from srgan.training.architectures import ResidualNetwork
 from srgan.training.checkpoint import (
     check_plain,
     check_values,
@@ -26,8 +31,9 @@ from srgan.training.checkpoint import (
     unpickled,
 )
 from srgan.training.export import check_parity, exported, onnx_from, write_files
-from srgan.training.layouts import LAYOUTS, network_from
-from srgan.weights import METADATA_KEY, ModelMetadata, Weights
+from srgan.training.foreign import ForeignNetwork, foreign_network
+from srgan.training.layouts import network_from
+from srgan.weights import METADATA_KEY, ModelMetadata
 
 MAX_BYTES = 2 * 2**30  # a training checkpoint of the largest networks in use
 MAX_TENSORS = 20_000
@@ -60,24 +66,30 @@ def read_model(source: Path, name: str, halo_lr_px: int | None = None) -> dict[s
     state = read_tensors(source)
     network = network_from(state, str(source))
     if network is None:
-        return {"onnx": _by_spandrel(state, source, name, halo_lr_px)}
-    facts = network.architecture
+        return {"onnx": _converted(foreign_network(state, source), source, name, halo_lr_px)}
     if halo_lr_px is not None:
-        raise UsageError(f"{source}: its halo is known to be {facts.halo_lr_px}; leave --halo out")
-    origin = {"imported_from": source.name, "imported_sha256": hashlib.sha256(read_file(source)).hexdigest()}
-    metadata = ModelMetadata(name, facts.scale, facts.halo_lr_px, facts.model_dump(mode="json"), origin)
-    return exported(network, metadata)
+        raise UsageError(f"{source}: its halo is known to be {network.architecture.halo_lr_px}; leave --halo out")
+    return exported(network, _metadata_of(network, source, name))
 
 
-def as_weights(source: Path) -> Weights:
-    """Return weights alone, by this program or another, as the ONNX file that they would be made to."""
-    if not source.is_file():
-        raise UnknownModelError(f"{source}: no such file; `srgan models` lists the bundled models")
+def read_network(source: Path) -> tuple[nn.Module, ModelMetadata] | ForeignNetwork:
+    """Return the network in a file of weights alone: ours or of `layouts.LAYOUTS` with its metadata, or another's.
+
+    Raises what `read_tensors`, `load_network` and `foreign_network` raise.
+    """
     if is_ours(source):
-        content = exported(*load_network(source), kinds=("onnx",))["onnx"]
-    else:
-        content = read_model(source, own_name(source))["onnx"]
-    return Weights(own_name(source), source, content, hashlib.sha256(content).hexdigest())
+        return load_network(source)
+    state = read_tensors(source)
+    network = network_from(state, str(source))
+    if network is None:
+        return foreign_network(state, source)
+    return network, _metadata_of(network, source, own_name(source))
+
+
+def _metadata_of(network: ResidualNetwork, source: Path, name: str) -> ModelMetadata:
+    facts = network.architecture
+    origin = {"imported_from": source.name, "imported_sha256": hashlib.sha256(read_file(source)).hexdigest()}
+    return ModelMetadata(name, facts.scale, facts.halo_lr_px, facts.model_dump(mode="json"), origin)
 
 
 def is_ours(path: Path) -> bool:
@@ -129,7 +141,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         label = repr(name[:80])
         check_plain(tensor, label, str(path))
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and not _is_table(name, tensor):
             raise WeightsError(f"{path}: {label} is of {tensor.dtype}, not of floating point")
         check_values(tensor, label, str(path))
     return state
@@ -158,6 +170,12 @@ def _state_dict(found: Any, path: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def _is_table(name: str, tensor: Tensor) -> bool:
+    """Return whether a tensor of whole numbers may be: which relative positions are meant, and the like."""
+    whole = (torch.int64, torch.int32, torch.bool)
+    return tensor.dtype in whole and name.rpartition(".")[2] not in ("weight", "bias")
+
+
 def _without_wrappers(state: dict[str, Any]) -> dict[str, Any]:
     """Return the generator's part of `state`, without the prefixes of what was wrapped around it."""
     state = {name: value for name, value in state.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}
@@ -170,40 +188,37 @@ def _without_wrappers(state: dict[str, Any]) -> dict[str, Any]:
                 changed = True
         for prefix in _ROLES:
             inside = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-            # A part of it may be called so, too: "model.0.weight" is a name of some.
-            if len(inside) == len(state) or (inside and prefix.startswith(("generator", "net"))):
+            # A part of it may be called so, too: "model.0.weight" is a name of ESRGAN's.
+            named = not any(name[:1].isdigit() for name in inside)
+            if (named and len(inside) == len(state)) or (inside and prefix.startswith(("generator", "net"))):
                 changed, state = True, inside
                 break
     return state
 
 
-def _by_spandrel(state: dict[str, Tensor], source: Path, name: str, halo_lr_px: int | None) -> bytes:
-    known = ", ".join(layout.name for layout in LAYOUTS)
-    try:
-        import spandrel
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{source}: not a generator of {known}; for ESRGAN, SPAN, Compact and others: "
-            'pip install "srgan[models]"'
-        ) from error
-    try:
-        found = spandrel.ModelLoader(device="cpu").load_from_state_dict(spandrel.canonicalize_state_dict(state))
-    # It reads sizes off the tensors before it knows that they belong together, so it may raise anything.
-    except Exception as error:
-        raise WeightsError(f"{source}: not a generator of {known}, nor of any that spandrel knows") from error
-    kind, channels = found.architecture.name, found.input_channels
-    if not isinstance(found, spandrel.ImageModelDescriptor) or not channels == found.output_channels in (1, 3):
-        raise WeightsError(f"{source}: {kind} is not a network from pictures to pictures")
-    if found.size_requirements.multiple_of > 1:
-        raise WeightsError(f"{source}: {kind} of this kind does not take pictures of any size")
-    network = found.model.eval().float()
-    try:
-        content = onnx_from(network, None, channels)
-    except Exception as error:  # what torch's exporter raises for operations that it does not know
-        raise WeightsError(f"{source}: {kind} cannot be written as ONNX with sizes left open") from error
-    content = _measured(content, source, name, halo_lr_px, kind)
-    check_parity(network, content, name, channels=channels)
+def _converted(network: ForeignNetwork, source: Path, name: str, halo_lr_px: int | None) -> bytes:
+    """Return a network of another architecture as an ONNX file, where that can be had and does the same."""
+    refused = f"{source}: {network.kind} cannot be made an ONNX file; use it as it is: srgan upscale -n {source}"
+    if network.multiple_lr_px > 1:
+        raise WeightsError(refused)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        # In a process of its own: torch's exporter ends it on some networks (SPAN), without a word.
+        call = "import sys, srgan.training.importing as importing; importing.write_traced(*sys.argv[1:])"
+        command = [sys.executable, "-c", call, str(source), str(path)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+        if done.returncode or not path.is_file():
+            raise WeightsError(refused)
+        content = path.read_bytes()
+    content = _measured(content, source, name, halo_lr_px, network.kind)
+    check_parity(network.model, content, name, channels=network.channels)
     return content
+
+
+def write_traced(source: str, out: str) -> None:
+    """Write the network of another architecture in the file `source` as an ONNX file without metadata."""
+    network = foreign_network(read_tensors(Path(source)), Path(source))
+    Path(out).write_bytes(onnx_from(network.model, None, network.channels))
 
 
 def _measured(content: bytes, source: Path, name: str, halo_lr_px: int | None, kind: str = "ONNX") -> bytes:
