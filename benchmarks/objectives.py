@@ -297,7 +297,8 @@ def plots(folder: Path, outcomes: Sequence[Outcome]) -> bytes:
     games = [outcome for outcome in outcomes if outcome.objective != _START]
     objectives = list(dict.fromkeys(outcome.objective for outcome in games))
     colours = dict(zip(objectives, mpl.colormaps["Dark2"].colors, strict=False))
-    mpl.rcParams["svg.hashsalt"] = "objectives"  # the same file from the same figures
+    # The same file from the same figures, its letters as letters.
+    mpl.rcParams.update({"svg.hashsalt": "objectives", "svg.fonttype": "none"})
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     above, below = figure.subfigures(2, 1)
     for axes, (key, title, log) in zip(

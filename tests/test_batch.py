@@ -10,26 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import NearestEngine
 from PIL import Image
 
 from srgan import manifest
 from srgan.batch import FileReport, Options, Plan, plan, run
-from srgan.errors import EngineError, UsageError
+from srgan.errors import UsageError
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Request, Upscaler
-from srgan.weights import ModelMetadata
-
-
-class NearestEngine:
-    """Repeats every pixel 4x4, and fails on a picture of 13 columns."""
-
-    metadata = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
-
-    def run(self, lr: np.ndarray) -> np.ndarray:
-        if lr.shape[3] == 13:
-            raise EngineError("out of order")
-        return lr.repeat(4, axis=2).repeat(4, axis=3)
-
 
 UPSCALER = Upscaler(engine=NearestEngine())
 

@@ -88,7 +88,7 @@ def test_figures_of_a_picture_are_those_of_the_metrics(hr: Path, tiny_model: Pat
     upscaler = Upscaler(tiny_model)
     for measured in evaluate([str(tiny_model)], hr):
         truth, lr = measured.pair.hr.pixels, measured.pair.lr
-        sr = {"bicubic": bicubic(lr.pixels, *truth.shape[:2]), str(tiny_model): upscaler.upscale(lr).pixels}
+        sr = {"bicubic": bicubic(lr.pixels, *truth.shape[:2]), tiny_model.name: upscaler.upscale(lr).pixels}
         assert measured.results.keys() == sr.keys()
         for name, pixels in sr.items():
             np.testing.assert_array_equal(measured.results[name].pixels, pixels)
@@ -100,7 +100,7 @@ def test_figures_of_a_picture_are_those_of_the_metrics(hr: Path, tiny_model: Pat
             again = bicubic(pixels, lr.height, lr.width).astype(float) - lr.pixels
             assert scores["lr_psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean(again**2)))
             assert scores["colour_shift"] == pytest.approx(np.abs(again.mean((0, 1))).max(), abs=1e-5)
-        assert measured.scores[str(tiny_model)]["seconds_per_megapixel"] > 0
+        assert measured.scores[tiny_model.name]["seconds_per_megapixel"] > 0
         assert "seconds_per_megapixel" not in measured.scores["bicubic"]  # nobody's work to compare with
 
 
@@ -262,7 +262,7 @@ def test_the_command_prints_and_writes_what_was_measured(
         html_path=out / "e.html",
     )
     said = capsys.readouterr().out
-    expected = {name: [] for name in ("bicubic", str(tiny_model), theirs.name, "named")}
+    expected = {name: [] for name in ("bicubic", tiny_model.name, theirs.name, "named")}
     for measured in evaluate([str(tiny_model)], hr):
         for name, scores in measured.scores.items():
             expected[name].append(scores["psnr_y"])
@@ -276,8 +276,8 @@ def test_the_command_prints_and_writes_what_was_measured(
     means = report["means"]
     assert means["bicubic"]["psnr_y"]["value"] == pytest.approx(np.mean(expected["bicubic"]))
     assert means["named"]["psnr_y"]["value"] is None  # identical pictures: JSON has no infinity
-    assert report[f"better than {tiny_model} by"]["bicubic"]["psnr_y"]["value"] == pytest.approx(
-        np.mean(expected["bicubic"]) - np.mean(expected[str(tiny_model)])
+    assert report[f"better than {tiny_model.name} by"]["bicubic"]["psnr_y"]["value"] == pytest.approx(
+        np.mean(expected["bicubic"]) - np.mean(expected[tiny_model.name])
     )
 
     with (out / "e.csv").open(newline="") as file:
@@ -457,3 +457,14 @@ def test_a_weights_file_for_fid_runs_no_code(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(BackboneError, match="Inception network cannot be had"):
         metrics.FrechetDistance()
     assert not (tmp_path / "canary").exists()
+
+
+def test_files_are_called_by_their_names_unless_two_have_the_same(
+    hr: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    other = tmp_path / "elsewhere" / tiny_model.name
+    other.parent.mkdir()
+    other.write_bytes(tiny_model.read_bytes())
+    for models, called in (([other], [other.name]), ([other, tiny_model], [str(other), str(tiny_model)])):
+        measured = next(iter(evaluate([str(model) for model in models], hr)))
+        assert list(measured.scores) == ["bicubic", *called]

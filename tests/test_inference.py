@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from engines import METADATA, NearestEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,24 +16,8 @@ from srgan import inference
 from srgan.engine import OpenVinoEngine, ReadRows, StripFacts
 from srgan.errors import EngineError, OutOfMemoryError, UsageError
 from srgan.inference import Inference
-from srgan.weights import ModelMetadata
 
 HALO = 12  # of the tiny model
-METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
-
-
-class NearestEngine:
-    """Repeats every pixel 4x4: what is done around an engine is then seen exactly."""
-
-    def __init__(self, metadata: ModelMetadata = METADATA) -> None:
-        self.metadata = metadata
-        self.calls: list[tuple[int, ...]] = []
-
-    def run(self, lr: np.ndarray) -> np.ndarray:
-        self.calls.append(lr.shape)
-        assert lr.dtype == np.float32
-        assert lr.flags.c_contiguous
-        return lr.repeat(4, axis=2).repeat(4, axis=3)
 
 
 def noise(height: int, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from browser import shot
 from PIL import Image
 
 from srgan.evaluation import benchmark
@@ -49,7 +50,7 @@ def opened(browser: object, tmp_path: Path) -> Iterator[Open]:
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(path.as_uri())
-        page.screenshot(path=tmp_path / f"{path.stem}-{width}.png", full_page=True)
+        shot(page, tmp_path, f"{path.stem}-{width}", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         pages.append(page)
         return page

@@ -375,7 +375,12 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
     plain, clear = Picture(colours()), Picture(colours(), np.zeros((11, 7), np.uint8))
     wide = Picture(np.zeros((1, 16_384), np.uint8))
     profiled = Picture(colours(), icc=SRGB)
+    grows = Picture(
+        colours(), duration_ms=100, further=(Picture(np.zeros((30, 7, 3), np.uint8), duration_ms=100),)
+    )
     for picture, format, reason in [
+        (grows, "webp", "frames differ in size"),
+        (grows, "avif", "frames differ in size"),
         (clear, "jpg", "transparency"),
         (clear, "bmp", "transparency"),
         (wide, "webp", "16383"),
@@ -386,6 +391,7 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
         with pytest.raises(PictureError, match=reason):
             encode(picture, format)
     assert all(why_not(plain, format) is None for format in FORMATS)
+    assert why_not(grows, "png") is why_not(grows, "gif") is None
 
 
 def test_suffixes() -> None:

@@ -8,9 +8,11 @@ import signal
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engines import METADATA
 from folders import NearestEngine, job, made, picture, pictures, statuses, temporaries, tree
 
 from srgan import manifest
@@ -60,7 +62,7 @@ def test_a_file_is_made_again_if_anything_it_depends_on_has_changed(tmp_path: Pa
     elif change == "missing result":
         (out / "a_x4.png").unlink()
     elif change == "model":
-        engine = NearestEngine("another-x4")
+        engine = NearestEngine(replace(METADATA, name="another-x4"))
     else:
         options = {
             "size": {"request": Request(long_side_px=24)},

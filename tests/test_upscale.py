@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engines import METADATA, NearestEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,23 +17,6 @@ from srgan.engine import OpenVinoEngine
 from srgan.errors import EngineError, PictureTooLargeError, SrganError, UnknownModelError, UsageError
 from srgan.pictures import Picture, resized
 from srgan.upscale import MAX_SIDE_PX, Request, Upscaler
-from srgan.weights import ModelMetadata
-
-METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
-
-
-class NearestEngine:
-    """Repeats every pixel 4x4: what the upscaler does around an engine is then seen exactly."""
-
-    def __init__(self, metadata: ModelMetadata = METADATA) -> None:
-        self.metadata = metadata
-        self.calls: list[tuple[int, ...]] = []
-
-    def run(self, lr: np.ndarray) -> np.ndarray:
-        self.calls.append(lr.shape)
-        assert lr.dtype == np.float32
-        assert lr.flags.c_contiguous
-        return lr.repeat(4, axis=2).repeat(4, axis=3)
 
 
 class FailingEngine(NearestEngine):

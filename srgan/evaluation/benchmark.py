@@ -16,6 +16,7 @@ from srgan.errors import BackboneError, UsageError
 from srgan.evaluation import metrics
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
+from srgan.weights import is_file_name
 
 BASELINE = "bicubic"  # always in the table
 SCALE = 4  # of the benchmarks
@@ -184,15 +185,13 @@ def evaluate(
     measured, and why. Raises UsageError for what is missing or of another scale, before anything is
     computed; for a picture of another size when its turn comes.
     """
-    upscalers = {name: Upscaler(name) for name in dict.fromkeys(models)}
+    upscalers = {name: Upscaler(model) for name, model in _named(models).items()}
     for name, upscaler in upscalers.items():
         if upscaler.scale != SCALE:
             raise UsageError(f"{name} enlarges {upscaler.scale} times, and the benchmark is for {SCALE}")
     paths = _pictures_in(hr_folder, "--hr")
-    if lr_folder is not None:
-        _partners(
-            paths, lr_folder, "--lr", _LR_ENDINGS
-        )  # a name that is missing is said before networks are fetched
+    if lr_folder is not None:  # so that what is missing is said before networks are fetched
+        _partners(paths, lr_folder, "--lr", _LR_ENDINGS)
     made = {name: _partners(paths, folder, "--sr", _SR_ENDINGS) for name, folder in (sr_folders or {}).items()}
     if clash := ({BASELINE, *upscalers} & made.keys()):
         raise UsageError(f"two contenders are called {clash.pop()}: give --sr another name, as NAME=DIR")
@@ -210,6 +209,15 @@ def evaluate(
         for name, taken in seconds.items():
             scores[name]["seconds_per_megapixel"] = taken / (pair.hr.height * pair.hr.width / 1e6)
         yield Measured(pair, results, scores)
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """Return the models by what they are called in the table: files by their names, unless two have the same."""
+    names = [Path(model).name if is_file_name(model) else model for model in dict.fromkeys(models)]
+    return {
+        name if names.count(name) == 1 else model: model
+        for name, model in zip(names, dict.fromkeys(models), strict=True)
+    }
 
 
 def _scores(sr: Picture, pair: Pair, protocol: Protocol, perceptual: Sequence[str]) -> dict[str, float]:

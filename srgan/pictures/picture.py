@@ -130,6 +130,9 @@ MAX_JPEG_EXIF_BYTES, MAX_JPEG_XMP_BYTES = 65_533, 65_504
 # Formats for which EXIF is taken apart and put together; the others carry it along as it is.
 REWRITES_EXIF = {"tiff", "avif"}
 
+# Formats all of whose frames have the size of the first.
+ONE_SIZE = {"webp", "avif"}
+
 
 def format_of_suffix(suffix: str) -> str | None:
     """Return the key in `FORMATS` that file names with `suffix` (".jpg") have, or None."""
@@ -150,6 +153,8 @@ def why_not(picture: Picture, format: str, *, size: tuple[int, int] | None = Non
         return f"{target.pillow} cannot hold a colour profile"
     if picture.is_animated and "animation" not in target.holds:
         return f"{target.pillow} cannot hold an animation"
+    if picture.is_animated and format in ONE_SIZE and len({(f.height, f.width) for f in picture.frames}) > 1:
+        return f"{target.pillow} cannot hold an animation whose frames differ in size"
     if picture.further and not picture.is_animated and "pages" not in target.holds:
         return f"{target.pillow} cannot hold several pages"
     if max(size or (picture.height, picture.width)) > target.max_side_px:

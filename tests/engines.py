@@ -1,0 +1,23 @@
+"""An engine that needs no weights, for what is done around engines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from srgan.weights import ModelMetadata
+
+METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
+
+
+class NearestEngine:
+    """Repeats every pixel 4x4: what is done around an engine is then seen exactly."""
+
+    def __init__(self, metadata: ModelMetadata = METADATA) -> None:
+        self.metadata = metadata
+        self.calls: list[tuple[int, ...]] = []
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        self.calls.append(lr.shape)
+        assert lr.dtype == np.float32
+        assert lr.flags.c_contiguous
+        return lr.repeat(4, axis=2).repeat(4, axis=3)
