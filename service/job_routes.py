@@ -13,7 +13,8 @@ from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
@@ -68,8 +69,29 @@ class JobResult(BaseModel):
     bytes: int
 
 
+_EXAMPLE: JsonDict = {
+    "id": "Gv9eLx00_ikbx5UFpPhuuSyNmci0RXmI",
+    "status": "completed",
+    "progress": 1.0,
+    "created_at": "2026-11-21T11:00:00Z",
+    "started_at": "2026-11-21T11:00:01Z",
+    "finished_at": "2026-11-21T11:00:21Z",
+    "expires_at": "2026-11-22T11:00:21Z",
+    "files": [{"name": "photo.jpg", "bytes": 20033, "width": 1024, "height": 684, "warnings": [], "error": None}],
+    "parameters": {"scale": 4.0},
+    "error": None,
+    "result": {
+        "href": "/v1/jobs/Gv9eLx00_ikbx5UFpPhuuSyNmci0RXmI/result",
+        "media_type": "image/jpeg",
+        "bytes": 191877,
+    },
+}
+
+
 class JobState(BaseModel):
     """A job."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     id: str
     status: Word

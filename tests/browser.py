@@ -60,9 +60,9 @@ class Negative(NearestEngine):
 def negative_serving(**changes: Any) -> Iterator[Running]:
     """Run a server with two models: `negative`, the default, and `nearest`. Two balances are one or the other."""
     with serving(**changes) as server:
-        models, before = server.service.models, changes.get("before")
+        models, before, tile = server.service.models, changes.get("before"), changes.get("tile_lr_px", "auto")
         engines = {"negative": Negative(before), "nearest": NearestEngine(before)}
-        models._loaded.update({name: Upscaler(engine=engine) for name, engine in engines.items()})
+        models._loaded.update({name: Upscaler(engine=engine, tile_lr_px=tile) for name, engine in engines.items()})
         models.balance = ("nearest", "negative")
         models._balanced.update({0.25: models._loaded["nearest"], 0.75: models._loaded["negative"]})
         models._listed = [

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from serving import Process, answer_on, events_of, expected, head, png, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "deployment.md"
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from serving import Process, accepted, expected, png, results, until
 
-pytestmark = pytest.mark.slow
+# DBOS waits up to a minute before it asks again a database that was gone.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def programs() -> Path:

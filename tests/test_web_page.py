@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -273,6 +274,17 @@ def test_a_reload_finds_a_running_job_again(browser: Browser, tmp_path: Path) ->
         assert len(server.client.get("/v1/jobs").json()["jobs"]) == 1
         page.get_by_role("button", name="Clear").click()
         until(lambda: not server.client.get("/v1/jobs").json()["jobs"])  # it had ended
+
+
+@pytest.mark.slow
+def test_a_long_picture_says_how_long_it_will_take(browser: Browser, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**QUICK, "data_dir": str(tmp_path), "tile_lr_px": 32}
+    with negative_serving(before=lambda: time.sleep(0.02), **settings) as server, page_of(browser, server) as page:
+        give(page, ("large.png", plain(*RED, height=500, width=600)))
+        state = page.locator("#list .state")
+        expect(state).to_have_text(re.compile(r"^Working, about \d+ s left$"), timeout=30_000)
+        assert 0 < float(page.locator("#list progress").get_attribute("value") or 0) < 1
+        wait_until_done(page, seconds=100)
 
 
 # Refusals
