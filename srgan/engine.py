@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 ReadRows = Callable[[int, int], "np.ndarray"]
 
-# Compiled models that are kept. Each holds its own working memory, kilobytes per LR pixel, so their sum is
-# bounded by pixels and not only by their number.
-_KEPT_MODELS = 4
+# Compiled models that are kept: to compile one costs as much as half a picture of 90 pixels a side. Each holds its
+# own working memory, kilobytes per LR pixel, so their sum is bounded by pixels and not only by their number.
+_KEPT_MODELS = 12
 _KEPT_LR_PX = 320 * 320
 
 # What OpenVINO and oneDNN say when an allocation fails.

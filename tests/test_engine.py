@@ -54,6 +54,7 @@ def test_always_float32(tiny_engine: OpenVinoEngine) -> None:
 
 
 def test_one_model_for_a_shape_and_few_in_all(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_KEPT_MODELS", 4)
     monkeypatch.setattr(engine, "_KEPT_LR_PX", 1000)
     kept = OpenVinoEngine(tiny_model, threads=1)
     first = kept._compiled_for((1, 3, 8, 8))
