@@ -98,6 +98,14 @@ class Alone:
 # The server, seen from outside
 
 
+def text_of(place: Path) -> str:
+    """Return what stands there of a process or thread, nothing if it has ended."""
+    try:
+        return place.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class Server:
     """`srgan serve` in a process of its own."""
 
@@ -138,18 +146,18 @@ class Server:
     def processes(self) -> list[Path]:
         """Return the places under /proc of the server and of its decoders."""
         own = Path(f"/proc/{self.process.pid}")
-        children = [child for task in own.glob("task/*/children") for child in task.read_text().split()]
+        children = [child for task in own.glob("task/*/children") for child in text_of(task).split()]
         return [own, *(Path("/proc") / child for child in children)]
 
     def resident_mib(self) -> float:
         """Resident memory of all its processes; pages that two of them share count twice."""
-        sizes = [(place / "statm").read_text().split()[1] for place in self.processes()]
-        return sum(map(int, sizes)) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        sizes = [text_of(place / "statm").split() for place in self.processes()]
+        return sum(int(size[1]) for size in sizes if size) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def cpu_s(self) -> float:
         """Processor time of all its processes so far."""
-        fields = [(place / "stat").read_text().rpartition(")")[2].split() for place in self.processes()]
-        return sum(int(one[11]) + int(one[12]) for one in fields) / _TICKS_PER_S
+        fields = [text_of(place / "stat").rpartition(")")[2].split() for place in self.processes()]
+        return sum(int(one[11]) + int(one[12]) for one in fields if one) / _TICKS_PER_S
 
     def holds(self) -> dict[str, int]:
         """Return how many of which things it holds that should not grow."""
