@@ -22,6 +22,9 @@ from srgan.weights import ModelMetadata
 _flow: contextvars.ContextVar[Flow | None] = contextvars.ContextVar("flow", default=None)
 
 
+# Compiled models take up to a gigabyte for each engine, and every model and every balance of two is one.
+_WARM_ENGINES = 2
+
 # Of the speed's memory, in time of work.
 _SPEED_HALF_LIFE_S = 5.0
 
@@ -32,16 +35,17 @@ Strip = tuple[slice, np.ndarray]
 class _Piece:
     """Something to compute: a tile, which others of its shape may join, or whatever `compute` does."""
 
+    engine: Engine
     flow: Flow
     lr_px: int
     compute: Callable[[], Any]
-    tile: tuple[Engine, np.ndarray] | None = None
+    tile: np.ndarray | None = None
     done: Future[Any] = field(default_factory=Future)
 
     def goes_with(self, other: _Piece) -> bool:
         if self.tile is None or other.tile is None:
             return False
-        return self.tile[0] is other.tile[0] and self.tile[1].shape == other.tile[1].shape
+        return self.engine is other.engine and self.tile.shape == other.tile.shape
 
 
 class Device:
@@ -59,6 +63,7 @@ class Device:
         self._closed = False
         self.busy_s = 0.0
         self.forget_speed()
+        self._warm: list[StripEngine] = []
         self._thread = threading.Thread(target=self._work, name="srgan-device", daemon=True)
         self._thread.start()
 
@@ -83,13 +88,14 @@ class Device:
         """Return what `engine.run(lr)` does, when its turn comes; raises what that raises, or Stopped."""
         lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
         flow = _flow.get() or Flow()
-        sr: np.ndarray = self._turn(_Piece(flow, lr_px, lambda: engine.run(lr), tile=(engine, lr)))
+        sr: np.ndarray = self._turn(_Piece(engine, flow, lr_px, lambda: engine.run(lr), tile=lr))
         return sr
 
     def run_precisely(self, engine: DeviceEngine, lr: np.ndarray) -> np.ndarray:
         """Return what `engine.run_precisely(lr)` does, when its turn comes; raises what that does, or Stopped."""
         lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
-        sr: np.ndarray = self._turn(_Piece(_flow.get() or Flow(), lr_px, lambda: engine.run_precisely(lr)))
+        flow = _flow.get() or Flow()
+        sr: np.ndarray = self._turn(_Piece(engine, flow, lr_px, lambda: engine.run_precisely(lr)))
         return sr
 
     def strips(
@@ -97,7 +103,7 @@ class Device:
     ) -> Iterator[Strip]:
         """Yield what `engine.strips` does, each strip when its turn comes."""
         flow, strips = _flow.get() or Flow(), engine.strips(height, width, rows, read)
-        while (strip := self._turn(_Piece(flow, rows * width, lambda: next(strips, None)))) is not None:
+        while (strip := self._turn(_Piece(engine, flow, rows * width, lambda: next(strips, None)))) is not None:
             yield strip
 
     def _turn(self, piece: _Piece) -> Any:
@@ -125,6 +131,8 @@ class Device:
 
     def _work(self) -> None:
         while (pieces := self._next()) is not None:
+            for piece in pieces:
+                self._keep_few_warm(piece.engine)
             started = time.perf_counter()
             _compute(pieces)
             self._measure(sum(piece.lr_px for piece in pieces), started)
@@ -142,11 +150,19 @@ class Device:
                 piece.done.set_exception(Stopped())
         return [piece for piece in pieces if not piece.done.done()]
 
+    def _keep_few_warm(self, engine: Engine) -> None:
+        """Let all engines but those used last give back the memory that makes them faster."""
+        if (self._warm and engine is self._warm[-1]) or not isinstance(engine, StripEngine):
+            return
+        self._warm = [*(one for one in self._warm if one is not engine), engine]
+        while len(self._warm) > _WARM_ENGINES:
+            self._warm.pop(0).forget()
+
     def _most_beside(self, piece: _Piece) -> int:
         """Return how many tiles may be run together with a tile."""
         if self._batch_tiles is not None:
             return self._batch_tiles - 1
-        best_px = getattr(piece.tile[0], "batch_lr_px", 0) if piece.tile is not None else 0
+        best_px = getattr(piece.engine, "batch_lr_px", 0) if piece.tile is not None else 0
         return max(0, best_px // max(1, piece.lr_px) - 1)
 
     def _measure(self, lr_px: int, started: float) -> None:
@@ -215,7 +231,7 @@ def _compute(pieces: list[_Piece]) -> None:
     tiles = [piece.tile for piece in pieces if piece.tile is not None]
     if len(tiles) > 1:
         with contextlib.suppress(Exception):
-            together = tiles[0][0].run(np.concatenate([lr for _, lr in tiles]))
+            together = pieces[0].engine.run(np.concatenate(tiles))
             for index, piece in enumerate(pieces):
                 piece.done.set_result(together[index : index + 1])
             return

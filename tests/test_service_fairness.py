@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,17 @@ def test_strips_take_turns_too(tiny_engine: OpenVinoEngine) -> None:
         assert len(done) < 5  # of the thirteen strips at least
         np.testing.assert_array_equal(large.result().pixels, expected)
     assert len(done) > 12
+    device.close()
+
+
+def test_engines_that_were_not_used_of_late_give_back_their_memory(tiny_model: Path) -> None:
+    engines, device = [OpenVinoEngine(tiny_model, threads=1) for _ in range(3)], Device()
+    shared = [device.share(engine) for engine in engines]
+    for index in (0, 1, 0, 2):
+        np.testing.assert_array_equal(shared[index].run(tile(8, 8)), engines[2].run(tile(8, 8)))
+    assert [bool(engine._compiled) for engine in engines] == [True, False, True]
+    shared[1].run(tile(8, 8))
+    assert [bool(engine._compiled) for engine in engines] == [False, True, True]
     device.close()
 
 
