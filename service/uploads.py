@@ -87,13 +87,15 @@ class Body:
         )
         parser.spool_max_size = spool_bytes
         try:
-            form = await parser.parse()
-        except MultiPartException as error:
-            raise Problem("malformed-request", f"multipart: {error.message[:200]}") from error
-        try:
+            try:
+                form = await parser.parse()
+            except MultiPartException as error:
+                raise Problem("malformed-request", f"multipart: {error.message[:200]}") from error
             yield form.multi_items()
         finally:
-            await form.close()
+            # All of them: a part that has no end is not in the form.
+            for file in parser._files_to_close_on_error:
+                file.close()
 
 
 def announced_bytes(headers: Headers) -> int:

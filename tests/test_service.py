@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import threading
@@ -506,6 +507,18 @@ def test_a_stalled_upload_ends() -> None:
             stop.set()
             thread.join()
         until(lambda: server.service.gate.inside == 0)
+
+
+def test_a_form_without_an_end_leaves_no_file_open() -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png()
+    with serving(body_timeout_s=0.2, body_bytes_per_s=10**9) as server:
+        kind = {"content-type": "multipart/form-data; boundary=b"}
+        problem(server.client.post("/v1/upscale", content=part, headers=kind), 400, "no-picture")
+        sent = head(content_length=10_000, content_type=kind["content-type"]) + part
+        with server.connect(sent) as stalled:
+            problem(answer_on(stalled), 408, "upload-too-slow")
+        until(lambda: server.service.gate.inside == 0)
+        gc.collect()  # what is open is told now
 
 
 # Many at once
