@@ -55,7 +55,7 @@ PARTS = (
     Part(
         "engine",
         "speed_engine.py",
-        quick=("--size", "48", "--rounds", "2", "--without", "ncnn", "torch.compile, channels_last"),
+        quick=("--sizes", "48", "--rounds", "2", "--without", "ncnn", "torch.compile, channels_last"),
     ),
     Part("folder", "speed_folder.py", quick=("--thumbnails", "3", "--photographs", "1", "--rounds", "1")),
     Part("batch", "speed_batch.py", quick=("--pictures", "6", "--parts", "2")),
@@ -72,10 +72,10 @@ PARTS = (
     Part(
         "training",
         "speed_training.py",
-        ("--steps", "4", "--rounds", "3"),
+        ("--steps", "3", "--rounds", "3", "--workers", "0"),
         ("--recipe", "tiny", "--steps", "1", "--rounds", "1", "--workers", "0"),
     ),
-    Part("load", "load.py", ("--seconds", "60"), ("--seconds", "4", "--clients", "4", "--pictures", "4")),
+    Part("load", "load.py", ("--seconds", "45"), ("--seconds", "4", "--clients", "4", "--pictures", "4")),
 )
 
 
@@ -158,7 +158,7 @@ def measured(part: Part, *, quick: bool, limit_s: float) -> Record:
 def run(command: Sequence[str], stderr: Path, limit_s: float) -> int | None:
     """Run a script to its end and return its exit code, or None if it took too long; nothing of it stays."""
     with stderr.open("wb") as errors:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=errors, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=errors, process_group=0)
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:

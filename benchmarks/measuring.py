@@ -19,15 +19,11 @@ EXAMPLES = [ROOT / "examples" / name for name in ("astronaut.png", "chelsea.png"
 T = TypeVar("T")
 
 
-def in_turns(contenders: Mapping[str, Callable[[], T]], rounds: int, pause_s: float = 0.0) -> dict[str, list[T]]:
-    """Return what each contender's call gives in every round; a busy moment of the machine meets each of them.
-
-    `pause_s` before each: the threads of a library that has just worked may wait actively for more.
-    """
+def in_turns(contenders: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Return what each contender's call gives in every round; a busy moment of the machine meets each of them."""
     found: dict[str, list[T]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            time.sleep(pause_s)
             found[name].append(run())
     return found
 

@@ -84,9 +84,21 @@ def _circumstances(record: Record) -> str:
 
 
 def engine(figures: Figures) -> Section:
-    """Runtimes on one generator."""
+    """Runtimes on one generator, at each size; the plot and what is repeated are of the last one."""
+    section = Section(
+        [
+            f"Float32, {figures['threads']} threads{', CPU seconds' if figures['cpu_time'] else ''}. GFLOP/s are "
+            "those of the network as published; the share is of the fastest float32 matrix product that three "
+            "libraries reach here.",
+        ]
+    )
+    for size in figures["sizes"]:
+        _engine_at(size, section)
+    return section
+
+
+def _engine_at(figures: Figures, section: Section) -> None:
     side, contenders = figures["size_lr_px"], figures["contenders"]
-    megapixels = 16 * side**2 / 1e6
     measured = {name: one["seconds"] for name, one in contenders.items() if "seconds" in one}
     ours = next(iter(measured))
     fastest = min(statistics.median(seconds) for seconds in figures["products"].values())
@@ -96,32 +108,21 @@ def engine(figures: Figures) -> Section:
         if "missing" in one:
             rows.append([name, f"not measured: {one['missing']}", "", "", ""])
             continue
-        rate = figures["operations"] / statistics.median(one["seconds"])
-        compared = "" if name == ours else spread(ratios(one["seconds"], measured[ours]), 2)
-        per_megapixel = statistics.median(one["seconds"]) / megapixels
-        rows.append(
-            [
-                name,
-                spread(one["seconds"], 3),
-                f"{per_megapixel:.2f}",
-                f"{rate / 1e9:.0f}, {rate / peak:.0%}",
-                compared,
-            ]
-        )
+        median = statistics.median(one["seconds"])
+        rate, per_megapixel = figures["operations"] / median, median / (16 * side**2 / 1e6)
+        faster = ratios(one["seconds"], measured[ours])
+        compared = "" if name == ours else spread(faster, 2)
+        speed = f"{rate / 1e9:.0f}, {rate / peak:.0%}"
+        rows.append([name, spread(one["seconds"], 3), f"{per_megapixel:.2f}", speed, compared])
         drawn.append((name, per_megapixel, f"{per_megapixel:.2f} s"))
         if name != ours:
-            short.append(f"{statistics.median(ratios(one['seconds'], measured[ours])):.2f} ({name})")
-    clock = "" if figures["clock"] == "wall" else f" {figures['clock']}"
-    lines = [
-        f"{side}×{side} in, {4 * side}×{4 * side} out, float32, {figures['threads']} threads. GFLOP/s count the "
-        "convolutions of the network as published; the share is of the fastest float32 matrix product that three "
-        f"libraries reach here ({peak / 1e9:.0f} GFLOP/s).",
-        "",
-        *table(["", f"{clock} seconds".strip(), "s per output megapixel", "GFLOP/s", f"{ours} is faster"], rows),
-    ]
-    plot = plots.bars("Seconds per output megapixel (shorter is faster)", drawn, ours=[ours])
-    said = [f"The engine on {side}×{side} is faster by a factor of: {', '.join(short)}."] if short else []
-    return Section(lines, {"engine.svg": plot}, said)
+            short.append(f"{statistics.median(faster):.2f} ({name})")
+    header = [f"{side}×{side} in", "seconds", "s per output megapixel", "GFLOP/s, of peak", f"{ours} is faster"]
+    section.lines += ["", *table(header, rows)]
+    title = f"Seconds per output megapixel, {side}×{side} in (shorter is faster)"
+    section.plots = {"engine.svg": plots.bars(title, drawn, ours=[ours])}
+    if short:
+        section.in_short = [f"The engine on {side}×{side} is faster by a factor of: {', '.join(short)}."]
 
 
 def folder(figures: Figures) -> Section:

@@ -1,25 +1,31 @@
 """How fast the OpenVINO engine is beside the same generator in other runtimes, and beside what the machine can do.
 
-    python benchmarks/speed_engine.py                       # 320x320, all cores
-    python benchmarks/speed_engine.py --size 128 --rounds 3
+    python benchmarks/speed_engine.py                       # 128x128 and 320x320, all cores
+    python benchmarks/speed_engine.py --sizes 128 --rounds 3
     python benchmarks/speed_engine.py --threads 1 --cpu-time     # on a machine that has other work, too
 
 Every contender computes the bundled generator in float32, and before anything is timed its result is compared with
 the engine's. "As published" has the last convolution after the last shuffle, as in Ledig et al. 2017; all others
-have it before, as the bundled ONNX file. All take turns in one process, so that a busy moment of the machine meets
-each of them, and medians are compared. One that cannot be had is left out, with the reason. The peak is the
-fastest of three large float32 matrix products, measured in the same turns: that of one library alone may be no
-peak at all.
+have it before, as the bundled ONNX file. Each lives in a process of its own, with at most half of the free memory,
+and they take turns, so that a busy moment of the machine meets each of them. One that cannot be had is left out,
+with the reason. The peak is the fastest of three large float32 matrix products, measured in the same turns: that
+of one library alone may be no peak at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
 import os
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +36,12 @@ import torch
 from measuring import ROOT, first_line, in_turns, timed, write_figures
 from openvino import opset13
 
-from srgan.engine import OpenVinoEngine, available_cores
+from srgan.engine import OpenVinoEngine, available_bytes, available_cores
 from srgan.training.models import DeployedGenerator, Generator
 
 MODEL = ROOT / "weights" / "srgan-x4.onnx"
 MATMUL_SIDE = 2048
-PAUSE_S = 0.25
+PAUSE_S = 0.25  # before each turn: threads that have just worked may wait actively for more
 LARGEST_DIFFERENCE = 1e-3  # of a range of 1: a quarter of a grey level
 
 Run = Callable[[], np.ndarray]
@@ -45,61 +51,106 @@ Build = Callable[[np.ndarray, int], Run]
 def main() -> None:
     """Read the options, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=320, help="side of the square LR picture in pixels")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender; the median counts")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 320], help="sides of the square LR pictures")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender; the median counts")
     parser.add_argument("--threads", type=int, default=available_cores(), help="cores that each contender uses")
     parser.add_argument("--cpu-time", action="store_true", help="count the process's time, not the clock's")
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="contenders to leave out")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
-    found = measure(options)
-    report(found)
-    write_figures(options.json, found)
+    found = [measure(size, options) for size in options.sizes]
+    write_figures(options.json, {"threads": options.threads, "cpu_time": options.cpu_time, "sizes": found})
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the seconds of every turn of every contender, or why there are none."""
-    torch.set_num_threads(options.threads)
-    lr = np.random.default_rng(0).random((1, 3, options.size, options.size), dtype=np.float32)
-    right = openvino_engine(lr, options.threads)()
+def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of every turn of every contender at one size, or why there are none; print them."""
     contenders: dict[str, dict[str, Any]] = {}
-    runs: dict[str, Run] = {}
-    for name, build in CONTENDERS.items():
-        if name in options.without:
-            contenders[name] = {"missing": "left out by --without"}
-            continue
-        try:
-            run = build(lr, options.threads)
-            difference = float(np.abs(run() - right).max())  # and it is compiled and warm now
-        except Exception as error:  # noqa: BLE001  # whatever a runtime raises is its reason for being absent
-            contenders[name] = {"missing": f"{type(error).__name__}: {first_line(error)}"}
-            continue
-        if difference > LARGEST_DIFFERENCE:
-            contenders[name] = {"missing": f"its result differs by {difference:.2g} of the range"}
-            continue
-        contenders[name] = {"difference": difference}
-        runs[name] = run
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    matrix_products = products(options.threads)
-    with torch.inference_mode():
-        for product in matrix_products.values():
-            product()
+    workers: dict[str, Worker] = {}
+    most_bytes = available_bytes() // 2
+    with contextlib.ExitStack() as stack:
+        for name in [*CONTENDERS, *PRODUCTS]:
+            if name in options.without:
+                contenders[name] = {"missing": "left out by --without"}
+                continue
+            worker = Worker(name, most_bytes)
+            stack.callback(worker.close)
+            try:
+                difference = worker.build(size, options.threads)
+                workers[name] = worker
+                contenders[name] = {"difference": difference}
+            except BenchmarkError as error:
+                contenders[name] = {"missing": str(error)}
         turns = in_turns(
-            {name: lambda run=run: timed(run, clock) for name, run in (runs | matrix_products).items()},
-            options.rounds,
-            PAUSE_S,
+            {name: partial(one.turn, options.cpu_time) for name, one in workers.items()}, options.rounds
         )
-    for name in runs:
-        contenders[name]["seconds"] = turns[name]
-    return {
-        "size_lr_px": options.size,
-        "threads": options.threads,
-        "clock": "CPU" if options.cpu_time else "wall",
-        "operations": operations(options.size),
-        "contenders": contenders,
+    for name, seconds in turns.items():
+        contenders[name]["seconds"] = seconds
+    found = {
+        "size_lr_px": size,
+        "operations": operations(size),
+        "contenders": {name: contenders[name] for name in CONTENDERS},
         "product_operations": 2 * MATMUL_SIDE**3,
-        "products": {name: turns[name] for name in matrix_products},
+        "products": {name: turns[name] for name in PRODUCTS if name in turns},
     }
+    report(found)
+    return found
+
+
+class BenchmarkError(Exception):
+    """Why a contender cannot be measured."""
+
+
+class Worker:
+    """The process of one contender, with at most `most_bytes` of memory; between its turns it does nothing."""
+
+    def __init__(self, name: str, most_bytes: int) -> None:
+        self._name, self._most_bytes = name, most_bytes
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def build(self, size: int, threads: int) -> float:
+        """Prepare the contender and return its largest difference from the engine; BenchmarkError if it cannot."""
+        try:
+            difference = self._pool.submit(_build, self._name, size, threads, self._most_bytes).result()
+        except BrokenProcessPool:
+            most = f"{self._most_bytes / 1e9:.0f} GB of memory, half of what is free"
+            raise BenchmarkError(f"its process died; it had {most}") from None
+        except Exception as error:  # whatever a runtime raises is its reason for being absent
+            raise BenchmarkError(f"{type(error).__name__}: {first_line(error)}") from error
+        if difference > LARGEST_DIFFERENCE:
+            raise BenchmarkError(f"its result differs by {difference:.2g} of the range")
+        return difference
+
+    def turn(self, cpu_time: bool) -> float:
+        """Return the seconds of one run."""
+        time.sleep(PAUSE_S)
+        return self._pool.submit(_turn, cpu_time).result()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown()
+
+
+_run: Run  # of the contender whose process this is
+
+
+def _build(name: str, size: int, threads: int, most_bytes: int) -> float:
+    """Make this process that contender's: its first run, which compiles and warms up, and what it is off by."""
+    global _run
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    torch.set_num_threads(threads)
+    if name in PRODUCTS:
+        matrix = np.random.default_rng(0).random((MATMUL_SIDE, MATMUL_SIDE), dtype=np.float32)
+        _run = PRODUCTS[name](matrix, threads)
+        _run()
+        return 0.0
+    lr = np.random.default_rng(0).random((1, 3, size, size), dtype=np.float32)
+    right = OpenVinoEngine(MODEL, threads=threads).run(lr)
+    _run = CONTENDERS[name](lr, threads)
+    return float(np.abs(_run() - right).max())
+
+
+def _turn(cpu_time: bool) -> float:
+    return timed(_run, time.process_time if cpu_time else time.perf_counter)
 
 
 def openvino_engine(lr: np.ndarray, threads: int) -> Run:
@@ -128,8 +179,8 @@ def ncnn_net(lr: np.ndarray, threads: int) -> Run:
         before = Path.cwd()
         os.chdir(folder)  # the tool leaves files where it is
         try:
-            picture = torch.from_numpy(lr)
-            pnnx.export(deployed(), "generator.pt", picture, fp16=False)
+            example = torch.zeros(1, 3, 32, 32)  # the result takes any size
+            pnnx.export(deployed(), "generator.pt", example, fp16=False)
             net = ncnn.Net()
             net.opt.num_threads = threads
             for half in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
@@ -190,19 +241,26 @@ CONTENDERS: dict[str, Build] = {
 }
 
 
-def products(threads: int) -> dict[str, Callable[[], object]]:
-    """Return the matrix products that stand for what the machine can do."""
-    matrix = np.random.default_rng(0).random((MATMUL_SIDE, MATMUL_SIDE), dtype=np.float32)
-    tensor = torch.from_numpy(matrix)
+def openvino_product(matrix: np.ndarray, threads: int) -> Run:
+    """OpenVINO's float32 product of a matrix with itself."""
     left = opset13.parameter(list(matrix.shape), np.float32)
     model = openvino.Model([opset13.matmul(left, opset13.constant(matrix), False, False)], [left], "product")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return {
-        "matrix product, OpenVINO": lambda: request.infer([matrix], share_inputs=True),
-        "matrix product, numpy": lambda: matrix @ matrix,
-        "matrix product, PyTorch": lambda: tensor @ tensor,
-    }
+    return lambda: request.infer([matrix], share_inputs=True)[0]
+
+
+def torch_product(matrix: np.ndarray, threads: int) -> Run:
+    """The same of PyTorch."""
+    tensor = torch.from_numpy(matrix)
+    return lambda: (tensor @ tensor).numpy()
+
+
+PRODUCTS: dict[str, Build] = {
+    "matrix product, OpenVINO": openvino_product,
+    "matrix product, numpy": lambda matrix, _: lambda: matrix @ matrix,
+    "matrix product, PyTorch": torch_product,
+}
 
 
 def operations(size: int) -> float:
@@ -225,7 +283,7 @@ def operations(size: int) -> float:
 def report(found: dict[str, Any]) -> None:
     """Print one line for each contender."""
     ours = found["contenders"]["OpenVINO, this engine"]["seconds"]
-    print(f"{found['size_lr_px']}x{found['size_lr_px']} LR, {found['threads']} threads, {found['clock']} seconds")
+    print(f"{found['size_lr_px']}x{found['size_lr_px']} LR")
     for name, one in found["contenders"].items():
         if "missing" in one:
             print(f"{name:44} {one['missing']}")
@@ -235,7 +293,7 @@ def report(found: dict[str, Any]) -> None:
         print(f"{name:44}{statistics.median(seconds):8.3f} s ({min(seconds):.3f}-{max(seconds):.3f}){ratio:7.2f}x")
     for name, seconds in found["products"].items():
         rate = found["product_operations"] / statistics.median(seconds) / 1e9
-        print(f"{name:44}{statistics.median(seconds):8.3f} s, {rate:.0f} GFLOP/s")
+        print(f"{name:44}{statistics.median(seconds):8.3f} s, {rate:.0f} GFLOP/s", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ THUMBNAIL = (120, 90)
 def main() -> None:
     """Read the options, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--thumbnails", type=int, default=60)
-    parser.add_argument("--photographs", type=int, default=8, help="about 400x300, no two alike")
+    parser.add_argument("--thumbnails", type=int, default=40)
+    parser.add_argument("--photographs", type=int, default=6, help="about 400x300, no two alike")
     parser.add_argument("--rounds", type=int, default=3, help="turns; the medians count")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
@@ -77,7 +77,7 @@ def measure(
     contenders = {name: over_the_folder(command) for name, command in commands.items()}
     if alone:
         contenders["import torch, nothing else"] = lambda: run([sys.executable, "-c", "import torch"])
-    in_turns(contenders, 1)  # what is read from the disk is in memory now
+        in_turns(contenders, 1)  # what is read from the disk is in memory now
     megapixels = sum(16 * width * height for width, height in sizes) / 1e6
     return {
         "name": name,

@@ -12,6 +12,8 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import plain_folder
 import plots
 import pytest
 import results_page
+import speed_engine
 import speed_folder
 import tile_overhead
 from PIL import Image
@@ -50,17 +53,21 @@ def runs(*wall: float) -> list[dict[str, float]]:
 
 FIGURES: dict[str, Any] = {
     "engine": {
-        "size_lr_px": 250,
         "threads": 2,
-        "clock": "wall",
-        "operations": 3e11,
-        "contenders": {
-            "OpenVINO": {"difference": 0.0, "seconds": [1.0, 2.0, 1.0]},
-            "PyTorch": {"difference": 1e-6, "seconds": [2.5, 4.4, 2.4]},
-            "ncnn": {"missing": "ImportError: No module named 'ncnn'"},
-        },
-        "product_operations": 1e10,
-        "products": {"one": [0.1, 0.1, 0.3], "other": [0.02, 0.02, 0.03]},
+        "cpu_time": False,
+        "sizes": [
+            {
+                "size_lr_px": 250,
+                "operations": 3e11,
+                "contenders": {
+                    "OpenVINO": {"difference": 0.0, "seconds": [1.0, 2.0, 1.0]},
+                    "PyTorch": {"difference": 1e-6, "seconds": [2.5, 4.4, 2.4]},
+                    "ncnn": {"missing": "ImportError: No module named 'ncnn'"},
+                },
+                "product_operations": 1e10,
+                "products": {"one": [0.1, 0.1, 0.3], "other": [0.02, 0.02, 0.03]},
+            }
+        ],
     },
     "folder": {
         "cases": [
@@ -195,7 +202,7 @@ def test_a_missing_part_leaves_the_others(records: dict[str, Any]) -> None:
 
 def test_every_stage_and_contender_may_be_missing(records: dict[str, Any]) -> None:
     records["training"]["figures"]["stages"] = {"pretrain": {"missing": "no"}}
-    contenders = records["engine"]["figures"]["contenders"]
+    contenders = records["engine"]["figures"]["sizes"][0]["contenders"]
     contenders["PyTorch"] = {"missing": "no"}
     records["memory"]["figures"]["plain"] = []
     records["tiles"]["figures"]["rows"] = records["tiles"]["figures"]["rows"][:1]
@@ -245,6 +252,32 @@ def test_logarithmic_curves_keep_equal_steps_for_equal_factors() -> None:
     steps = np.diff(points, axis=0)
     np.testing.assert_allclose(steps[0], steps[1], atol=0.2)
     assert steps[0][0] > 0 > steps[0][1]  # to the right and up
+
+
+# The page that is in the repository
+
+
+def test_the_page_is_made_of_the_figures_beside_it() -> None:
+    page, drawn = results_page.render(dict(bench.recorded(BENCHMARKS / "results")))
+    assert (BENCHMARKS / "RESULTS.md").read_text() == page
+    assert {path.name: path.read_text() for path in (BENCHMARKS / "plots").iterdir()} == drawn
+
+
+def test_every_part_is_measured_and_shown() -> None:
+    assert [part.name for part in bench.PARTS] == list(results_page.SECTIONS)
+    measured = dict(bench.recorded(BENCHMARKS / "results"))
+    for part in bench.PARTS:
+        assert "figures" in measured[part.name], part.name
+        assert measured[part.name]["command"].startswith(f"python {part.command(quick=False)[0]}")
+
+
+def test_every_figure_of_the_readme_is_on_the_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## Speed and memory\n")[2].partition("\n## ")[0]
+    figures = re.findall(r"\d+\.\d+", section)
+    assert len(figures) > 8
+    page = (BENCHMARKS / "RESULTS.md").read_text()
+    assert [one for one in figures if not re.search(rf"(?<![\d.]){re.escape(one)}(?![\d.])", page)] == []
 
 
 # The run
@@ -467,12 +500,35 @@ def test_tiles_are_off_unless_their_halo_is_the_models_reach(tiny_model: Path) -
     assert [len(row["seconds"]) for row in found["rows"]] == [2, 2, 2]
 
 
+def test_a_contender_that_dies_or_is_wrong_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(of: BaseException | float) -> Callable[..., Future[float]]:
+        def submit(*_: Any) -> Future[float]:
+            future: Future[float] = Future()
+            future.set_exception(of) if isinstance(of, BaseException) else future.set_result(of)
+            return future
+
+        return submit
+
+    worker = speed_engine.Worker("ncnn", 5_000_000_000)
+    for of, reason in (
+        (BrokenProcessPool(), "its process died; it had 5 GB of memory, half of what is free"),
+        (ImportError("No module named 'ncnn'"), "ImportError: No module named 'ncnn'"),
+        (0.02, "its result differs by 0.02 of the range"),
+    ):
+        monkeypatch.setattr(worker._pool, "submit", outcome(of))
+        with pytest.raises(speed_engine.BenchmarkError, match=re.escape(reason)):
+            worker.build(8, 1)
+    monkeypatch.setattr(worker._pool, "submit", outcome(1e-6))
+    assert worker.build(8, 1) == 1e-6
+    worker.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_quick_run_of_the_engine_measures_it(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--quick", "engine", "--out", str(tmp_path)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    found = json.loads((tmp_path / "results" / "engine.json").read_text())["figures"]["contenders"]
+    found = json.loads((tmp_path / "results" / "engine.json").read_text())["figures"]["sizes"][0]["contenders"]
     assert "left out" in found["ncnn"]["missing"]
     measured = [name for name, one in found.items() if "seconds" in one]
     assert len(measured) == 6, found
