@@ -44,9 +44,9 @@ DEGRADED = {  # how LR is called and which quality of JPEG it has; None: blur, n
     "LR with blur, noise and JPEG, as recipes draw them by default": None,
 }
 MODELS = {
-    "srresnet-x4": "SRResNet trained on the pixel loss alone: the closest pixels, soft texture",
-    "srgan-x4": "SRGAN, trained from srresnet-x4 in the adversarial game: sharp, natural texture",
-    "srgan-x4-photo": "SRGAN trained on blurred, noisy and JPEG pictures: for photos from the web",
+    "srresnet-x4": "Content loss only: the highest PSNR, soft texture.",
+    "srgan-x4": "Trained in the adversarial game: sharp texture, the most natural look.",
+    "srgan-x4-photo": "The same on blurred, noisy and JPEG pictures: for photographs from the web.",
 }
 
 

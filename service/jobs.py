@@ -27,6 +27,7 @@ from typing import Any, Literal
 import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 from dbos import error as dbos_error
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.admission import Ticket
 from service.fair import Stopped
@@ -228,6 +229,14 @@ class Jobs:
         Raises Problem if there is none of that id.
         """
         job = self.get(owner, id)
+        try:
+            return self._removed(owner, job)
+        except SQLAlchemyError:  # a full disk has no room even for this: the job's files go first
+            self._stop_work(id)
+            return self._removed(owner, job)
+
+    def _removed(self, owner: str, job: Job) -> Job | None:
+        id = job.id
         if job.status in ("pending", "processing"):
             DBOS.cancel_workflow(id)
             job = self.get(owner, id)

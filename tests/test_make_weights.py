@@ -13,6 +13,7 @@ from PIL import Image
 from test_examples import ROOT, load_script
 
 from srgan.cli import app
+from srgan.training.checkpoint import load_generator
 from srgan.weights import MANIFEST
 
 SMALL = """
@@ -118,5 +119,6 @@ def test_segments_lead_to_a_bundle(
     assert "old" not in card
     assert all(f"| `{name}` | " in card for name in manifest["models"])
     recipe = json.loads((pictures / "run" / "photo" / "recipe.json").read_text())
-    assert manifest["models"]["srgan-x4-photo"]["recipe"]["blend"] == {"with": "srresnet-x4-photo", "share": 0.9}
+    _, metadata = load_generator(out / "srgan-x4-photo.safetensors")
+    assert metadata.recipe["blend"] == {"with": "srresnet-x4-photo", "share": 0.9}
     assert recipe["start"].endswith("best/srresnet-x4.safetensors")  # it starts where the other had been

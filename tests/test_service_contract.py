@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import QUICK, Running, ended, head, left, png, problem, serving
+from serving import QUICK, Blocked, Running, ended, head, left, png, problem, serving
 
 from service.admission import Gate
 from service.jobs import Jobs
@@ -187,9 +187,14 @@ def same(caller: Caller) -> httpx.Response:
 
 def cancelled(caller: Caller) -> httpx.Response:
     """The answer for a job that cannot be done before it is cancelled."""
-    caller.spoil(caller.server.engine, "before", lambda: caller.server.service.device._thread.join(0.3))
+    blocked = Blocked()
+    caller.spoil(caller.server.engine, "before", blocked)
     caller.job = left(caller.server, content=png(99, 99), headers=KEY).rpartition("/")[2]
-    return caller.ask()
+    assert blocked.entered.acquire(timeout=60)
+    try:
+        return caller.ask()
+    finally:
+        blocked.let_go()
 
 
 def removed(caller: Caller) -> httpx.Response:
