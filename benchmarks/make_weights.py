@@ -39,8 +39,7 @@ TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 BLEND = 0.9  # of the game's weights in what is bundled: half a dB for 0.003 of LPIPS, docs/experiments.md
 FORMS = {"psnr_y": "{:.2f}", "ssim_y": "{:.4f}", "lpips": "{:.4f}", "dists": "{:.4f}", "lr_psnr": "{:.2f}"}
 DEGRADED = {  # how LR is called and which quality of JPEG it has; None: blur, noise and JPEG
-    "LR as JPEG of quality 40": 40,
-    "LR as JPEG of quality 90": 90,
+    **{f"LR as JPEG of quality {quality}": quality for quality in (40, 60, 75, 90)},
     "LR with blur, noise and JPEG, as recipes draw them by default": None,
 }
 MODELS = {
@@ -125,7 +124,7 @@ def figures(weights: Path, benchmarks: Path) -> str:
             lr = weights / path.name / f"LRx4-{quality or 'realistic'}"
             degrade(path / ("LRx4" if quality else "HR"), lr, quality)
             degraded[path.name] = evaluated(weights, path / "HR", lr)
-        text += f"\n{words}:\n\n" + table(degraded, ("psnr_y", "lpips", "dists"))
+        text += f"\n{words} (PSNR / LPIPS / DISTS):\n\n" + table(degraded, ("psnr_y", "lpips", "dists"))
     return text
 
 
