@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: two threads on networks this small spend their
@@ -15,7 +16,9 @@ import hypothesis
 import pytest
 import torch
 
+from srgan.backbones import FOLDER_VARIABLE
 from srgan.engine import OpenVinoEngine
+from srgan.evaluation import metrics
 from srgan.training.export import onnx_from
 from srgan.training.models import DeployedGenerator, Generator
 from srgan.weights import ModelMetadata
@@ -32,6 +35,18 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data in {folder}; name its folder in SRGAN_SHARED")
     return folder
+
+
+@pytest.fixture
+def local_backbones(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """LPIPS and DISTS with the networks of the shared folder, forgotten again afterwards."""
+    networks = (metrics.lpips_network, metrics.dists_network)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(shared / "backbones"))
+    for network in networks:
+        network.cache_clear()
+    yield
+    for network in networks:
+        network.cache_clear()
 
 
 @pytest.fixture(scope="session")

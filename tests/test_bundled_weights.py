@@ -10,9 +10,7 @@ import pytest
 from test_examples import load_script
 
 from srgan import pictures
-from srgan.backbones import FOLDER_VARIABLE
 from srgan.engine import OpenVinoEngine
-from srgan.evaluation import metrics
 from srgan.evaluation.metrics import lpips, psnr
 from srgan.training.checkpoint import load_generator
 from srgan.training.degradation import bicubic
@@ -32,15 +30,6 @@ MOST_SHIFT = {"srresnet-x4": 1.0, "srgan-x4": 1.0, "srgan-x4-photo": 2.0}
 LEAST_LR_PSNR = {"srresnet-x4": 34, "srgan-x4": 34, "srgan-x4-photo": 29}
 
 BENCHMARKS = ["Set5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Set14", "BSD100"))]
-
-
-@pytest.fixture
-def alexnet(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """LPIPS with the local AlexNet, forgotten again afterwards."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(shared / "backbones"))
-    metrics.lpips_network.cache_clear()
-    yield
-    metrics.lpips_network.cache_clear()
 
 
 def results(model: str, benchmark: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -95,7 +84,7 @@ def test_srresnet_is_faithful(benchmark: str, shared: Path) -> None:
     assert np.mean([psnr(sr, hr, border=4, y_only=True) for _, sr, hr in pairs]) > FLOOR_PSNR_Y[benchmark]
 
 
-@pytest.mark.usefixtures("alexnet")
+@pytest.mark.usefixtures("local_backbones")
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_srgan_is_close_to_the_eye(benchmark: str, shared: Path) -> None:
     pairs = results("srgan-x4", shared / "data" / "benchmarks" / benchmark)
@@ -115,7 +104,7 @@ def test_no_colour_shift_and_no_invention_at_lr(name: str, shared: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("alexnet")
+@pytest.mark.usefixtures("local_backbones")
 @pytest.mark.parametrize(("quality", "gain"), [(40, 0.9), (75, 0.95), (None, 0.9)])
 def test_photo_is_closer_to_the_eye_on_degraded_pictures(
     quality: int | None, gain: float, shared: Path, tmp_path: Path

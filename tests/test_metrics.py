@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from scipy.ndimage import correlate1d
 
-from srgan.backbones import FOLDER_VARIABLE
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
 from srgan.evaluation.metrics import dists, lpips, luma_of, psnr, ssim
@@ -168,15 +167,6 @@ def test_ssim_needs_a_window(size: int, border: int) -> None:
     assert ssim(noise(size + 1, size + 1), noise(size + 1, size + 1, 1), border=border, y_only=True) < 1
 
 
-@pytest.fixture
-def alexnet(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """LPIPS with the local AlexNet, forgotten again afterwards."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(shared / "backbones"))
-    metrics.lpips_network.cache_clear()
-    yield
-    metrics.lpips_network.cache_clear()
-
-
 def test_lpips_without_alexnet_says_so(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"no file .*gone\.safetensors"):
         lpips(noise(), noise(), file=tmp_path / "gone.safetensors")
@@ -187,7 +177,7 @@ def test_lpips_refuses_what_psnr_refuses() -> None:
         lpips(noise(64, 64), noise(64, 65))
 
 
-@pytest.mark.usefixtures("alexnet")
+@pytest.mark.usefixtures("local_backbones")
 def test_lpips_is_a_distance() -> None:
     hr = noise(64, 64)
     sr = near(hr, 40)
@@ -197,7 +187,7 @@ def test_lpips_is_a_distance() -> None:
     assert lpips(sr, hr, border=8) == lpips(sr[8:-8, 8:-8].copy(), hr[8:-8, 8:-8].copy())
 
 
-@pytest.mark.usefixtures("alexnet")
+@pytest.mark.usefixtures("local_backbones")
 def test_lpips_knows_its_channels() -> None:
     hr = np.zeros((64, 64, 3), np.uint8)
     hr[::8, :, 0] = 255
@@ -237,7 +227,7 @@ def plain_lpips(weights: dict[str, np.ndarray], linear: list[np.ndarray], a: np.
     return total
 
 
-def test_lpips_against_its_formula(alexnet: None, shared: Path) -> None:
+def test_lpips_against_its_formula(local_backbones: None, shared: Path) -> None:
     from safetensors.numpy import load_file
 
     network = metrics.lpips_network()
@@ -247,15 +237,6 @@ def test_lpips_against_its_formula(alexnet: None, shared: Path) -> None:
     hr = noise(64, 80)
     sr = near(hr, 50)
     assert lpips(sr, hr) == pytest.approx(plain_lpips(weights, linear, sr, hr), rel=1e-4)
-
-
-@pytest.fixture
-def vgg16(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """DISTS with the local VGG16, forgotten again afterwards."""
-    monkeypatch.setenv(FOLDER_VARIABLE, str(shared / "backbones"))
-    metrics.dists_network.cache_clear()
-    yield
-    metrics.dists_network.cache_clear()
 
 
 def plain_dists(
@@ -299,7 +280,7 @@ def plain_dists(
     return 1 - total / float((alpha + beta).sum())
 
 
-@pytest.mark.usefixtures("vgg16")
+@pytest.mark.usefixtures("local_backbones")
 def test_dists_against_its_formula(shared: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -342,7 +323,7 @@ def test_bicubic_scores_as_published(benchmark: str, shared: Path) -> None:
     assert np.mean(scores) == pytest.approx(BICUBIC_PSNR_Y[benchmark], abs=0.02)
 
 
-@pytest.mark.usefixtures("alexnet")
+@pytest.mark.usefixtures("local_backbones")
 def test_bicubic_lpips_as_published(shared: Path) -> None:
     pairs = bicubic_pairs(shared / "data" / "benchmarks" / "Set5")
     assert np.mean([lpips(sr, hr) for sr, hr in pairs]) == pytest.approx(0.341, abs=0.01)
