@@ -22,6 +22,7 @@ from srgan.training.degradation import (
     Realistic,
     bicubic,
     blur_kernels,
+    even_qualities,
     filtered,
     gaussian_kernels,
     held_out,
@@ -299,7 +300,7 @@ def test_the_margin_hides_the_edges_of_the_patch(monkeypatch: pytest.MonkeyPatch
 
     Without JPEG: it turns a hundredth of a level into a whole one here and there.
     """
-    monkeypatch.setattr(Realistic, "_jpeg", lambda _self, x: x)
+    monkeypatch.setattr(Realistic, "_jpeg", lambda _self, x, _qualities: x)
     ringing = {**QUIET_PASS, "blur": 1.0, "sinc": 1.0, "resize": (0.5, 0.5)}
     recipe = DegradationRecipe.model_validate(
         {
@@ -335,7 +336,7 @@ def test_the_grid_of_jpeg_blocks_begins_anywhere() -> None:
     noise = torch.rand(8, 3, 80, 80, generator=seeded(1))
     begins = set()
     for _ in range(12):
-        grey = degrade._jpeg(noise).mean(1)
+        grey = degrade._jpeg(noise, torch.full((8,), 5.0)).mean(1)
         steps = (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((0, 1))  # largest from block to block
         begins.add(int(torch.stack([steps[phase::8].mean() for phase in range(8)]).argmax()))
     assert len(begins) > 3
@@ -407,6 +408,29 @@ def test_a_picture_with_jpeg_alone_is_that_of_a_file() -> None:
     own, files = (np.abs(one - inner[6:-6, 6:-6].astype(np.int64)).mean() for one in (array(lr[0]), file))
     assert files > 1
     assert own == pytest.approx(files, rel=0.15)
+
+
+def tables_of_pillow(quality: int) -> list[int]:
+    """The 64 quantisation steps of luma in a file of this quality."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG", quality=quality)
+    with Image.open(buffer) as picture:
+        return list(picture.quantization[0])
+
+
+def test_plain_jpegs_have_steps_spread_evenly_in_logarithm() -> None:
+    qualities = even_qualities((40.0, 95.0), 20_000, seeded())
+    assert torch.equal(qualities, qualities.round())
+    assert {40.0, 95.0} <= set(qualities.tolist()) <= set(range(40, 96))
+    by_quality = {quality: sum(tables_of_pillow(quality)) for quality in range(40, 96)}
+    steps = np.array([by_quality[int(quality)] for quality in qualities])
+    shares, _ = np.histogram(np.log(steps), bins=4)
+    assert shares / len(steps) == pytest.approx(np.full(4, 0.25), abs=0.03)
+
+
+@pytest.mark.parametrize("quality", [1.0, 49.0, 50.0, 90.0, 100.0])
+def test_one_quality_is_kept(quality: float) -> None:
+    assert even_qualities((quality, quality), 3, seeded()).tolist() == pytest.approx(3 * [quality], abs=0.5)
 
 
 def test_the_shares_are_kept() -> None:

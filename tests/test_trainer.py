@@ -26,7 +26,13 @@ from srgan.backbones import FOLDER_VARIABLE
 from srgan.errors import BackboneError, UsageError, WeightsError
 from srgan.evaluation import metrics
 from srgan.training import trainer, validation
-from srgan.training.checkpoint import checkpoint_path, latest_checkpoint, load_checkpoint, load_generator
+from srgan.training.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+    load_generator,
+    save_checkpoint,
+)
 from srgan.training.config import Recipe, StageRecipe, load_recipe, validated
 from srgan.training.data import PictureCache, build_cache, split
 from srgan.training.models import Generator
@@ -717,6 +723,45 @@ def test_start_from_weights(finished: tuple[Path, list[Path]], cache: PictureCac
         players_of(small(start=start, generator={"features": 5}))
     with pytest.raises(WeightsError, match="cannot be read"):
         players_of(small(start=str(tmp_path / "absent.safetensors")))
+
+
+def test_start_from_a_checkpoint_goes_on_with_both_players(
+    finished: tuple[Path, list[Path]], cache: PictureCache, tmp_path: Path
+) -> None:
+    path = checkpoint_path(finished[0], 1, "adversarial", None)
+    state = load_checkpoint(path)
+    recipe = small(start=str(path), pretrain={"steps": 0})
+    _, players = players_of(recipe)
+    for name, tensor in players.generator.state_dict().items():
+        assert torch.equal(tensor, state["ema"][f"module.{name}"])
+        assert torch.equal(tensor, players.ema.module.state_dict()[name])
+    for name, tensor in players.discriminator.state_dict().items():
+        assert torch.equal(tensor, state["discriminator"][name])
+    assert not same(copied(players.discriminator), copied(players_of(small())[1].discriminator))
+    assert [path.name for path in train(recipe, cache, tmp_path)] == ["srgan-x4.safetensors", "srgan-x4.onnx"]
+
+
+def test_start_from_a_checkpoint_that_does_not_fit(finished: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    path = checkpoint_path(finished[0], 1, "adversarial", None)
+    for change in ({"generator": {"features": 5}}, {"discriminator": {"kind": "patch", "features": 4}}):
+        with pytest.raises(WeightsError, match="another architecture"):
+            players_of(small(start=str(path), **change))
+    state = load_checkpoint(path)
+    for key in ("ema", "discriminator"):
+        broken = tmp_path / f"{key}.pt"
+        save_checkpoint(broken, {name: value for name, value in state.items() if name != key})
+        with pytest.raises(WeightsError, match=r"it lacks 'ema'|another architecture"):
+            players_of(small(start=str(broken)))
+
+
+def test_a_first_stage_alone_asks_for_no_discriminator(finished: tuple[Path, list[Path]]) -> None:
+    path = checkpoint_path(finished[0], 1, "adversarial", None)
+    _, players = players_of(
+        small(start=str(path), adversarial={"steps": 0}, discriminator={"kind": "patch", "features": 4})
+    )
+    averaged = load_checkpoint(path)["ema"]
+    for name, tensor in players.generator.state_dict().items():
+        assert torch.equal(tensor, averaged[f"module.{name}"])
 
 
 def test_pictures_smaller_than_a_patch_with_its_margin(tmp_path: Path) -> None:

@@ -89,6 +89,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def averaged_weights(state: dict[str, Any], source: Path) -> dict[str, torch.Tensor]:
+    """Return the averaged generator's tensors of the training state `state`, by their names in the generator.
+
+    Raises WeightsError, naming `source`, if it holds none.
+    """
+    prefix = "module."  # of torch's AveragedModel
+    try:
+        weights = {key.removeprefix(prefix): v for key, v in state["ema"].items() if key.startswith(prefix)}
+    except (KeyError, AttributeError) as error:
+        raise WeightsError(f"{source} is not a training checkpoint: it lacks {error}") from error
+    return weights
+
+
 def is_checkpoint(content: bytes) -> bool:
     """Return whether `content` is that of a file by `save_checkpoint`, of any version."""
     return content.startswith(_MAGIC.partition(b" ")[0])

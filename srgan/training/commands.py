@@ -111,10 +111,7 @@ def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata
         state = checkpoint.load_checkpoint(path)
     try:
         recipe = validated(state["recipe"], str(path))
-        prefix = "module."
-        weights = {
-            key.removeprefix(prefix): value for key, value in state["ema"].items() if key.startswith(prefix)
-        }
+        weights = checkpoint.averaged_weights(state, path)
         name: str = getattr(recipe, state["position"]["stage"]).export_name
         data_sha256: str = state["data_sha256"]
     except (KeyError, AttributeError, TypeError) as error:

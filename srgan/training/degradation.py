@@ -118,18 +118,21 @@ class Realistic:
         height, width = x.shape[-2] // SCALE, x.shape[-1] // SCALE
         x = self._pass(x, recipe.first, (x.shape[-2], x.shape[-1]), noise_random)
         if _one_chance(recipe.second_order, random):
-            x = self._jpeg(x)
+            x = self._jpeg(x, self._qualities(x))
             x = self._pass(x, recipe.second, (height, width), noise_random)
         if _one_chance(0.5, random):  # both orders are met in the wild; section 3.4
-            return self._jpeg(self._sinc(self._resized(x, (height, width))))
-        return self._sinc(self._resized(self._jpeg(x), (height, width)))
+            x = self._sinc(self._resized(x, (height, width)))
+            return self._jpeg(x, self._qualities(x))
+        x = self._jpeg(x, self._qualities(x))
+        return self._sinc(self._resized(x, (height, width)))
 
     def _spared(self, lr: Tensor, hr: Tensor) -> Tensor:
         """Replace some pictures of `lr` by the plain reduction of `hr`, and some by the JPEG of that."""
         draw = torch.rand(len(hr), generator=self._random).to(lr.device).view(-1, 1, 1, 1)
         plain = bicubic(hr)
         until = self._recipe.clean + self._recipe.only_jpeg
-        lr = torch.where(draw < until, self._jpeg(plain), lr)
+        qualities = even_qualities(self._recipe.jpeg_quality, len(hr), self._random)
+        lr = torch.where(draw < until, self._jpeg(plain, qualities), lr)
         return torch.where(draw < self._recipe.clean, plain, lr)
 
     def _pass(self, x: Tensor, recipe: PassRecipe, size: tuple[int, int], noise_random: torch.Generator) -> Tensor:
@@ -152,8 +155,10 @@ class Realistic:
         cutoffs = _uniform(_SINC_CUTOFF, len(x), self._random)
         return filtered(x, sinc_kernels(cutoffs), _chosen(self._recipe.final_sinc, len(x), self._random))
 
-    def _jpeg(self, x: Tensor) -> Tensor:
-        qualities = _uniform(self._recipe.jpeg_quality, len(x), self._random).round()
+    def _qualities(self, x: Tensor) -> Tensor:
+        return _uniform(self._recipe.jpeg_quality, len(x), self._random).round()
+
+    def _jpeg(self, x: Tensor, qualities: Tensor) -> Tensor:
         # Where the grid of blocks begins is chance: a patch is cut from anywhere in a file.
         top, left = torch.randint(16, (2,), generator=self._random).tolist()
         padded = F.pad(x, (left, 0, top, 0), mode="replicate")
@@ -253,6 +258,17 @@ def noised(x: Tensor, recipe: PassRecipe, random: torch.Generator, noise_random:
     return x
 
 
+def even_qualities(bounds: Range, count: int, random: torch.Generator) -> Tensor:
+    """Draw (count,) whole qualities within `bounds`, on libjpeg's scale, their quantisation steps spread evenly.
+
+    Evenly in logarithm: the step at 90 is to that at 95 as that at 60 is to that at 80. Drawn evenly themselves,
+    three of four qualities within 40 to 95 would be below 82, where half of these lie: web pictures are mild.
+    """
+    high, low = (_percent(torch.tensor(quality)).clamp(min=1).log() for quality in bounds)  # 0 at quality 100
+    percent = torch.exp(_uniform((float(low), float(high)), count, random))
+    return torch.where(percent > 100, 5000 / percent, 100 - percent / 2).round()
+
+
 def jpeg(x: Tensor, qualities: Tensor) -> Tensor:
     """Return (N,3,H,W) in [0,1] as a JPEG file of each one's quality would give it back, any H and W.
 
@@ -262,7 +278,7 @@ def jpeg(x: Tensor, qualities: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     padded = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
     to_ycc, to_rgb, luma_table, chroma_table = (table.to(x) for table in _jpeg_tables())
-    percent = torch.where(qualities < 50, 5000 / qualities, 200 - 2 * qualities).floor().view(-1, 1, 1, 1, 1).to(x)
+    percent = _percent(qualities).floor().view(-1, 1, 1, 1, 1).to(x)
     ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded * 255)  # centred: JPEG's level shift taken off all three
     ycc = torch.cat([ycc[:, :1] - 128, ycc[:, 1:]], 1).round()
     luma = _coded(ycc[:, :1], luma_table, percent)
@@ -272,6 +288,11 @@ def jpeg(x: Tensor, qualities: Tensor) -> Tensor:
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False).round()
     rgb = torch.einsum("ij,njhw->nihw", to_rgb, torch.cat([luma + 128, chroma], 1))
     return (rgb.round().clamp(0, 255) / 255)[..., :height, :width]
+
+
+def _percent(qualities: Tensor) -> Tensor:
+    """Quantisation steps in percent of the standard's tables; libjpeg's jpeg_quality_scaling."""
+    return torch.where(qualities < 50, 5000 / qualities, 200 - 2 * qualities)
 
 
 def _coded(planes: Tensor, table: Tensor, percent: Tensor) -> Tensor:

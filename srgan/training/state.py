@@ -58,16 +58,15 @@ class Position:
 
 
 def make_players(recipe: Recipe, fabric: Fabric, label_random: torch.Generator) -> Players:
-    """Build networks, optimisers, EMA and objective; the generator starts from `recipe.start` if given."""
+    """Build networks, optimisers, EMA and objective; the networks start from `recipe.start` if given."""
     generator = Generator(**recipe.generator.model_dump())
-    if recipe.start:
-        started, _ = checkpoint.load_generator(Path(recipe.start))
-        checkpoint.fill(generator, started.state_dict(), recipe.start)
     pretrain, stage, judge = recipe.pretrain, recipe.adversarial, recipe.discriminator
     # Without a second stage the discriminator is never used; a token one keeps the checkpoint's shape.
     discriminator = DISCRIMINATORS[judge.kind](
         stage.patch_hr_px, judge.features if stage.steps else 1, judge.normalisation
     )
+    if recipe.start:
+        _start_from(Path(recipe.start), generator, discriminator if stage.steps else None)
     for network in (generator, discriminator):
         network.to(fabric.device).to(memory_format=torch.channels_last)
     return Players(
@@ -82,6 +81,18 @@ def make_players(recipe: Recipe, fabric: Fabric, label_random: torch.Generator) 
             discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=stage.betas
         ),
     )
+
+
+def _start_from(path: Path, generator: Generator, discriminator: nn.Module | None) -> None:
+    """Give the players the weights of a file: a generator's, or of a checkpoint the average and who judged it."""
+    if path.suffix.lower() != ".pt":
+        started, _ = checkpoint.load_generator(path)
+        checkpoint.fill(generator, started.state_dict(), str(path))
+        return
+    state = checkpoint.load_checkpoint(path)
+    checkpoint.fill(generator, checkpoint.averaged_weights(state, path), str(path))
+    if discriminator is not None:
+        checkpoint.fill(discriminator, state.get("discriminator", {}), str(path))
 
 
 def begin_stage(players: Players, stage: StageRecipe) -> None:
