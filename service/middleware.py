@@ -52,6 +52,8 @@ class Around:
 class _Exchange:
     def __init__(self, app: ASGIApp, metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
         self._app, self._metrics, self._scope = app, metrics, scope
+        # HEAD is GET without its body (RFC 9110, section 9.3.2), which the server leaves out by its own scope.
+        self._inner = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
         self._send = send
         self._receive = self._counted(receive)
         self._body_is_read = not {b"content-length", b"transfer-encoding"} & {name for name, _ in scope["headers"]}
@@ -69,7 +71,7 @@ class _Exchange:
             if problem is not None:
                 await self._answer(problem)
             else:
-                await self._app(self._scope, self._receive, self._out)
+                await self._app(self._inner, self._receive, self._out)
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:  # the server's grace time is over
@@ -113,7 +115,7 @@ class _Exchange:
 
     def _tell(self) -> None:
         state, seconds = self._scope["state"], time.monotonic() - self._started
-        route = getattr(self._scope.get("route"), "path", "other")
+        route = getattr(self._inner.get("route"), "path", "other")
         method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
         status = self._status or 499
         self._metrics.requests.labels(method, route, status).inc()

@@ -158,7 +158,7 @@ def allowed(app: FastAPI, path: str) -> str:
     methods: set[str] = set()
     for template, operations in app.openapi()["paths"].items():
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
-            methods |= {method.upper() for method in operations}
+            methods |= {method.upper() for method in operations} | ({"HEAD"} if "get" in operations else set())
     return ", ".join(sorted(methods))
 
 

@@ -102,7 +102,7 @@ class WatchedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer. Raises ClientDisconnect if the client does not take it in time."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        body = memoryview(bytes(self.body)) if scope["method"] != "HEAD" else memoryview(b"")
+        body = memoryview(bytes(self.body))
         try:
             async with asyncio.timeout(self._timeout_s):
                 for start in range(0, max(1, len(body)), _CHUNK_BYTES):

@@ -323,6 +323,38 @@ def test_other_addresses_and_methods(running: Running) -> None:
     assert answer.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/models", "/openapi.json", "/static/style.css", "/nothing"])
+def test_head_is_answered_as_get_but_for_the_body(running: Running, path: str) -> None:
+    def told(method: str) -> tuple[int, dict[str, str], bytes]:
+        return running.talk(f"{method} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+
+    status, headers, body = told("HEAD")
+    wanted_status, wanted, wanted_body = told("GET")
+    its_own = {"date", "x-request-id"}
+    assert status == wanted_status
+    assert {name: headers[name] for name in headers.keys() - its_own} == {
+        name: wanted[name] for name in wanted.keys() - its_own
+    }
+    assert int(headers["content-length"]) == len(wanted_body) > 0
+    assert body == b""
+
+
+def test_head_of_what_cannot_be_read_is_refused(running: Running) -> None:
+    answer = running.client.head("/v1/upscale")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"
+    answer = running.client.post("/v1/models")
+    problem(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "GET, HEAD"
+
+
+def test_head_is_counted_as_head(running: Running) -> None:
+    name = 'srgan_requests_total{method="HEAD",route="/healthz",status="200"}'
+    before = running.metric(name)
+    running.client.head("/healthz")
+    until(lambda: running.metric(name) == before + 1)
+
+
 def test_an_error_of_our_own_is_a_problem_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("secret/path")
