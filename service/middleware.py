@@ -53,7 +53,7 @@ class _Exchange:
     def __init__(self, app: ASGIApp, metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
         self._app, self._metrics, self._scope = app, metrics, scope
         # HEAD is GET without its body (RFC 9110, section 9.3.2), which the server leaves out by its own scope.
-        self._inner = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
+        self._inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         self._send = send
         self._receive = self._counted(receive)
         self._body_is_read = not {b"content-length", b"transfer-encoding"} & {name for name, _ in scope["headers"]}
