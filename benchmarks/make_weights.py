@@ -4,9 +4,9 @@
     python benchmarks/make_weights.py --data photos --benchmarks benchmarks --minutes 240 --segment 9
 
 The minutes are those of training, shared by three stages: `srresnet-x4` and `srgan-x4` from the recipe
-srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which starts from the former. Of each game the best
-checkpoint is taken, by LPIPS on held-out pictures, and blended with what the game began with. The schedules follow
-the clock, so they are complete whatever the speed. `--segment` ends this call after so many minutes with a
+srgan_x4_best, then `srgan-x4-photo` from srgan_x4_photo, which goes on with the best checkpoint of that game. Of
+each game the best checkpoint is taken, by LPIPS on held-out pictures, and blended with `srresnet-x4`. Schedules
+follow the clock, so they are complete whatever the speed. `--segment` ends this call after so many minutes with a
 checkpoint; the same command goes on from there, on this machine or on another to which the run folder was copied.
 Nothing in `--out` changes before every stage is finished and evaluated.
 
@@ -42,8 +42,9 @@ DEGRADED = {  # how LR is called and which quality of JPEG it has; None: blur, n
     **{f"LR as JPEG of quality {quality}": quality for quality in (40, 60, 75, 90)},
     "LR with blur, noise and JPEG, as recipes draw them by default": None,
 }
+PRETRAINED = "srresnet-x4"  # what the first run exports before its game
 MODELS = {
-    "srresnet-x4": "Content loss only: the highest PSNR, soft texture.",
+    PRETRAINED: "Content loss only: the highest PSNR, soft texture.",
     "srgan-x4": "Trained in the adversarial game: sharp texture, the most natural look.",
     "srgan-x4-photo": "The same on blurred, noisy and JPEG pictures: for photographs from the web.",
 }
@@ -51,26 +52,29 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `srgan train`. `share`: of all minutes. `pretrained`, `game`: what its stages export, by name.
-    `start`: the weights that it starts from.
+    """One call of `srgan train`. `share`: of all minutes. `game`: what it exports in the end, by name. `after`:
+    the folder of the run whose game it goes on with.
     """
 
     recipe: str
     share: float
-    pretrained: str
     game: str
-    start: Path | None = None
+    after: Path | None = None
 
 
 def runs(folder: Path) -> dict[Path, Run]:
     """Return the runs in their order, by the folder of each."""
     best = folder / "best"
     return {
-        best: Run("srgan_x4_best", 0.65, "srresnet-x4", "srgan-x4"),
-        folder / "photo": Run(
-            "srgan_x4_photo", 0.35, "srresnet-x4-photo", "srgan-x4-photo", best / "srresnet-x4.safetensors"
-        ),
+        best: Run("srgan_x4_best", 0.65, "srgan-x4"),
+        folder / "photo": Run("srgan_x4_photo", 0.35, "srgan-x4-photo", after=best),
     }
+
+
+def best_of_game(folder: Path) -> Path:
+    """Return the best checkpoint of a finished run's game, or the last if no picture was held out to judge."""
+    best = folder / "checkpoints" / "1-adversarial-best.pt"
+    return best if best.is_file() else checkpoints(folder)[-1]
 
 
 def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: float) -> bool:
@@ -82,8 +86,8 @@ def train(run: Run, folder: Path, data: list[str], minutes: float, stop_at_s: fl
         return False
     command = [sys.executable, "-m", "srgan", "train", run.recipe, "--run", str(folder)]
     command += ["--minutes", f"{minutes * run.share:g}"]
-    if run.start:
-        command += ["--set", f"start={run.start}"]
+    if run.after:
+        command += ["--set", f"start={best_of_game(run.after)}"]
     for source in data:
         command += ["--data", source]
     if checkpoints(folder):
@@ -140,25 +144,22 @@ def table(reports: dict[str, dict[str, Any]], keys: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def finish(folder: Path, run: Run, data: list[str], out: Path) -> None:
-    """Write to `out` what `run` is bundled as: the pre-trained generator, and the game's best blended with it."""
-    pretrained = folder / f"{run.pretrained}.safetensors"
-    if run.pretrained in MODELS:
-        for suffix in (".safetensors", ".onnx"):
-            write_atomically(out / f"{run.pretrained}{suffix}", pretrained.with_suffix(suffix).read_bytes())
-    best = folder / "checkpoints" / "1-adversarial-best.pt"
-    source = best if best.is_file() else folder  # none if no picture was held out
-    command = [sys.executable, "-m", "srgan", "export", str(source), "--name", run.game]
+def finish(folder: Path, run: Run, pretrained: Path, data: list[str], out: Path) -> None:
+    """Write to `out` what `run` is bundled as: the best of its game, blended with the `pretrained` generator."""
+    command = [sys.executable, "-m", "srgan", "export", str(best_of_game(folder)), "--name", run.game]
     subprocess.run([*command, "-o", str(folder / "best"), "--to", "safetensors"], check=True)
     blended(pretrained, folder / "best" / f"{run.game}.safetensors", BLEND, data, folder / "cache", out)
 
 
 def bundle(trained: dict[Path, Run], data: list[str], benchmarks: Path, out: Path) -> None:
     """Evaluate the finished runs and put weights, manifest and figures into `out`."""
-    first = next(iter(trained)).parent / "bundle"  # side by side, as they will lie in `out`
+    begun = next(iter(trained))
+    first = begun.parent / "bundle"  # side by side, as they will lie in `out`
     first.mkdir(exist_ok=True)
+    for suffix in (".safetensors", ".onnx"):
+        write_atomically(first / f"{PRETRAINED}{suffix}", (begun / f"{PRETRAINED}{suffix}").read_bytes())
     for folder, run in trained.items():
-        finish(folder, run, data, first)
+        finish(folder, run, begun / f"{PRETRAINED}.safetensors", data, first)
     measured = figures(first, benchmarks)
     out.mkdir(parents=True, exist_ok=True)
     for name in MODELS:

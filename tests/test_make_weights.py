@@ -31,7 +31,7 @@ weight = 0.0
 held_out = 1
 
 [pretrain]
-export_name = "{pretrained}"
+steps = {pretrain_steps}
 batch_size = 2
 patch_hr_px = 32
 
@@ -47,14 +47,13 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with networks of a few features in place of the bundled ones."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as a script finds its neighbours
     module = load_script("benchmarks/make_weights.py")
-    for recipe, suffix in (("best", ""), ("photo", "-photo")):
-        names = {"pretrained": f"srresnet-x4{suffix}", "name": f"srgan-x4{suffix}"}
-        (tmp_path / f"{recipe}.toml").write_text(SMALL.format(**names))
+    for recipe, name, steps in (("best", "srgan-x4", 100_000), ("photo", "srgan-x4-photo", 0)):
+        (tmp_path / f"{recipe}.toml").write_text(SMALL.format(name=name, pretrain_steps=steps))
     original = module.runs
 
     def small_runs(folder: Path) -> dict[Path, object]:
         return {
-            path: module.Run(str(tmp_path / f"{path.name}.toml"), run.share, run.pretrained, run.game, run.start)
+            path: module.Run(str(tmp_path / f"{path.name}.toml"), run.share, run.game, run.after)
             for path, run in original(folder).items()
         }
 
@@ -120,5 +119,7 @@ def test_segments_lead_to_a_bundle(
     assert all(f"| `{name}` | " in card for name in manifest["models"])
     recipe = json.loads((pictures / "run" / "photo" / "recipe.json").read_text())
     _, metadata = load_generator(out / "srgan-x4-photo.safetensors")
-    assert metadata.recipe["blend"] == {"with": "srresnet-x4-photo", "share": 0.9}
-    assert recipe["start"].endswith("best/srresnet-x4.safetensors")  # it starts where the other had been
+    assert metadata.recipe["blend"] == {"with": "srresnet-x4", "share": 0.9}
+    assert recipe["start"].endswith(
+        "best/checkpoints/1-adversarial-best.pt"
+    )  # it goes on where the other was best
