@@ -16,7 +16,8 @@ from PIL import Image
 from srgan import pictures
 from srgan.errors import TrainingError, UsageError
 from srgan.training import data
-from srgan.training.data import Patches, PictureCache, build_cache, split
+from srgan.training.data import PictureCache, build_cache, split
+from srgan.training.patches import Patches
 
 CPU = torch.device("cpu")
 

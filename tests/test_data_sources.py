@@ -21,8 +21,9 @@ from PIL import Image
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
 from srgan.training import data
-from srgan.training.data import Patches, PictureCache, build_cache, split
+from srgan.training.data import PictureCache, build_cache, split
 from srgan.training.degradation import Bicubic
+from srgan.training.patches import Patches
 from srgan.training.sources import (
     ENERGY_BLOCK_PX,
     File,

@@ -22,8 +22,9 @@ from srgan.errors import BackboneError, PictureError, UsageError
 from srgan.files import write_atomically
 from srgan.training import degradation, trainer
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe, load_recipe
-from srgan.training.data import Patches, PictureCache, pack, split_numbers, survey, weighted
+from srgan.training.data import PictureCache, pack, split_numbers, survey, weighted
 from srgan.training.models import SCALE
+from srgan.training.patches import Patches
 from srgan.training.processes import make_fabric
 from srgan.training.sources import File, Source, list_files, parse_source, shown
 from srgan.training.state import STAGES, Position, make_players, random_streams

@@ -18,7 +18,7 @@ from srgan.errors import UsageError
 from srgan.training import checkpoint, degradation
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import AdversarialStageRecipe, LossesRecipe, Recipe, StageRecipe
-from srgan.training.data import Patches, PictureCache, split
+from srgan.training.data import PictureCache, split
 from srgan.training.export import export_generator
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
@@ -30,6 +30,7 @@ from srgan.training.losses import (
     StructureTextureLoss,
 )
 from srgan.training.models import SCALE, Generator
+from srgan.training.patches import Patches
 from srgan.training.processes import agreed, asked_to_stop, average_gradients, averaged, make_fabric
 from srgan.training.state import (
     STAGES,
