@@ -52,6 +52,7 @@ _VERSION = "1"  # of the workflow's steps: a job begun by one version is not con
 _ACTIVE = ["ENQUEUED", "PENDING"]
 _ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 _PROGRESS_EVERY_S = 1.0
+_NO_WRITE_TAKES_S = 3600.0  # so what is half-written for so long was left by a process that was killed
 _MOST_STARTS = 20  # of one job: what kills its process so often will always do so
 
 
@@ -456,6 +457,7 @@ class Jobs:
         if ended:
             DBOS.delete_workflows([status.workflow_id for status in ended])
         self._forget_orphans()
+        self._storage.sweep(_NO_WRITE_TAKES_S)
 
     def _forget_orphans(self) -> None:
         """Remove the files of uploads that never became jobs: seen twice, an expiry apart, and known to nobody."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import fsspec
 
 from srgan.errors import UsageError
-from srgan.files import write_atomically
+from srgan.files import TEMPORARY_SUFFIX, write_atomically
 
 # Every entry of an archive gets this time, so that the same pictures make the same bytes.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -75,6 +76,15 @@ class Storage:
         """Remove a file, or a folder and all in it; what is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._path(name), recursive=True)
+
+    def sweep(self, age_s: float) -> None:
+        """Remove what killed processes left half-written at least `age_s` ago; elsewhere nothing appears half."""
+        if self.local is None:
+            return
+        for path in self.local.rglob(f".*{TEMPORARY_SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):  # finished meanwhile, or removed with its job
+                if time.time() - path.stat().st_mtime >= age_s:
+                    path.unlink()
 
     def _part(self, target: str) -> Any:
         """Open what becomes `target`: elsewhere it appears when it is closed, here when it is renamed."""

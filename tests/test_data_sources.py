@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from threads import at_once
 
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
@@ -569,16 +570,7 @@ def test_builders_at_once_do_not_harm_each_other(
     monkeypatch.setattr(pictures, "decode", counted)
     if not locked:
         monkeypatch.setattr(data, "_alone", lambda _folder: contextlib.nullcontext(False))
-    caches: list[PictureCache] = []
-    threads = [
-        threading.Thread(target=lambda: caches.append(build_cache([tmp_path / "in"], tmp_path / "cache")))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(caches) == 4
+    caches = at_once(lambda _: build_cache([tmp_path / "in"], tmp_path / "cache"), range(4))
     for cache in caches:
         for index in range(6):
             assert np.array_equal(cache.picture(index).numpy(), noise(24, 30, index))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from threads import at_once
 
 from srgan import engine
 from srgan.engine import OpenVinoEngine, available_bytes, available_cores
@@ -73,20 +73,8 @@ def test_one_model_for_a_shape_and_few_in_all(tiny_model: Path, monkeypatch: pyt
 def test_threads_get_their_own_results(tiny_engine: OpenVinoEngine) -> None:
     pictures = [noise(10 + index % 3, 12, seed=index) for index in range(12)]
     expected = [tiny_engine.run(lr) for lr in pictures]
-    results: list[list[np.ndarray]] = [[] for _ in pictures]
-    start = threading.Barrier(len(pictures))
-
-    def work(index: int) -> None:
-        start.wait()
-        results[index] = [tiny_engine.run(pictures[index]) for _ in range(5)]
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(pictures))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = at_once(lambda lr: [tiny_engine.run(lr) for _ in range(5)], pictures)
     for one, got in zip(expected, results, strict=True):
-        assert len(got) == 5
         for sr in got:
             np.testing.assert_array_equal(sr, one)
 

@@ -6,7 +6,6 @@ is injected.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threads import at_once
 
 from srgan.engine import DeviceEngine, OpenVinoEngine
 from srgan.engine_torch import TorchEngine
@@ -194,15 +194,6 @@ def test_devices_that_are_not_there(files: tuple[Path, Path], device: str) -> No
 def test_threads_get_their_own_results(engine: TorchEngine) -> None:
     pictures = [np.random.default_rng(seed).random((1, 3, 12, 14), dtype=np.float32) for seed in range(6)]
     expected = [engine.run(lr) for lr in pictures]
-    results: list[np.ndarray | None] = [None] * 6
-
-    def work(index: int) -> None:
-        results[index] = engine.run(pictures[index])
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = at_once(engine.run, pictures)
     for one, got in zip(expected, results, strict=True):
         np.testing.assert_array_equal(got, one)

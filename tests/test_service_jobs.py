@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from serving import QUICK, Running, ended, events_of, left, levels, png, problem, serving
+from threads import at_once
 
 from service.jobs import _plain
 from service.storage import Storage
@@ -109,19 +109,11 @@ def test_the_same_key_and_content_is_the_same_job(running: Running) -> None:
 
 
 def test_the_same_key_at_the_same_time_makes_one_job(running: Running) -> None:
-    ids: list[str] = []
-    start = threading.Barrier(6)
-
-    def ask() -> None:
-        start.wait()
+    def ask(_: int) -> str:
         answer = running.client.post("/v1/jobs", content=png(), headers={"Idempotency-Key": "together"})
-        ids.append(answer.json()["id"])
+        return str(answer.json()["id"])
 
-    threads = [threading.Thread(target=ask) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    ids = at_once(ask, range(6))
     assert len(set(ids)) == 1
     assert ended(running, f"/v1/jobs/{ids[0]}")["status"] == "completed"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openvino import opset13
+from threads import at_once
 
 from srgan import engine as engine_module
 from srgan.engine import OpenVinoEngine, StripEngine
@@ -97,22 +97,9 @@ def test_what_lies_outside_the_picture_matters(
 def test_pictures_in_strips_at_once_never_meet(tiny_engine: OpenVinoEngine) -> None:
     pictures = [noise(40, 20, seed) for seed in range(6)]
     expected = [tiny_engine.run(lr) for lr in pictures]
-    results: list[np.ndarray | None] = [None] * len(pictures)
-    start = threading.Barrier(len(pictures))
-
-    def work(index: int) -> None:
-        start.wait()
-        for _ in range(3):
-            results[index] = strips(tiny_engine, pictures[index], 8)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(pictures))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = at_once(lambda lr: [strips(tiny_engine, lr, 8) for _ in range(3)], pictures)
     for one, got in zip(expected, results, strict=True):
-        assert got is not None
-        assert np.abs(got - one).max() <= 1e-6
+        assert all(np.abs(sr - one).max() <= 1e-6 for sr in got)
 
 
 def test_one_graph_for_a_width_among_the_few_that_are_kept(tiny_model: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from engines import METADATA, NearestEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import at_once
 
 from srgan import upscale
 from srgan.engine import OpenVinoEngine
@@ -429,18 +429,7 @@ def test_pictures_of_two_threads_never_meet(tiny_engine: OpenVinoEngine) -> None
     upscaler = Upscaler(engine=tiny_engine, tile_lr_px=16)
     pictures = [Picture(levels(30 + 10 * (index % 2), 40, seed=index)) for index in range(8)]
     expected = [upscaler.upscale(picture).pixels for picture in pictures]
-    results: list[np.ndarray | None] = [None] * len(pictures)
-    start = threading.Barrier(len(pictures))
-
-    def work(index: int) -> None:
-        start.wait()
-        results[index] = upscaler.upscale(pictures[index]).pixels
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(pictures))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = at_once(lambda picture: upscaler.upscale(picture).pixels, pictures)
     for one, got in zip(expected, results, strict=True):
         np.testing.assert_array_equal(got, one)
 
