@@ -89,6 +89,16 @@ def test_the_tables_are_of_what_evaluate_writes(
     assert rows[1] == f"| `{tiny_model.stem}` | {psnr[1]:.2f} / – | {psnr[1]:.2f} / – |"
 
 
+def test_the_best_of_a_game_is_bundled_or_else_the_last(script: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("0-pretrain-000000009", "0-pretrain-best", "1-adversarial-000000004", "1-adversarial-000000007"):
+        (folder / f"{name}.pt").touch()
+    assert script.best_of_game(folder.parent) == folder / "1-adversarial-000000007.pt"
+    (folder / "1-adversarial-best.pt").touch()
+    assert script.best_of_game(folder.parent) == folder / "1-adversarial-best.pt"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_segments_lead_to_a_bundle(
@@ -120,6 +130,4 @@ def test_segments_lead_to_a_bundle(
     recipe = json.loads((pictures / "run" / "photo" / "recipe.json").read_text())
     _, metadata = load_generator(out / "srgan-x4-photo.safetensors")
     assert metadata.recipe["blend"] == {"with": "srresnet-x4", "share": 0.9}
-    assert recipe["start"].endswith(
-        "best/checkpoints/1-adversarial-best.pt"
-    )  # it goes on where the other was best
+    assert Path(recipe["start"]).parent == pictures / "run" / "best" / "checkpoints"  # it goes on with the other
