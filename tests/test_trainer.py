@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from srgan import backbones
 from srgan.backbones import FOLDER_VARIABLE
-from srgan.errors import BackboneError, UsageError, WeightsError
+from srgan.errors import BackboneError, UnknownModelError, UsageError, WeightsError
 from srgan.evaluation import metrics
 from srgan.training import trainer, validation
 from srgan.training.checkpoint import (
@@ -52,6 +52,7 @@ from srgan.training.trainer import (
     train,
 )
 from srgan.training.validation import validate
+from srgan.weights import bundled_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -723,6 +724,25 @@ def test_start_from_weights(finished: tuple[Path, list[Path]], cache: PictureCac
         players_of(small(start=start, generator={"features": 5}))
     with pytest.raises(WeightsError, match="cannot be read"):
         players_of(small(start=str(tmp_path / "absent.safetensors")))
+
+
+def test_start_from_a_bundled_model() -> None:
+    bundled, _ = load_generator(bundled_tensors("srresnet-x4"))
+    _, players = players_of(small(start="srresnet-x4", generator={"blocks": 16, "features": 64}))
+    assert same(copied(players.generator), copied(bundled))
+    with pytest.raises(UnknownModelError, match="no model 'nothing-x4': choose one of srresnet-x4"):
+        players_of(small(start="nothing-x4"))
+
+
+def test_a_resume_does_not_need_what_it_started_from(
+    finished: tuple[Path, list[Path]], cache: PictureCache, tmp_path: Path
+) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(finished[1][0].read_bytes())
+    recipe = small(start=str(start), pretrain={"steps": 0})
+    train(recipe, cache, tmp_path / "run")
+    start.unlink()
+    assert len(train(small(start=str(start), pretrain={"steps": 0}), cache, tmp_path / "run", resume=True)) == 2
 
 
 def test_start_from_a_checkpoint_goes_on_with_both_players(

@@ -245,8 +245,8 @@ class Recipe(_Strict):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where it is native
-    # What to start from; empty: from scratch. A generator's weights (.safetensors), or a checkpoint (.pt), which
-    # brings the discriminator, too: a new one would first have to learn what the old one knew.
+    # What to start from; empty: from scratch. A bundled model by its name, a file of weights (.safetensors),
+    # or a checkpoint (.pt), which brings its discriminator along: a new one first learns what the old one knew.
     start: str = ""
     objective: Literal[
         "nonsaturating", "minimax", "lsgan", "wgan", "wgan-gp", "dragan", "began", "relativistic-average"

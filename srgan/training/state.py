@@ -18,6 +18,7 @@ from srgan.training.adversarial import OBJECTIVES, Objective
 from srgan.training.config import Recipe, StageRecipe
 from srgan.training.data import PictureCache
 from srgan.training.models import DISCRIMINATORS, Generator
+from srgan.weights import bundled_tensors, is_file_name
 
 STAGES = ("pretrain", "adversarial")
 
@@ -57,16 +58,21 @@ class Position:
     confident_steps: int = 0  # in a row, with a discriminator that is nearly always right
 
 
-def make_players(recipe: Recipe, fabric: Fabric, label_random: torch.Generator) -> Players:
-    """Build networks, optimisers, EMA and objective; the networks start from `recipe.start` if given."""
+def make_players(
+    recipe: Recipe, fabric: Fabric, label_random: torch.Generator, *, resume: bool = False
+) -> Players:
+    """Build networks, optimisers, EMA and objective; the networks start from `recipe.start` if given.
+
+    `resume`: they are about to be filled from a checkpoint, so what they once started from need not be there.
+    """
     generator = Generator(**recipe.generator.model_dump())
     pretrain, stage, judge = recipe.pretrain, recipe.adversarial, recipe.discriminator
     # Without a second stage the discriminator is never used; a token one keeps the checkpoint's shape.
     discriminator = DISCRIMINATORS[judge.kind](
         stage.patch_hr_px, judge.features if stage.steps else 1, judge.normalisation
     )
-    if recipe.start:
-        _start_from(Path(recipe.start), generator, discriminator if stage.steps else None)
+    if recipe.start and not resume:
+        _start_from(recipe.start, generator, discriminator if stage.steps else None)
     for network in (generator, discriminator):
         network.to(fabric.device).to(memory_format=torch.channels_last)
     return Players(
@@ -83,16 +89,17 @@ def make_players(recipe: Recipe, fabric: Fabric, label_random: torch.Generator) 
     )
 
 
-def _start_from(path: Path, generator: Generator, discriminator: nn.Module | None) -> None:
-    """Give the players the weights of a file: a generator's, or of a checkpoint the average and who judged it."""
-    if path.suffix.lower() != ".pt":
-        started, _ = checkpoint.load_generator(path)
-        checkpoint.fill(generator, started.state_dict(), str(path))
+def _start_from(start: str, generator: Generator, discriminator: nn.Module | None) -> None:
+    """Give the players the weights of `recipe.start`: a generator's, or the average and who judged it."""
+    path = Path(start)
+    if path.suffix.lower() == ".pt":
+        state = checkpoint.load_checkpoint(path)
+        checkpoint.fill(generator, checkpoint.averaged_weights(state, path), start)
+        if discriminator is not None:
+            checkpoint.fill(discriminator, state.get("discriminator", {}), start)
         return
-    state = checkpoint.load_checkpoint(path)
-    checkpoint.fill(generator, checkpoint.averaged_weights(state, path), str(path))
-    if discriminator is not None:
-        checkpoint.fill(discriminator, state.get("discriminator", {}), str(path))
+    started, _ = checkpoint.load_generator(path if is_file_name(start) else bundled_tensors(start))
+    checkpoint.fill(generator, started.state_dict(), start)
 
 
 def begin_stage(players: Players, stage: StageRecipe) -> None:

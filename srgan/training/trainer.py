@@ -77,7 +77,7 @@ def train(
     patch_random, label_random = random_streams(recipe.seed, fabric)
     training, validation = split(cache, recipe.data.held_out, recipe.seed)
 
-    players = make_players(recipe, fabric, label_random)
+    players = make_players(recipe, fabric, label_random, resume=resume)
     if recipe.adversarial.steps:  # a backbone that is missing is found now, not after the pre-training
         generator_terms(recipe.losses, players.ema, fabric.device)
     position = Position()
