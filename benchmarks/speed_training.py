@@ -14,9 +14,9 @@ and reduces it with Pillow for every single patch; NCHW; float32; and in the gam
 generator (`retain_graph=True`), D forward once more, HR sent through VGG without `no_grad`, and the generator's
 loss leaving gradients in the discriminator. It is measured with the workers of --workers (0 and 2 by default).
 
-Networks, losses, batch and patch size are the recipe's for all loops, on the same machine, in turns: every round
-gives each loop --steps timed steps after two that are not timed. The figures are medians over the rounds, and so
-is the ratio, of each round's own. Printed as a table in Markdown:
+Networks, losses, batch and patch size are the recipe's for all loops, but for LDL, which ours alone computes. They
+run on the same machine, in turns: every round gives each loop --steps timed steps after two that are not timed.
+The figures are medians over the rounds, and so is the ratio, of each round's own. Printed as a table in Markdown:
 
     | stage | loop | patches/s | ours / plain, median (lowest to highest) |
 
@@ -52,7 +52,7 @@ from srgan.errors import SrganError
 from srgan.training import trainer
 from srgan.training.config import Recipe, StageRecipe, load_recipe
 from srgan.training.data import PictureCache, build_cache
-from srgan.training.losses import CONTENT_LOSSES, PerceptualLoss
+from srgan.training.losses import CONTENT_LOSSES, LpipsLoss, PerceptualLoss
 from srgan.training.models import SCALE
 from srgan.training.processes import make_fabric
 from srgan.training.state import STAGES, Position, begin_stage, make_players, random_streams
@@ -141,6 +141,7 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
     losses = recipe.losses
     content = CONTENT_LOSSES[losses.content.kind]
     perceptual = PlainPerceptualLoss(losses.perceptual).to(device) if losses.perceptual.weight else None
+    lpips = LpipsLoss().to(device) if losses.lpips else None
 
     def adversarial() -> None:
         for _ in range(trainer.discriminator_steps(recipe)):
@@ -155,6 +156,8 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
         loss = loss + losses.adversarial.weight * objective.generator_loss(discriminator, hr, sr)
         if perceptual:
             loss = loss + losses.perceptual.weight * perceptual(sr, hr)
+        if lpips:
+            loss = loss + losses.lpips * lpips(sr, hr)
         loss.backward()
         generator_optimizer.step()
 
