@@ -20,7 +20,7 @@ def load_features(network: Network, file: str | Path = "") -> nn.Sequential:
 
     The weights come from the first of: `file`, a safetensors file of `features.*` (any float precision);
     NETWORK_features.safetensors in the folder that SRGAN_BACKBONES names; torchvision's own download. Raises
-    BackboneError, naming the three ways, if none gives them.
+    BackboneError, naming these ways, if none gives them.
     """
     import torch
     import torchvision
@@ -68,8 +68,9 @@ def _filled(features: nn.Sequential, path: Path, network: Network) -> nn.Sequent
 
 
 def _remedy(network: Network) -> str:
-    return (
-        f"Three ways: let torchvision download {network} once on a machine with internet; put "
-        f"{network}_features.safetensors into a folder and set {FOLDER_VARIABLE} to it; or name a file "
-        "(losses.perceptual.file in the recipe)"
+    ways = (
+        f"Let torchvision download {network} once on a machine with internet, or put "
+        f"{network}_features.safetensors into a folder and set {FOLDER_VARIABLE} to it"
     )
+    # AlexNet is LPIPS's alone, and no recipe names its file.
+    return ways if network == "alexnet" else f"{ways}, or name a file (losses.perceptual.file in the recipe)"

@@ -16,7 +16,7 @@ from srgan import backbones
 from srgan.backbones import FOLDER_VARIABLE, load_features
 from srgan.errors import BackboneError
 
-WAYS = ("let torchvision download", f"set {FOLDER_VARIABLE}", "losses.perceptual.file")
+WAYS = ("Let torchvision download", f"set {FOLDER_VARIABLE}")
 
 
 class SmallNet(nn.Module):
@@ -54,7 +54,7 @@ def one_line(error: pytest.ExceptionInfo[BackboneError]) -> str:
 
 
 @pytest.mark.usefixtures("alexnet")
-def test_a_failed_download_names_the_three_ways() -> None:
+def test_a_failed_download_names_the_ways_out() -> None:
     with pytest.raises(BackboneError) as caught:
         load_features("alexnet")
     assert one_line(caught).startswith("alexnet: the download failed (<urlopen error no route to host")
@@ -155,6 +155,15 @@ def test_real_files(network: backbones.Network, convolutions: int, shared: Path)
     features = load_features(network, shared / "backbones" / f"{network}_features.safetensors")
     assert sum(isinstance(layer, nn.Conv2d) for layer in features) == convolutions
     assert all(parameter.isfinite().all() for parameter in features.parameters())
+
+
+@pytest.mark.parametrize(("network", "has_recipe_key"), [("vgg16", True), ("alexnet", False)])
+def test_only_what_helps_is_named(network: backbones.Network, has_recipe_key: bool, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError) as caught:
+        load_features(network, tmp_path / "gone.safetensors")
+    said = one_line(caught)
+    assert f"{network}_features.safetensors" in said
+    assert ("losses.perceptual.file" in said) == has_recipe_key
 
 
 def test_vgg16_is_not_taken_for_vgg19(shared: Path) -> None:
