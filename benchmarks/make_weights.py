@@ -121,7 +121,7 @@ def figures(weights: Path, benchmarks: Path) -> str:
     """Return the model card's tables: the benchmarks' own LR, then LR as the web and cameras leave it."""
     found = sorted(path.parent for path in benchmarks.glob("*/HR"))
     clean = {path.name: evaluated(weights, path / "HR", path / "LRx4") for path in found}
-    text = table(clean, ("psnr_y", "ssim_y", "lpips", "lr_psnr"))
+    text = table(clean, ("psnr_y", "ssim_y", "lpips", "dists", "lr_psnr"))
     for words, quality in DEGRADED.items():
         degraded = {}
         for path in found:
