@@ -1,7 +1,7 @@
 """Fixed crops side by side, to be looked at: LR by its pixels, bicubic, one column a model, HR.
 
     python benchmarks/contact_sheet.py --hr Set14/HR --lr Set14/LRx4 -n srresnet-x4 -n srgan-x4 -o sheet.png
-    python benchmarks/contact_sheet.py --lr examples -n srgan-x4 --rows 3 --side 256 -o docs/plots/examples.webp
+    python benchmarks/contact_sheet.py --lr examples -n srgan-x4 -n srgan-x4-photo -o docs/plots/examples.webp
 
 Each row is the most detailed window of one picture (by the mean gradient of HR, or of LR where there is no HR), so
 the same crops come out every time and none is chosen to please.

@@ -22,12 +22,12 @@ MODELS = ("srresnet-x4", "srgan-x4", "srgan-x4-photo")
 
 # What the bundled weights must beat, by benchmark: PSNR-Y (dB) of srresnet-x4, LPIPS of srgan-x4.
 FLOOR_PSNR_Y = {"Set5": 31.2, "Set14": 27.9, "BSD100": 27.1}
-CEILING_LPIPS = {"Set5": 0.13, "Set14": 0.21, "BSD100": 0.27}
+CEILING_LPIPS = {"Set5": 0.105, "Set14": 0.18, "BSD100": 0.23}
 
 # How far SR's mean colour may be from LR's, in levels, and how close SR reduced again must come to LR, in dB. Less
 # is asked of the model that takes LR for a degraded picture.
-MOST_SHIFT = {"srresnet-x4": 1.0, "srgan-x4": 1.0, "srgan-x4-photo": 2.0}
-LEAST_LR_PSNR = {"srresnet-x4": 34, "srgan-x4": 34, "srgan-x4-photo": 29}
+MOST_SHIFT = {"srresnet-x4": 1.0, "srgan-x4": 1.0, "srgan-x4-photo": 1.5}
+LEAST_LR_PSNR = {"srresnet-x4": 34, "srgan-x4": 34, "srgan-x4-photo": 32}
 
 BENCHMARKS = ["Set5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Set14", "BSD100"))]
 
@@ -105,7 +105,7 @@ def test_no_colour_shift_and_no_invention_at_lr(name: str, shared: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_backbones")
-@pytest.mark.parametrize(("quality", "gain"), [(40, 0.9), (75, 0.95), (None, 0.9)])
+@pytest.mark.parametrize(("quality", "gain"), [(40, 0.9), (75, 0.9), (90, 0.95), (None, 0.9)])
 def test_photo_is_closer_to_the_eye_on_degraded_pictures(
     quality: int | None, gain: float, shared: Path, tmp_path: Path
 ) -> None:
