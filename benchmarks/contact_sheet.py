@@ -69,7 +69,8 @@ def sheet(rows: Sequence[np.ndarray]) -> Picture:
 
 def without_truth(folder: Path) -> list[tuple[str, Picture, None]]:
     """Return (name, LR, None) of the coloured and opaque pictures in `folder`."""
-    found = [(path.name, decode(path)) for path in sorted(folder.iterdir()) if path.suffix in PICTURE_SUFFIXES]
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES]
+    found = [(path.name, decode(path)) for path in paths]
     return [(name, Picture(lr.pixels), None) for name, lr in found if lr.pixels.ndim == 3 and lr.alpha is None]
 
 
