@@ -31,12 +31,13 @@ from blend import blended
 from degrade import degrade
 
 from srgan.files import write_atomically
-from srgan.training.checkpoint import checkpoints, load_generator
+from srgan.training.checkpoint import checkpoint_path, checkpoints, load_generator
+from srgan.training.state import STAGES
 from srgan.weights import add_to_manifest
 
 STOPPED = (143, -signal.SIGTERM)  # the exit codes of a run that was ended with a checkpoint, and before it began
 TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
-BLEND = 0.9  # of the game's weights in what is bundled: half a dB for 0.003 of LPIPS, docs/experiments.md
+BLEND = 0.9  # of the game's weights in what is bundled: half a dB for a little LPIPS, docs/experiments.md
 FORMS = {"psnr_y": "{:.2f}", "ssim_y": "{:.4f}", "lpips": "{:.4f}", "dists": "{:.4f}", "lr_psnr": "{:.2f}"}
 DEGRADED = {  # how LR is called and which quality of JPEG it has; None: blur, noise and JPEG
     **{f"LR as JPEG of quality {quality}": quality for quality in (40, 60, 75, 90)},
@@ -73,7 +74,7 @@ def runs(folder: Path) -> dict[Path, Run]:
 
 def best_of_game(folder: Path) -> Path:
     """Return the best checkpoint of a finished run's game, or the last if no picture was held out to judge."""
-    best = folder / "checkpoints" / "1-adversarial-best.pt"
+    best = checkpoint_path(folder, STAGES.index("adversarial"), "adversarial", None)
     return best if best.is_file() else checkpoints(folder)[-1]
 
 

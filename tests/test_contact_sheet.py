@@ -49,7 +49,7 @@ def test_every_column_shows_the_same_window(script: ModuleType, has_truth: bool)
     )
 
 
-def test_a_small_picture_makes_a_small_row(script: ModuleType, tmp_path: Path) -> None:
+def test_a_small_picture_makes_a_small_row(script: ModuleType) -> None:
     small, large = (script.row_of(Picture(np.zeros((n, n, 3), np.uint8)), None, {}, 64) for n in (5, 50))
     assert small.shape == (20, 2 * (20 + 4), 3)
     assert script.sheet([small, large]).pixels.shape == (20 + 64 + 2 * 4, 2 * (64 + 4), 3)
