@@ -71,7 +71,8 @@ class _Exchange:
             if problem is not None:
                 await self._answer(problem)
             else:
-                await self._app(self._inner, self._receive, self._out)
+                is_head = self._inner is not self._scope
+                await self._app(self._inner, self._receive, self._head_alone if is_head else self._out)
         except ClientDisconnect:
             pass
         except asyncio.CancelledError:  # the server's grace time is over
@@ -97,6 +98,13 @@ class _Exchange:
         if not self._status:
             self._scope["state"]["problem"] = problem.code
             await problem.response(self.request_id)(self._scope, self._receive, self._out)
+
+    async def _head_alone(self, message: Message) -> None:
+        """Pass the head of an answer on and end there: a stream's body would only keep the connection waiting."""
+        await self._out(message)
+        if message["type"] == "http.response.start":
+            await self._out({"type": "http.response.body"})
+            raise ClientDisconnect  # the client takes no more of it
 
     async def _out(self, message: Message) -> None:
         if message["type"] == "http.response.start":

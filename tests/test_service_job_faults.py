@@ -167,6 +167,19 @@ def test_remote_pictures_need_a_shared_database() -> None:
         pass
 
 
+def test_head_of_a_stream_does_not_wait_for_its_end(tmp_path: Path) -> None:
+    blocked = Blocked()
+    with serving(data_dir=str(tmp_path), before=blocked, **QUICK) as server:
+        location = left(server)
+        assert blocked.entered.acquire(timeout=20)
+        answer = server.client.head(f"{location}/events")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert server.client.get(location, timeout=10).json()["status"] == "processing"  # on the same connection
+        blocked.let_go()
+        assert ended(server, location)["status"] == "completed"
+
+
 # Crashes
 
 
