@@ -32,7 +32,7 @@ bench: $(DEV)/installed
 
 # MINUTES of training in all, DATA a folder of photographs, BENCHMARKS a folder of folders with HR and LRx4.
 weights: $(DEV)/installed
-	$(DEV)/bin/python benchmarks/make_weights.py --minutes $(MINUTES) --data $(DATA) --benchmarks $(BENCHMARKS)
+	$(DEV)/bin/python tools/make_weights.py --minutes $(MINUTES) --data $(DATA) --benchmarks $(BENCHMARKS)
 
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff format --check .

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from srgan.training.models import Generator
+from srgan.networks.generator import Generator
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "srgan-x4.safetensors"
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from srgan.training.charts import figure, linear_ticks, log_ticks
+from srgan.pages.charts import figure, linear_ticks, log_ticks
 
 _STYLE = """
 svg{font:12px system-ui,sans-serif;background:#fff}text{fill:#333}.title{font-weight:600;font-size:13px}

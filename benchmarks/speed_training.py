@@ -49,11 +49,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from srgan.errors import SrganError
+from srgan.networks.generator import SCALE
 from srgan.training import trainer
 from srgan.training.config import Recipe, StageRecipe, load_recipe
 from srgan.training.data import PictureCache, build_cache
 from srgan.training.losses import CONTENT_LOSSES, LpipsLoss, PerceptualLoss
-from srgan.training.models import SCALE
 from srgan.training.processes import make_fabric
 from srgan.training.state import STAGES, Position, begin_stage, make_players, random_streams
 

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import numpy as np
 from measuring import ROOT, in_turns, photographs, timed, write_figures
 
-from srgan import tiling
-from srgan.engine import OpenVinoEngine
-from srgan.inference import Inference
+from srgan.engines import tiling
+from srgan.engines.inference import Inference
+from srgan.engines.openvino import OpenVinoEngine
 from srgan.pictures import decode
 from srgan.weights import ModelMetadata
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from srgan.errors import SrganError
 
 if TYPE_CHECKING:
-    from srgan.engine import Engine, OpenVinoEngine
+    from srgan.engines.openvino import OpenVinoEngine
+    from srgan.engines.protocol import Engine
     from srgan.pictures import Picture, decode, encode
     from srgan.upscale import Request, Upscaler
     from srgan.weights import bundled_models
@@ -35,8 +36,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Engine": "srgan.engine",
-    "OpenVinoEngine": "srgan.engine",
+    "Engine": "srgan.engines.openvino",
+    "OpenVinoEngine": "srgan.engines.openvino",
     "Picture": "srgan.pictures",
     "Request": "srgan.upscale",
     "Upscaler": "srgan.upscale",

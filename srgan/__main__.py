@@ -1,6 +1,6 @@
 """`python -m srgan` is the `srgan` command."""
 
-from srgan.cli import main
+from srgan.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@
     │   └── PrecisionError     half precision will not do; float32 may
     └── TrainingError          a run that cannot go on (it diverged, the disk is full)
 
-The command line maps these to exit codes in one place (`srgan.cli.main`).
+The command line maps these to exit codes in one place (`srgan.commands.cli.main`).
 """
 
 
@@ -78,3 +78,8 @@ class PrecisionError(EngineError):
 
 class TrainingError(SrganError):
     """A training run cannot go on."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text that says anything, for errors of one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

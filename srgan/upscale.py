@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from srgan.engine import Engine
+from srgan.conversion.loading import load_engine
+from srgan.engines.inference import Inference, Progress, Warn
+from srgan.engines.protocol import Engine
 from srgan.errors import PictureTooLargeError, UsageError
-from srgan.inference import Inference, Progress, Warn
-from srgan.loading import load_engine
 from srgan.pictures import Picture, resized, scaled_dpi
 from srgan.weights import ModelMetadata, Weights
 

@@ -16,11 +16,11 @@ import hypothesis
 import pytest
 import torch
 
-from srgan.backbones import FOLDER_VARIABLE
-from srgan.engine import OpenVinoEngine
+from srgan.conversion.exporting import onnx_from
+from srgan.engines.openvino import OpenVinoEngine
 from srgan.evaluation import metrics
-from srgan.training.export import onnx_from
-from srgan.training.models import DeployedGenerator, Generator
+from srgan.evaluation.backbones import FOLDER_VARIABLE
+from srgan.networks.generator import DeployedGenerator, Generator
 from srgan.weights import ModelMetadata
 
 # How long an example takes says more about the machine than about the code.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_examples import load_script
+from support.scripts import load_script
 
 from srgan import pictures
-from srgan.engine import OpenVinoEngine
+from srgan.conversion.exporting import PARITY_TOLERANCE, parity
+from srgan.engines.openvino import OpenVinoEngine
 from srgan.evaluation.metrics import lpips, psnr
-from srgan.training.checkpoint import load_generator
+from srgan.networks.reading import load_generator
 from srgan.training.degradation import bicubic
-from srgan.training.export import PARITY_TOLERANCE, parity
 from srgan.upscale import Upscaler
 from srgan.weights import bundled_folder, bundled_models, find_weights
 
@@ -112,7 +112,7 @@ def test_photo_is_closer_to_the_eye_on_degraded_pictures(
     """LPIPS on Set14 as JPEG files of a quality, or with blur, noise and JPEG, against srgan-x4."""
     benchmark = shared / "data" / "benchmarks" / "Set14"
     source = benchmark / ("LRx4" if quality else "HR")
-    load_script("benchmarks/degrade.py").degrade(source, tmp_path / "LRx4", quality)
+    load_script("tools/degrade.py").degrade(source, tmp_path / "LRx4", quality)
     (tmp_path / "HR").symlink_to(benchmark / "HR")
     photo, plain = (
         np.mean([lpips(sr, hr) for _, sr, hr in results(name, tmp_path)])

@@ -23,103 +23,109 @@ MODULES = {
 OWNERS = {
     "PIL": {"srgan.pictures"},
     "isal": {"srgan.pictures.png"},
-    "typer": {"srgan.cli"},
-    "openvino": {"srgan.engine", "srgan.strips"},
+    "typer": {"srgan.commands.cli"},
+    "openvino": {"srgan.engines.openvino", "srgan.engines.strips"},
     "lpips": {"srgan.evaluation.metrics"},
     "skimage": {"srgan.evaluation.metrics"},
     "torchmetrics": {"srgan.evaluation.metrics"},
-    "torch": {"srgan.training", "srgan.evaluation", "srgan.backbones", "srgan.engine_torch"},
-    "torchvision": {"srgan.training", "srgan.evaluation", "srgan.backbones"},
+    "torch": {"srgan.training", "srgan.evaluation", "srgan.evaluation.backbones", "srgan.engines.torch"},
+    "torchvision": {"srgan.training", "srgan.evaluation", "srgan.evaluation.backbones"},
     "lightning": {"srgan.training"},
-    "ray": {"srgan.cluster"},
-    "watchfiles": {"srgan.watching"},
-    "spandrel": {"srgan.training.foreign"},
+    "ray": {"srgan.folder.cluster"},
+    "watchfiles": {"srgan.folder.watching"},
+    "spandrel": {"srgan.networks.foreign"},
     "onnx": {"srgan.training"},
 }
 
 # From the top down: what each module of the upscaling side may use, and no other.
 BELOW = {
-    "srgan.cli": {
-        "srgan.batch",
-        "srgan.commands",
+    "srgan.commands.cli": {
+        "srgan.folder.batch",
+        "srgan.commands.upscale",
         "srgan.errors",
         "srgan.evaluation",
-        "srgan.terminal",
+        "srgan.commands.terminal",
         "srgan.training",
         "srgan.upscale",
         "srgan.weights",
     },
-    "srgan.commands": {
-        "srgan.batch",
-        "srgan.cluster",
+    "srgan.commands.upscale": {
+        "srgan.folder.batch",
+        "srgan.folder.cluster",
         "srgan.errors",
-        "srgan.inference",
+        "srgan.engines.inference",
         "srgan.interrupts",
-        "srgan.planning",
-        "srgan.reporting",
-        "srgan.streams",
-        "srgan.terminal",
+        "srgan.folder.planning",
+        "srgan.folder.reporting",
+        "srgan.folder.streams",
+        "srgan.commands.terminal",
         "srgan.upscale",
-        "srgan.watching",
+        "srgan.folder.watching",
     },
-    "srgan.streams": {
-        "srgan.batch",
+    "srgan.folder.streams": {
+        "srgan.folder.batch",
         "srgan.errors",
         "srgan.files",
-        "srgan.inference",
-        "srgan.manifest",
+        "srgan.engines.inference",
+        "srgan.folder.manifest",
         "srgan.pictures",
-        "srgan.planning",
-        "srgan.reporting",
+        "srgan.folder.planning",
+        "srgan.folder.reporting",
         "srgan.upscale",
     },
-    "srgan.watching": {"srgan.batch", "srgan.errors", "srgan.planning"},
-    "srgan.cluster": {
-        "srgan.batch",
+    "srgan.folder.watching": {"srgan.folder.batch", "srgan.errors", "srgan.folder.planning"},
+    "srgan.folder.cluster": {
+        "srgan.folder.batch",
         "srgan.errors",
         "srgan.files",
-        "srgan.manifest",
+        "srgan.folder.manifest",
         "srgan.pictures",
-        "srgan.planning",
-        "srgan.reporting",
+        "srgan.folder.planning",
+        "srgan.folder.reporting",
         "srgan.upscale",
     },
-    "srgan.batch": {
-        "srgan.consistency",
+    "srgan.folder.batch": {
+        "srgan.pictures.consistency",
         "srgan.errors",
         "srgan.files",
-        "srgan.guarded",
-        "srgan.manifest",
+        "srgan.pictures.guarded",
+        "srgan.folder.manifest",
         "srgan.pictures",
-        "srgan.planning",
-        "srgan.reporting",
+        "srgan.folder.planning",
+        "srgan.folder.reporting",
         "srgan.upscale",
     },
-    "srgan.planning": {"srgan.errors", "srgan.pictures"},
-    "srgan.manifest": {"srgan.errors", "srgan.files"},
-    "srgan.reporting": {"srgan.errors", "srgan.files"},
-    "srgan.terminal": {"srgan.reporting"},
+    "srgan.folder.planning": {"srgan.errors", "srgan.pictures"},
+    "srgan.folder.manifest": {"srgan.errors", "srgan.files"},
+    "srgan.folder.reporting": {"srgan.errors", "srgan.files"},
+    "srgan.commands.terminal": {"srgan.folder.reporting"},
     "srgan.interrupts": set(),
-    "srgan.consistency": {"srgan.pictures"},
+    "srgan.pictures.consistency": {"srgan.pictures"},
     "srgan.upscale": {
-        "srgan.engine",
+        "srgan.engines.openvino",
         "srgan.errors",
-        "srgan.inference",
-        "srgan.loading",
+        "srgan.engines.inference",
+        "srgan.conversion.loading",
         "srgan.pictures",
         "srgan.weights",
     },
-    "srgan.loading": {"srgan.engine", "srgan.engine_torch", "srgan.errors", "srgan.weights"},
-    "srgan.engine_torch": {"srgan.engine", "srgan.errors", "srgan.probing", "srgan.training", "srgan.weights"},
-    "srgan.inference": {"srgan.engine", "srgan.errors", "srgan.tiling"},
-    "srgan.guarded": {"srgan.errors", "srgan.headers", "srgan.pictures"},
-    "srgan.headers": {"srgan.errors"},
-    "srgan.probing": {"srgan.errors", "srgan.weights"},
-    "srgan.engine": {"srgan.errors", "srgan.probing", "srgan.strips", "srgan.weights"},
-    "srgan.strips": set(),
+    "srgan.conversion.loading": {"srgan.engines.openvino", "srgan.engines.torch", "srgan.errors", "srgan.weights"},
+    "srgan.engines.torch": {
+        "srgan.engines.openvino",
+        "srgan.errors",
+        "srgan.engines.probing",
+        "srgan.training",
+        "srgan.weights",
+    },
+    "srgan.engines.inference": {"srgan.engines.openvino", "srgan.errors", "srgan.engines.tiling"},
+    "srgan.pictures.guarded": {"srgan.errors", "srgan.pictures.headers", "srgan.pictures"},
+    "srgan.pictures.headers": {"srgan.errors"},
+    "srgan.engines.probing": {"srgan.errors", "srgan.weights"},
+    "srgan.engines.openvino": {"srgan.errors", "srgan.engines.probing", "srgan.engines.strips", "srgan.weights"},
+    "srgan.engines.strips": set(),
     "srgan.pictures": {"srgan.errors", "srgan.pictures"},
     "srgan.weights": {"srgan.errors", "srgan.files"},
-    "srgan.tiling": set(),
+    "srgan.engines.tiling": set(),
     "srgan.files": set(),
     "srgan.errors": set(),
 }
@@ -172,7 +178,14 @@ def test_imports_point_downwards(module: str) -> None:
 
 
 def test_upscaling_and_training_meet_only_in_weights_and_below() -> None:
-    allowed = {"srgan.engine", "srgan.errors", "srgan.files", "srgan.weights", "srgan.pictures", "srgan.backbones"}
+    allowed = {
+        "srgan.engines.openvino",
+        "srgan.errors",
+        "srgan.files",
+        "srgan.weights",
+        "srgan.pictures",
+        "srgan.evaluation.backbones",
+    }
     allowed |= {"srgan.training", "srgan.evaluation"}
     for name, path in MODULES.items():
         if within(name, {"srgan.training"}):
@@ -182,8 +195,8 @@ def test_upscaling_and_training_meet_only_in_weights_and_below() -> None:
 
 def test_only_the_command_line_imports_the_service_and_only_to_serve() -> None:
     users = {name for name, path in MODULES.items() for module in imported(path) if within(module, {"service"})}
-    assert users == {"srgan.cli"}
-    assert "service" not in modules_after("import srgan.cli")
+    assert users == {"srgan.commands.cli"}
+    assert "service" not in modules_after("import srgan.commands.cli")
 
 
 def test_the_service_stands_on_the_upscaling_side_alone() -> None:
@@ -195,10 +208,12 @@ def test_the_service_stands_on_the_upscaling_side_alone() -> None:
 
 
 def test_the_service_loads_no_torch() -> None:
-    assert "torch" not in modules_after("import service.server")
+    assert "torch" not in modules_after("import srgan_service.server")
 
 
-@pytest.mark.parametrize("statement", ["import srgan", "import srgan.cli", "import srgan.weights, srgan.tiling"])
+@pytest.mark.parametrize(
+    "statement", ["import srgan", "import srgan.commands.cli", "import srgan.weights, srgan.engines.tiling"]
+)
 def test_importing_is_light(statement: str) -> None:
     loaded = modules_after(statement)
     assert not loaded & {"numpy", "PIL", "openvino", "torch", "rich", "pydantic", "safetensors"}
@@ -213,8 +228,9 @@ def test_a_whole_upscale_loads_no_torch(tmp_path: Path, tiny_model: Path) -> Non
     arguments = ["srgan", "upscale", str(tmp_path / "a.png"), "-n", str(tiny_model)]
     loaded = modules_after(
         f"import sys; sys.argv = {arguments!r}",
-        "import contextlib, io, srgan.cli",
-        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): srgan.cli.main()",
+        "import contextlib, io, srgan.commands.cli",
+        "from srgan.commands.cli import main",
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main()",
     )
     assert (tmp_path / "a_x4.png").exists()
     assert "openvino" in loaded

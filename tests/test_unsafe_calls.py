@@ -6,11 +6,13 @@ import ast
 from pathlib import Path
 
 import pytest
+import srgan_service
 
-import service
 import srgan
 
-SOURCES = sorted(path for package in (srgan, service) for path in Path(str(package.__file__)).parent.rglob("*.py"))
+SOURCES = sorted(
+    path for package in (srgan, srgan_service) for path in Path(str(package.__file__)).parent.rglob("*.py")
+)
 
 # Names that are called. "pickle" may be imported for its exceptions.
 FORBIDDEN = {

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import METADATA, NearestEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import at_once
+from support.engines import METADATA, NearestEngine
+from support.threads import at_once
 
 from srgan import upscale
-from srgan.engine import OpenVinoEngine
+from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import EngineError, PictureTooLargeError, SrganError, UnknownModelError, UsageError
 from srgan.pictures import Picture, resized
 from srgan.upscale import MAX_SIDE_PX, Request, Upscaler

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from srgan import pictures
-from srgan.consistency import consistency
 from srgan.errors import BackboneError, UsageError
 from srgan.evaluation import metrics
 from srgan.pictures import Picture
+from srgan.pictures.consistency import consistency
 from srgan.upscale import Upscaler
 from srgan.weights import is_file_name
 

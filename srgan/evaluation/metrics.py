@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from srgan import backbones
 from srgan.errors import BackboneError, UsageError
+from srgan.evaluation import backbones
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from srgan.errors import RecipeError
+from srgan.networks.generator import GeneratorRecipe
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -21,14 +22,6 @@ Range = tuple[float, float]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class GeneratorRecipe(_Strict):
-    """Keyword arguments of `models.Generator`; Ledig et al. 2017, figure 4, but for the normalisation."""
-
-    blocks: Annotated[int, Field(ge=1, le=64)] = 16
-    features: Annotated[int, Field(ge=1, le=512)] = 64
-    normalisation: Literal["none", "batch"] = "none"  # BatchNorm costs range and shifts colours
 
 
 class DiscriminatorRecipe(_Strict):

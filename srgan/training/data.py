@@ -22,7 +22,7 @@ from torch import Tensor
 
 from srgan.errors import TrainingError, UsageError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
-from srgan.training.models import SCALE
+from srgan.networks.generator import SCALE
 from srgan.training.sources import (
     THUMBNAIL_PX,
     File,

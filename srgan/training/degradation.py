@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgan.networks.generator import SCALE
 from srgan.training.config import DegradationRecipe, PassRecipe
-from srgan.training.models import SCALE
 
 # Pixels of HR context on each side that the ×4 bicubic kernel (support 2 LR pixels) needs to be exact.
 MARGIN_HR_PX = 2 * SCALE

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srgan import backbones
 from srgan.errors import RecipeError
-from srgan.evaluation import metrics
+from srgan.evaluation import backbones, metrics
 from srgan.training.config import PerceptualRecipe
 
 

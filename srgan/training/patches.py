@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from srgan.errors import UsageError
+from srgan.networks.generator import SCALE
 from srgan.training.data import PictureCache
 from srgan.training.degradation import Degradation
-from srgan.training.models import SCALE
 from srgan.training.sources import ENERGY_BLOCK_PX
 
 log = logging.getLogger(__name__)

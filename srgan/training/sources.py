@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
-from srgan.training.models import SCALE
+from srgan.networks.generator import SCALE
 
 Pixels = npt.NDArray[np.uint8]
 Item = TypeVar("Item")

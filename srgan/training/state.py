@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgan.errors import TrainingError, WeightsError
+from srgan.networks import reading
+from srgan.networks.generator import Generator
 from srgan.training import checkpoint
 from srgan.training.adversarial import OBJECTIVES, Objective
 from srgan.training.config import Recipe, StageRecipe
 from srgan.training.data import PictureCache
-from srgan.training.models import DISCRIMINATORS, Generator
+from srgan.training.discriminators import DISCRIMINATORS
 from srgan.weights import bundled_tensors, is_file_name
 
 STAGES = ("pretrain", "adversarial")
@@ -93,13 +95,13 @@ def _start_from(start: str, generator: Generator, discriminator: nn.Module | Non
     """Give the players the weights of `recipe.start`: a generator's, or the average and who judged it."""
     path = Path(start)
     if path.suffix.lower() == ".pt":
-        state = checkpoint.load_checkpoint(path)
-        checkpoint.fill(generator, checkpoint.averaged_weights(state, path), start)
+        state = reading.load_checkpoint(path)
+        reading.fill(generator, reading.averaged_weights(state, path), start)
         if discriminator is not None:
-            checkpoint.fill(discriminator, state.get("discriminator", {}), start)
+            reading.fill(discriminator, state.get("discriminator", {}), start)
         return
-    started, _ = checkpoint.load_generator(path if is_file_name(start) else bundled_tensors(start))
-    checkpoint.fill(generator, started.state_dict(), start)
+    started, _ = reading.load_generator(path if is_file_name(start) else bundled_tensors(start))
+    reading.fill(generator, started.state_dict(), start)
 
 
 def begin_stage(players: Players, stage: StageRecipe) -> None:
@@ -158,9 +160,9 @@ def load_state(
     path, state = checkpoint.latest_checkpoint(run)
     try:
         _refuse_other_run(path, state, recipe, cache, fabric)
-        checkpoint.fill(players.generator, state["generator"], str(path))
-        checkpoint.fill(players.ema, state["ema"], str(path))
-        checkpoint.fill(players.discriminator, state["discriminator"], str(path))
+        reading.fill(players.generator, state["generator"], str(path))
+        reading.fill(players.ema, state["ema"], str(path))
+        reading.fill(players.discriminator, state["discriminator"], str(path))
         players.objective.load_state_dict(state["objective"])
         players.generator_optimizer.load_state_dict(state["generator_optimizer"])
         players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])

@@ -14,12 +14,14 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from srgan.conversion.exporting import export_generator
 from srgan.errors import UsageError
+from srgan.networks import reading
+from srgan.networks.generator import SCALE, Generator
 from srgan.training import checkpoint, degradation
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import AdversarialStageRecipe, LossesRecipe, Recipe, StageRecipe
 from srgan.training.data import PictureCache, split
-from srgan.training.export import export_generator
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
 from srgan.training.losses import (
@@ -29,7 +31,6 @@ from srgan.training.losses import (
     PerceptualLoss,
     StructureTextureLoss,
 )
-from srgan.training.models import SCALE, Generator
 from srgan.training.patches import Patches
 from srgan.training.processes import agreed, asked_to_stop, average_gradients, averaged, make_fabric
 from srgan.training.state import (
@@ -385,7 +386,7 @@ def described(
     architecture = recipe.generator.model_dump()
     generator = Generator(**architecture)
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    checkpoint.fill(generator, state, name)
+    reading.fill(generator, state, name)
     metadata = ModelMetadata(
         name=name,
         scale=SCALE,

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
+from srgan.networks.generator import SCALE
 from srgan.training import degradation
 from srgan.training.config import DegradationRecipe
 from srgan.training.data import PictureCache
-from srgan.training.models import SCALE
 
 log = logging.getLogger(__name__)
 

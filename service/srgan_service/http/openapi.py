@@ -1,0 +1,173 @@
+"""What /openapi.json says beyond what FastAPI finds out by itself."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from srgan_service.http.parameters import Wish
+from srgan_service.http.problems import ProblemDocument
+from srgan_service.work.models import Models
+from srgan_service.work.service import Service
+from srgan_service.work.work import MEDIA_TYPES
+
+_UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
+_USE = (
+    "Send a picture to `/v1/upscale` and get it back larger, or to `/v1/jobs` if it takes long. Every error is a "
+    "problem document (RFC 9457) with a stable `code`; 429 and 503 say in `Retry-After` when to try again."
+)
+_FILE = {"type": "string", "format": "binary", "contentMediaType": "image/png"}
+
+
+# One event of a stream; before OpenAPI 3.2 the schema of a stream is that of each event.
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"const": "status"},
+        "id": {"type": "string"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobState"},
+        },
+    },
+    "required": ["event", "id", "data"],
+}
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return installed_version("srgan")
+    except PackageNotFoundError:  # a checkout that is on the path, and not installed
+        return "0"
+
+
+def picture_body() -> dict[str, Any]:
+    """Return the request body of one picture: raw, or in a form with the parameters beside it."""
+    form = {
+        "type": "object",
+        "properties": {
+            "image": {**_FILE, "description": "The picture; `file` is understood, too."},
+            **_parameters(),
+        },
+        "required": ["image"],
+        "additionalProperties": False,
+    }
+    raw = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in _UPLOADS}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}}}
+
+
+def jobs_body() -> dict[str, Any]:
+    """Return the request body of a job: one picture as for `picture_body`, or several files in a form."""
+    body = picture_body()
+    form = body["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form["properties"]["image"] = {"type": "array", "items": dict(_FILE), "minItems": 1}
+    return body
+
+
+def picture_responses() -> dict[int | str, dict[str, Any]]:
+    """Return the good answers of a picture."""
+    headers = {
+        "X-Model": {"description": "Which model made it.", "schema": {"type": "string"}},
+        "X-Warnings": {
+            "description": "What of the upload is not as it was: a list of strings (RFC 9651). Absent if all is.",
+            "schema": {"type": "string"},
+            "example": '"GIF holds no partial transparency, so edges became hard"',
+        },
+        "Content-Disposition": {"schema": {"type": "string"}},
+    }
+    content = {
+        media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()
+    }
+    return {200: {"description": "The upscaled picture.", "content": content, "headers": headers}}
+
+
+def finish(app: FastAPI) -> None:
+    """Make `app` describe its problems: one schema, and none of FastAPI's own."""
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=_USE,
+                routes=app.routes,
+            )
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
+            schemas["Problem"] = ProblemDocument.model_json_schema()
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            components["securitySchemes"] = {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            }
+            service: Service = app.state.service
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    _finish_operation(operation, needs_key=bool(service.keys))
+                    _name_models(operation, service.models)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _finish_operation(operation: dict[str, Any], needs_key: bool) -> None:
+    responses = operation["responses"]
+    # FastAPI's own word for wrong parameters, where it is not one of our problems.
+    wrong = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    if wrong.get("$ref", "").endswith("HTTPValidationError"):
+        del responses["422"]
+    for parameter in operation.get("parameters", []):
+        parameter["schema"] = _never_null(parameter["schema"])
+    if needs_key and "401" in responses:
+        operation["security"] = [{"key": []}, {"bearer": []}]
+
+
+def _name_models(operation: dict[str, Any], models: Models) -> None:
+    """Say which models there are, and of a balance only where there are two to balance."""
+    names = [model.name for model in models.listed]
+    parameters: list[dict[str, Any]] = operation.get("parameters", [])
+    if models.balance is None:
+        parameters[:] = [one for one in parameters if one["name"] != "balance"]
+    for one in parameters:
+        if one["name"] == "model":
+            one["schema"] = {"type": "string", "enum": names}
+    for body in operation.get("requestBody", {}).get("content", {}).values():
+        properties = body["schema"].get("properties", {})
+        if "model" in properties:
+            properties["model"] = {
+                "type": "string",
+                "enum": names,
+                "description": properties["model"]["description"],
+            }
+        if models.balance is None:
+            properties.pop("balance", None)
+
+
+def allowed(app: FastAPI, path: str) -> str:
+    """Return the methods of an address, as the Allow header says them; "" if there is none."""
+    methods: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            methods |= {method.upper() for method in operations} | ({"HEAD"} if "get" in operations else set())
+    return ", ".join(sorted(methods))
+
+
+def _parameters() -> dict[str, Any]:
+    """Return the parameters as fields of a form, which are there or not, but never null."""
+    return {name: _never_null(schema) for name, schema in Wish.model_json_schema()["properties"].items()}
+
+
+def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of something that is said in text or not at all."""
+    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
+    return {**choices[0], **{name: schema[name] for name in ("description", "examples") if name in schema}}

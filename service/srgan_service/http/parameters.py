@@ -1,0 +1,119 @@
+"""What a request may ask for, the same in the query and in a form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from srgan.pictures import FORMATS
+from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request
+from srgan_service.http.problems import Problem
+
+FormatName = Literal["auto", "png", "jpg", "webp", "avif", "tiff", "gif", "bmp", "ppm"]
+_PICTURE_FIELDS = ("image", "file")
+
+# Their own headers and quotes included: nothing that a form says beside its pictures is long.
+MAX_FIELDS = 32
+MAX_FIELD_BYTES = 4096
+
+
+class Wish(BaseModel):
+    """How a picture is to be upscaled; all are the options of `srgan upscale` of the same names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: Annotated[
+        float | None,
+        Field(ge=MIN_SCALE, le=MAX_SCALE, description="Times larger; default: the model's own.", examples=[4]),
+    ] = None
+    long_side: Annotated[
+        int | None, Field(ge=1, le=MAX_SIDE_PX, description="Longer side of the result, in pixels.")
+    ] = None
+    width: Annotated[int | None, Field(ge=1, le=MAX_SIDE_PX, description="Width of the result.")] = None
+    height: Annotated[int | None, Field(ge=1, le=MAX_SIDE_PX, description="Height of the result.")] = None
+    model: Annotated[
+        str | None, Field(max_length=100, description="A name from `/v1/models`; default: the default model.")
+    ] = None
+    balance: Annotated[
+        float | None,
+        Field(
+            ge=0, le=1, description="Instead of a model: a point between the two that `/v1/models` names for it."
+        ),
+    ] = None
+    format: Annotated[FormatName, Field(description="Of the result; auto: that of the upload.")] = "auto"
+    quality: Annotated[int | None, Field(ge=1, le=100, description="For jpg, webp and avif.")] = None
+    strength: Annotated[
+        float, Field(ge=0, le=1, description="1 is the generator's result, 0 bicubic interpolation.")
+    ] = 1.0
+    metadata: Annotated[
+        Literal["strip", "keep"],
+        Field(description="Whether what the upload says of place, time and camera stays in the result."),
+    ] = "strip"
+
+    def request(self) -> Request:
+        """Return the part that the upscaler takes. Raises UsageError for two sizes that contradict."""
+        return Request(
+            scale=self.scale,
+            long_side_px=self.long_side,
+            width_px=self.width,
+            height_px=self.height,
+            strength=self.strength,
+        )
+
+
+assert set(FormatName.__args__) == {"auto", *FORMATS}  # type: ignore[attr-defined]  # noqa: S101
+
+
+def with_form(wish: Wish, fields: dict[str, str]) -> Wish:
+    """Return `wish` with what a form says; a parameter that is in both must say the same.
+
+    Raises Problem for an unknown or wrong parameter.
+    """
+    said = wish.model_dump(exclude_unset=True)
+    try:
+        formed = Wish.model_validate(fields).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise Problem("invalid-parameter", describe(error)) from error
+    for name, value in formed.items():
+        if said.setdefault(name, value) != value:
+            raise Problem("invalid-parameter", f"{name}: the query and the form contradict each other")
+    return Wish(**said)
+
+
+def describe(error: ValidationError) -> str:
+    """Return what is wrong, in a line, without what the client sent."""
+    return describe_errors(error.errors(include_url=False, include_input=False, include_context=False))
+
+
+def describe_errors(errors: Sequence[Any]) -> str:
+    """Return what pydantic's list of errors says, in a line, without what the client sent."""
+    parts = []
+    for one in errors[:5]:
+        where = ".".join(str(part) for part in one["loc"] if part not in ("query", "body", "path", "header"))
+        name = where if where.isidentifier() and len(where) < 40 else "a parameter"
+        parts.append(f"{name}: {one['msg']}")
+    return "; ".join(parts) or "a parameter is wrong"
+
+
+def is_picture_field(name: str) -> bool:
+    """Return whether a form's file of that name is a picture to upscale."""
+    return name in _PICTURE_FIELDS
+
+
+def text_fields(items: list[tuple[str, str | UploadFile]]) -> dict[str, str]:
+    """Return a form's parameters. Raises Problem for one that comes twice or is a file."""
+    fields: dict[str, str] = {}
+    for name, value in items:
+        if isinstance(value, UploadFile):
+            if is_picture_field(name):
+                continue
+            raise Problem("malformed-request", "a file in a field other than image or file")
+        if is_picture_field(name):
+            raise Problem("malformed-request", "image and file must be files, with a filename in their part")
+        if name in fields:
+            raise Problem("invalid-parameter", "a parameter comes twice")
+        fields[name] = value
+    return fields

@@ -1,0 +1,151 @@
+"""A request's body: cut off at its limits in bytes and time while it comes in, never later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from srgan_service.http.parameters import (
+    MAX_FIELD_BYTES,
+    MAX_FIELDS,
+    Wish,
+    is_picture_field,
+    text_fields,
+    with_form,
+)
+from srgan_service.http.problems import Problem
+
+# Signatures of the formats that are read. Whatever begins otherwise is refused before any decoder sees it.
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM")
+_PORTABLE = tuple(
+    b"P" + kind + space for kind in (b"1", b"2", b"3", b"4", b"5", b"6") for space in (b"\n", b" ", b"\t", b"\r")
+)
+_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """What a body may be. It must come in within `timeout_s` and what its bytes earn it at `bytes_per_s`."""
+
+    bytes: int
+    timeout_s: float
+    bytes_per_s: int
+
+
+class Body:
+    """The body of a request, read once. `count` is told of bytes that were not announced, and may refuse them.
+
+    Reading it raises Problem if it is too large or too slow, ClientDisconnect if it ends early.
+    """
+
+    def __init__(self, request: Request, limits: BodyLimits, count: Callable[[int], None]) -> None:
+        self._request = request
+        self._limits = limits
+        self._count = count
+        self._announced = announced_bytes(request.headers)
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it comes in."""
+        started, received, counted = time.monotonic(), 0, self._announced
+        stream = self._request.stream()
+        while True:
+            earned = received / self._limits.bytes_per_s
+            left = started + self._limits.timeout_s + earned - time.monotonic()
+            try:
+                chunk = await asyncio.wait_for(anext(stream, None), max(0.0, left))
+            except TimeoutError:
+                raise Problem("upload-too-slow", "the upload did not come in in time") from None
+            if chunk is None:
+                return
+            received += len(chunk)
+            if received > self._limits.bytes:
+                raise too_large(self._limits.bytes)
+            if received > counted:  # chunked: counted as it comes
+                self._count(received - counted)
+                counted = received
+            yield chunk
+
+    async def raw(self) -> bytes:
+        """Return the whole body."""
+        body = bytearray()
+        async for chunk in self.chunks():
+            body += chunk
+        return bytes(body)
+
+    @contextlib.asynccontextmanager
+    async def form(self, *, max_files: int, spool_bytes: int) -> AsyncIterator[list[tuple[str, str | UploadFile]]]:
+        """Parse the body as multipart form data; its files are closed at the end of the context.
+
+        `spool_bytes`: from which size on a file lies on the disk in the meantime.
+        """
+        parser = MultiPartParser(
+            self._request.headers,
+            self.chunks(),
+            max_files=max_files,
+            max_fields=MAX_FIELDS,
+            max_part_size=MAX_FIELD_BYTES,
+        )
+        parser.spool_max_size = spool_bytes
+        try:
+            try:
+                form = await parser.parse()
+            except MultiPartException as error:
+                raise Problem("malformed-request", f"multipart: {error.message[:200]}") from error
+            yield form.multi_items()
+        finally:
+            # All of them: a part that has no end is not in the form.
+            for file in parser._files_to_close_on_error:
+                file.close()
+
+
+def announced_bytes(headers: Headers) -> int:
+    """Return what a request says of its length, 0 if it says nothing."""
+    length = headers.get("content-length", "0")
+    return int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else 0
+
+
+def too_large(limit_bytes: int) -> Problem:
+    """Return what is said of an upload above its limit."""
+    return Problem("too-many-bytes", f"the upload is larger than {limit_bytes} bytes")
+
+
+def is_form(headers: Headers) -> bool:
+    """Return whether a body is multipart form data."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+async def one_picture(body: Body, headers: Headers, wish: Wish) -> tuple[bytes, Wish]:
+    """Return the picture of a body, raw or in a form, and the wish with what the form adds to it."""
+    if not is_form(headers):
+        return check_kind(await body.raw()), wish
+    async with body.form(max_files=1, spool_bytes=2**62) as items:
+        wish = with_form(wish, text_fields(items))
+        for name, value in items:
+            if isinstance(value, UploadFile) and is_picture_field(name):
+                return check_kind(await value.read()), wish
+    raise Problem("no-picture", "the form has no file in a field named image or file")
+
+
+def check_kind(content: bytes) -> bytes:
+    """Return `content` if it begins like a picture that can be read, or raise the Problem that it is not."""
+    if not content:
+        raise Problem("no-picture", "the upload is empty")
+    is_known = (
+        content.startswith(_SIGNATURES)
+        or content.startswith(_PORTABLE)
+        or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")
+        or (content[4:8] == b"ftyp" and content[8:12] in _BRANDS)
+    )
+    if not is_known:
+        raise Problem(
+            "unsupported-format",
+            "not a picture that can be read: send PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP or PNM",
+        )
+    return content

@@ -1,0 +1,1 @@
+"""Pictures that take longer than a request."""

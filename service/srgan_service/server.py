@@ -1,0 +1,90 @@
+"""Runs the application under uvicorn, with deadlines, a graceful end and no open doors."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+
+from srgan.errors import UsageError
+from srgan_service import logs
+from srgan_service.app import create_app
+from srgan_service.http import protocol
+from srgan_service.http.keys import Keys, is_loopback
+from srgan_service.settings import Settings
+
+
+def serve_command(given: dict[str, Any]) -> None:
+    """Carry out `srgan serve`: what is not `given` (None) comes from the environment.
+
+    Raises UsageError for settings that make no sense, and what `serve` raises.
+    """
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UsageError(f"setting {name} (SRGAN_{name.upper()}): {first['msg']}") from error
+    serve(settings)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, and return when what was in work is done or its grace time over.
+
+    Raises UsageError if other machines could come in without a key, and what `create_app` raises.
+    """
+    refuse_open_door(settings)
+    logs.configure(settings.log_level)
+    app = create_app(settings)
+    server = uvicorn.Server(config(settings, app))
+    # uvicorn raises the signal again when all is done; then it has been obeyed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    _raise_file_limit(settings.connections)
+    server.run()
+    if not server.started:
+        raise UsageError(f"cannot listen on {settings.host}:{settings.port}; choose another --port")
+
+
+def config(settings: Settings, app: Any) -> uvicorn.Config:
+    """Return how uvicorn is to run `app`."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol.configured(settings),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=2048,
+        timeout_keep_alive=max(1, int(settings.header_timeout_s)),
+        timeout_graceful_shutdown=int(settings.grace_s + 5),
+    )
+
+
+def refuse_open_door(settings: Settings) -> None:
+    """Raise UsageError if `settings` would let other machines in without a key."""
+    if is_loopback(settings.host):
+        return
+    if not Keys(settings) and not settings.insecure:
+        raise UsageError(
+            f"{settings.host} lets other machines in: set SRGAN_KEYS or SRGAN_KEYS_FILE, or say --insecure"
+        )
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Allow as many open files as there may be connections, as far as the system lets us."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

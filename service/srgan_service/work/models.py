@@ -1,0 +1,188 @@
+"""The models that are served: which there are, loaded once, ready when they have proved it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from srgan.conversion.loading import load_engine
+from srgan.engines.inference import Progress
+from srgan.errors import UnknownModelError, UsageError, WeightsError
+from srgan.pictures import Picture
+from srgan.upscale import Request, Upscaler
+from srgan.weights import ModelMetadata, balance_models, bundled_models, is_file_name
+from srgan_service.work.device import Device
+
+# Generators between two models that are kept loaded; every balance is one.
+_MOST_BALANCED = 4
+
+
+class AnyUpscaler(Protocol):
+    """What the service needs of an `Upscaler`, and what a test can fake."""
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the model says of itself."""
+        ...
+
+    @property
+    def scale(self) -> int:
+        """Output pixels per input pixel when no other scale is asked for."""
+        ...
+
+    def upscale(
+        self, picture: Picture, request: Request | float | None = None, progress: Progress | None = None
+    ) -> Picture:
+        """Return `picture` enlarged; an exception that `progress` raises stops the work between two tiles."""
+        ...
+
+    def output_size(self, picture: Picture, request: Request | float | None = None) -> tuple[int, int]:
+        """Return (height, width) that `upscale` would give, or raise what it would."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that requests may name."""
+
+    name: str
+    description: str
+    scale: int
+    is_default: bool
+
+
+class Models:
+    """The bundled models, and the one of `default` if that is a file; all compute on `device`.
+
+    `upscaler`: used for every name, instead of loading anything. Any thread may call.
+    Raises UnknownModelError or WeightsError if `default` cannot be found.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        default: str | None = None,
+        tile_lr_px: int | None = None,
+        memory_bytes: int = 2**30,
+        on: str = "auto",
+        precision: str = "auto",
+        max_output_megapixels: float = 256.0,
+        upscaler: AnyUpscaler | None = None,
+    ) -> None:
+        self._device = device
+        self._tile_lr_px: int | Literal["auto"] = tile_lr_px or "auto"
+        self._memory_bytes = memory_bytes
+        self._on, self._precision = on, precision
+        self._max_output_megapixels = max_output_megapixels
+        self._sources: dict[str, str | Path] = {}
+        self._loaded: dict[str, AnyUpscaler] = {}
+        self._balanced: dict[float, AnyUpscaler] = {}
+        self.balance: tuple[str, str] | None = None
+        self._lock = threading.Lock()
+        self._listed: list[ServedModel] = []
+        self.failure: str | None = None
+        self.ready = False
+        if upscaler is not None:
+            self.serve_only(upscaler)
+        else:
+            self._find(default)
+
+    def serve_only(self, upscaler: AnyUpscaler) -> None:
+        """Take `upscaler` for the one and only model."""
+        metadata = upscaler.metadata
+        self._loaded, self.balance = {metadata.name: upscaler}, None
+        self._listed = [ServedModel(metadata.name, "", metadata.scale, is_default=True)]
+
+    def _find(self, default: str | None) -> None:
+        file = Path(default) if default is not None and is_file_name(default) else None
+        if file is not None:
+            self._sources[file.stem] = file
+            # Loaded at once: of some files this alone tells what they are.
+            self._loaded[file.stem] = upscaler = self._upscaler(file, None)
+            self._listed.append(ServedModel(file.stem, "", upscaler.scale, is_default=True))
+        for model in bundled_models():
+            if model.name in self._sources:
+                continue
+            is_default = file is None and (model.is_default if default is None else model.name == default)
+            self._sources[model.name] = model.name
+            self._listed.append(ServedModel(model.name, model.description, model.scale, is_default))
+        self.balance = balance_models()
+        if not any(model.is_default for model in self._listed):
+            raise UnknownModelError(f"no model {default!r}: choose one of {', '.join(self._sources)}")
+
+    @property
+    def listed(self) -> list[ServedModel]:
+        """The models that requests may name."""
+        return list(self._listed)
+
+    @property
+    def default(self) -> str:
+        """The name of the model used when none is named."""
+        return next(model.name for model in self._listed if model.is_default)
+
+    def check(self, name: str | None, balance: float | None = None) -> ServedModel:
+        """Return the model of that name, or the default one for None.
+
+        Raises UnknownModelError, or UsageError if there is no `balance` of it.
+        """
+        if balance is not None and self.balance is None:
+            raise UsageError("balance: this service has no two models that it could lie between")
+        if balance is not None and self.balance is not None and name not in (None, *self.balance):
+            raise UsageError(f"balance lies between {' (0) and '.join(self.balance)} (1); leave the model away")
+        wanted = name or self.default
+        for model in self._listed:
+            if model.name == wanted:
+                return model
+        names = ", ".join(model.name for model in self._listed)
+        raise UnknownModelError(f"there is no such model; choose one of {names}")
+
+    def loaded(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler | None:
+        """Return what `get` would if it is loaded already, else None; waits for nobody."""
+        wanted = self.check(name, balance).name
+        return self._loaded.get(wanted) if balance is None else self._balanced.get(balance)
+
+    def get(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler:
+        """Return the upscaler of a model, or of a point between two, loading it if it is the first time."""
+        wanted = self.check(name, balance).name
+        with self._lock:
+            if (known := self.loaded(name, balance)) is not None:
+                return known
+            if balance is None:
+                self._loaded[wanted] = self._upscaler(self._sources[wanted], None)
+                return self._loaded[wanted]
+            while len(self._balanced) >= _MOST_BALANCED:
+                self._balanced.pop(next(iter(self._balanced)))
+            self._balanced[balance] = self._upscaler(None, balance)
+            return self._balanced[balance]
+
+    def _upscaler(self, source: str | Path | None, balance: float | None) -> Upscaler:
+        engine, _ = load_engine(source, device=self._on, precision=self._precision, balance=balance)
+        return Upscaler(
+            engine=self._device.share(engine),
+            tile_lr_px=self._tile_lr_px,
+            memory_bytes=self._memory_bytes,
+            max_output_megapixels=self._max_output_megapixels,
+        )
+
+    def prove(self) -> None:
+        """Load the default model and upscale a small picture: then it is `ready`, or `failure` says why not.
+
+        Raises what loading or upscaling raises.
+        """
+        try:
+            levels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+            self.get().upscale(Picture(levels))
+            self._device.forget_speed()  # the first time, the model was compiled
+            result = self.get().upscale(Picture(levels))
+            if result.pixels.shape != (48 * self.get().scale, 48 * self.get().scale, 3):
+                raise WeightsError("the model's results have the wrong size")
+        except Exception as error:
+            self.failure = type(error).__name__
+            raise
+        self.failure = None
+        self.ready = True

@@ -1,0 +1,124 @@
+"""What an application owns while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import structlog
+
+from srgan.engines.machine import available_bytes
+from srgan.pictures.guarded import GuardedDecoder, Limits
+from srgan_service.http.keys import Keys
+from srgan_service.http.problems import Problem, draining
+from srgan_service.http.wanted import Wanted
+from srgan_service.metrics import Metrics
+from srgan_service.settings import Settings
+from srgan_service.work.admission import Gate, Lane
+from srgan_service.work.device import Device
+from srgan_service.work.models import AnyUpscaler, Models
+from srgan_service.work.work import Decode, Works
+
+_log = structlog.stdlib.get_logger("srgan_service")
+
+# Below this much free memory, or disk for the pictures of jobs, the service says that it is not ready.
+_LEAST_FREE_BYTES = 256 * 2**20
+
+
+class Service:
+    """What one application owns; `app.state.service`."""
+
+    def __init__(
+        self, settings: Settings, upscaler: AnyUpscaler | None = None, decode: Decode | None = None
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.keys = Keys(settings)
+        self.device = Device(batch_tiles=settings.batch_tiles)
+        self.models = Models(
+            self.device,
+            default=settings.model,
+            tile_lr_px=settings.tile_lr_px,
+            memory_bytes=settings.memory_bytes,
+            on=settings.device,
+            precision=settings.precision,
+            max_output_megapixels=settings.limit_output_megapixels,
+            upscaler=upscaler,
+        )
+        self.gate = Gate(
+            requests=settings.queue_requests,
+            bytes=settings.queue_bytes,
+            px=int(settings.queue_megapixels * 1e6),
+            deadline_s=settings.deadline_s,
+            px_per_s=lambda: self.device.lr_px_per_s,
+        )
+        self.wanted = Wanted()
+        limits = Limits(
+            max_megapixels=settings.limit_megapixels,
+            max_side_px=settings.limit_side_px,
+            max_frames=settings.limit_frames,
+        )
+        self.decoder = GuardedDecoder(limits, always=True, max_workers=2)
+        self.works = Works(
+            settings,
+            self.models,
+            self.device,
+            self.gate,
+            self.metrics,
+            decode or self.decoder.decode,
+        )
+        self._declare_gauges()
+
+    def _declare_gauges(self) -> None:
+        gauge = self.metrics.gauge
+        gauge("srgan_requests_inside", "Requests let in and not yet answered.", lambda: self.gate.inside)
+        gauge("srgan_queue_pixels", "Pixels decoded and not yet answered.", lambda: self.gate.px)
+        gauge("srgan_queue_bytes", "Bytes of uploads that are held.", lambda: self.gate.bytes)
+        for name, lane in self.works.lanes.items():
+            self._declare_lane(name, lane)
+        gauge("srgan_engine_pixels_per_second", "Of late.", lambda: self.device.lr_px_per_s)
+        self.metrics.total("srgan_decoder_crashes", "Decoders that died on a file.", lambda: self.decoder.crashes)
+        gauge("srgan_ready", "1 if requests are taken.", lambda: float(self.not_ready() is None))
+        self.metrics.total("srgan_engine_seconds", "Time the engine computed.", lambda: self.device.busy_s)
+
+    def _declare_lane(self, name: str, lane: Lane) -> None:
+        waiting, working = f"srgan_{name}_waiting", f"srgan_{name}_working"
+        self.metrics.gauge(waiting, f"Pictures that wait in the {name} lane.", lambda: lane.waiting)
+        self.metrics.gauge(working, f"Pictures of the {name} lane in work.", lambda: len(lane.working))
+
+    def not_ready(self) -> str | None:
+        """Return why no requests are taken, in a word that tells nothing secret, or None if they are."""
+        if self.gate.draining:
+            return "draining"
+        if not self.models.ready:
+            return "model" if self.models.failure else "loading"
+        if available_bytes() < _LEAST_FREE_BYTES:
+            return "memory"
+        folder = Path(self.settings.data_dir)
+        if folder.is_dir() and shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+            return "disk"
+        return None
+
+    def refuse_if_not_ready(self) -> None:
+        """Raise the Problem for requests that come before the model is loaded, or while the service ends."""
+        self.gate.refuse_if_draining()
+        if not self.models.ready:
+            raise Problem("not-ready", "the model is not loaded", retry_after_s=2)
+
+    def drain(self) -> None:
+        """Take no more requests, refuse those that wait, and give those in work their grace time."""
+        if self.gate.draining:
+            return
+        self.gate.draining = True
+        _log.info("draining", inside=self.gate.inside)
+        for lane in self.works.lanes.values():
+            lane.refuse_waiting(draining())
+        self.wanted.drain()
+        asyncio.get_running_loop().call_later(self.settings.grace_s, self.wanted.end)
+
+    def close(self) -> None:
+        """Stop all work and end the threads."""
+        self.device.close()
+        self.works.close()
+        self.decoder.close()

@@ -1,0 +1,189 @@
+"""What `srgan evaluate` does: measure, then print and write the figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from srgan.errors import SrganError, UsageError
+from srgan.evaluation import metrics
+from srgan.evaluation.benchmark import BASELINE, MEASURES, SCALE, Mean, Measured, Protocol, Table, evaluate
+from srgan.files import write_atomically
+from srgan.pages.gallery import Gallery, evaluation_page
+from srgan.pages.layout import write_page
+
+
+def evaluate_command(
+    hr: Path,
+    lr: Path | None,
+    models: Sequence[str],
+    sr: Sequence[str],
+    *,
+    border: int | None = None,
+    luma: str = "studio",
+    perceptual_border: int = 0,
+    fid: bool = False,
+    json_path: Path | None = None,
+    csv_path: Path | None = None,
+    html_path: Path | None = None,
+) -> None:
+    """Print the means over all pictures and write all figures to the files that are given.
+
+    `sr`: folders of pictures that other programs made, as DIR or NAME=DIR. The other options: see
+    `benchmark.Protocol` and `benchmark.evaluate`. Raises UsageError for what cannot be compared, SrganError if
+    a file cannot be written.
+    """
+    protocol = _protocol(border, luma, perceptual_border)
+    folders = dict(_named_folder(text) for text in sr)
+    if len(folders) < len(sr):
+        raise UsageError("two --sr folders have the same name: give them others, as NAME=DIR")
+    table = Table(protocol)
+    gallery = Gallery() if html_path else None
+    distances = _FrechetDistances(fid)
+    for measured in evaluate(models, hr, lr, folders, protocol, table.notes):
+        table.add(measured)
+        distances.add(measured)
+        if gallery:
+            gallery.offer(measured)
+    table.fid = distances.values(table.notes)
+    _print(table, hr)
+    if json_path:
+        _write(json_path, json.dumps(_as_json(table), indent=1, allow_nan=False) + "\n")
+    if csv_path:
+        _write(csv_path, _as_csv(table))
+    if html_path and gallery:
+        write_page(html_path, evaluation_page("/".join(hr.resolve().parts[-2:]), table, gallery))
+
+
+def _protocol(border: int | None, luma: str, perceptual_border: int) -> Protocol:
+    border = SCALE if border is None else border
+    if luma not in get_args(metrics.Luma):
+        raise UsageError(f"--luma {luma!r}: choose {', '.join(get_args(metrics.Luma))}")
+    if border < 0 or perceptual_border < 0:
+        raise UsageError("a border is a number of pixels, 0 or more")
+    return Protocol(border, luma, perceptual_border)  # type: ignore[arg-type]
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    """Read DIR or NAME=DIR; a folder of exactly that name comes first."""
+    name, equals, folder = text.partition("=")
+    if equals and name and not Path(text).is_dir():
+        return name, Path(folder)
+    return Path(text).resolve().name, Path(text)
+
+
+class _FrechetDistances:
+    """FID of each contender, where it is wanted."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+        self._distances: dict[str, metrics.FrechetDistance] = {}
+        self._pictures = 0
+        if wanted:
+            self._spare = metrics.FrechetDistance()  # what is missing is said before the work, not after
+
+    def add(self, measured: Measured) -> None:
+        if not self._wanted:
+            return
+        self._pictures += 1
+        for contender, sr in measured.results.items():
+            if contender not in self._distances:
+                self._distances[contender] = self._spare if not self._distances else metrics.FrechetDistance()
+            self._distances[contender].add(measured.pair.hr.pixels, real=True)
+            self._distances[contender].add(sr.pixels, real=False)
+
+    def values(self, notes: list[str]) -> dict[str, float]:
+        if not self._wanted:
+            return {}
+        if self._pictures < 2:
+            notes.append("without FID: it needs at least two pictures")
+            return {}
+        if self._pictures < 2048:
+            notes.append(f"FID of {self._pictures} pictures says little: its matrices have 2,048 rows")
+        return {contender: distance.value() for contender, distance in self._distances.items()}
+
+
+def _print(table: Table, hr: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console(highlight=False, markup=False)
+    shown = RichTable(title=f"{hr}, {len(table.names)} pictures", caption=str(table.protocol))
+    for heading in ("mean", *table.rows):
+        shown.add_column(heading, justify="left" if heading == "mean" else "right", overflow="fold")
+    for key in table.known_keys():
+        measure = MEASURES[key]
+        shown.add_row(measure.heading, *(said(table.mean(name, key), measure.decimals) for name in table.rows))
+    if table.fid:
+        shown.add_row("FID", *(f"{table.fid[name]:.2f}" for name in table.rows))
+    console.print(shown)
+    if len(table.names) > 1:
+        console.print("± is half of the 95 % interval of the mean, by bootstrap over the pictures")
+    for note in table.notes:
+        console.print(note, soft_wrap=True)
+
+
+def said(mean: Mean | None, decimals: int) -> str:
+    """Return a mean with half the width of its interval, as "27.98 ±0.61"; "–" for none."""
+    if mean is None:
+        return "–"
+    if math.isnan(mean.low):
+        return f"{mean.value:.{decimals}f}"
+    return f"{mean.value:.{decimals}f} ±{(mean.high - mean.low) / 2:.{decimals}f}"
+
+
+def _as_json(table: Table) -> dict[str, Any]:
+    first = next((name for name in table.rows if name != BASELINE), BASELINE)
+    keys = table.known_keys()
+
+    def means(pairs: Iterable[tuple[str, Mean | None]]) -> dict[str, dict[str, float | None]]:
+        return {key: {name: _finite(value) for name, value in asdict(mean).items()} for key, mean in pairs if mean}
+
+    return {
+        "protocol": {"scale": SCALE, **asdict(table.protocol)},
+        "notes": table.notes,
+        "means": {name: means((key, table.mean(name, key)) for key in keys) for name in table.rows},
+        f"better than {first} by": {
+            name: means((key, table.advantage(name, first, key)) for key in keys)
+            for name in table.rows
+            if name != first
+        },
+        "fid": table.fid,
+        "pictures": [
+            {"picture": name, "contender": contender}
+            | {key: _finite(columns[key][index]) for key in keys if key in columns}
+            for index, name in enumerate(table.names)
+            for contender, columns in table.rows.items()
+        ],
+    }
+
+
+def _as_csv(table: Table) -> str:
+    """One row for each picture and contender; a figure that it has not is empty."""
+    text, keys = io.StringIO(), table.known_keys()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["picture", "contender", *keys])
+    for index, name in enumerate(table.names):
+        for contender, columns in table.rows.items():
+            writer.writerow([name, contender, *(columns[key][index] if key in columns else "" for key in keys)])
+    return text.getvalue()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: the PSNR of identical pictures becomes null."""
+    return value if math.isfinite(value) else None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A file name may hold bytes that are no text; so may the table that names it.
+        write_atomically(path, text.encode(errors="surrogateescape"))
+    except OSError as error:
+        raise SrganError(f"{path} cannot be written: {error.strerror}") from error

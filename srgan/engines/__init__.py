@@ -1,0 +1,1 @@
+"""What runs a generator, and how a picture of any size goes through it."""

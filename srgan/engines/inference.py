@@ -1,0 +1,235 @@
+"""How a picture of any size goes through an engine: whole, in strips or in tiles, as its memory allows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+
+from srgan.engines import tiling
+from srgan.engines.machine import available_bytes
+from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts
+from srgan.errors import OutOfMemoryError, PrecisionError, UsageError
+
+# A generator of 64 features works on two of its largest layers at once: 64 features of 4 bytes at 16 pixels for
+# each LR pixel. Measured with OpenVINO: 7.5 KB; in strips 8.7 KB and the kept rows five times, two sets that
+# change places and three copies within.
+_WORKING_BYTES_PER_LR_PX_AT_X4 = 8192
+_STRIP_BYTES_PER_LR_PX_AT_X4 = 9216
+_KEPT_ROWS_COPIES = 5
+
+# By default a third of what is free is used, and no more than 2.7 GB: a whole picture of 576 pixels a side. Strips
+# gain nothing from more than 1.2 GB.
+_MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
+_ENOUGH_STRIP_BYTES = 1.2e9
+
+# Rows of a strip, and how much longer a pixel takes in one than in a whole picture (benchmarks/tile_overhead.py).
+_STRIP_OVERHEADS = {32: 1.07, 16: 1.08, 8: 1.10, 4: 1.15}
+
+# How often a picture is tried again, each time with half of the memory.
+_RETRIES = 3
+
+Progress = Callable[[float], None]
+Read = Callable[[slice, slice], np.ndarray]
+Write = Callable[[slice, slice, np.ndarray], None]
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture is run: `tiles` in turn, each at once or, if `strip_rows` is not 0, in strips of so many rows.
+
+    `needed_bytes`: the engine's working memory. `cost`: time, in LR pixels of a whole picture.
+    """
+
+    tiles: list[tiling.Tile]
+    strip_rows: int
+    needed_bytes: float
+    cost: float
+
+
+class Inference:
+    """Runs `engine` over pictures of any size, whole or in pieces; the result is the same. Any thread may call.
+
+    `tile_lr_px`: the side of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for what
+    is fastest within `memory_bytes` of working memory; by default a third of what is free. Raises UsageError for a
+    tile size below 1 or no memory at all.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        tile_lr_px: int | Literal["auto", "off"] = "auto",
+        memory_bytes: int | None = None,
+    ) -> None:
+        if isinstance(tile_lr_px, int) and tile_lr_px < 1:
+            raise UsageError(f'a tile of {tile_lr_px} pixels is none: give 1 or more, "auto" or "off"')
+        if memory_bytes is not None and memory_bytes < 1:
+            raise UsageError(f"{memory_bytes} bytes of memory are none")
+        self.engine = engine
+        self._tile_lr_px = tile_lr_px
+        self._memory_bytes = memory_bytes
+
+    def run(
+        self,
+        height: int,
+        width: int,
+        read: Read,
+        write: Write,
+        *,
+        report: Progress | None = None,
+        warn: Warn | None = None,
+    ) -> None:
+        """Upscale the picture of `height` × `width` LR pixels behind `read` into what lies behind `write`.
+
+        `read(rows, columns)` returns that part of the LR picture, (1,3,h,w) float32 in [0,1]; parts may overlap.
+        `write(rows, columns, piece)` takes a part of SR, (1,3,h,w) float32, not clamped, and keeps none of it;
+        every pixel comes at least once, and the last one counts. `report` is called with the finished fraction,
+        1.0 last; what it raises stops the work. If memory runs out, the picture is begun again with half of it,
+        three times. Where half precision will not do, tiles are run again in float32, and `warn` is told.
+        Raises EngineError if inference fails.
+        """
+        report = _rising(report) if report is not None else _ignore
+        limit: float = self._memory_bytes or min(self._free_bytes() / 3, _MOST_BYTES)
+        said: list[str] = []
+        for retry in itertools.count():
+            plan = self.plan(height, width, limit)
+            try:
+                self._carry_out(plan, read, write, report, said)
+                break
+            except OutOfMemoryError as error:
+                if self._tile_lr_px != "auto":
+                    raise OutOfMemoryError(f"{error}; choose a smaller tile, or auto") from error
+                if retry == _RETRIES:
+                    raise OutOfMemoryError(
+                        f"{error}, nor for pieces of it; close other programs or allow this one more memory"
+                    ) from error
+                if isinstance(self.engine, StripEngine | DeviceEngine):
+                    self.engine.forget()
+                limit = min(limit, plan.needed_bytes) / 2
+        if said and warn is not None:
+            warn(f"{said[0]}, so parts were run again in float32")
+
+    def array(self, lr: np.ndarray) -> np.ndarray:
+        """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
+        batch, channels, height, width = lr.shape
+        scale = self.engine.metadata.scale
+        sr = np.empty((batch, channels, height * scale, width * scale), np.float32)
+        for one, out in zip(lr, sr, strict=True):
+
+            def read(rows: slice, columns: slice, one: np.ndarray = one) -> np.ndarray:
+                return one[None, :, rows, columns]
+
+            def write(rows: slice, columns: slice, piece: np.ndarray, out: np.ndarray = out) -> None:
+                out[:, rows, columns] = piece[0]
+
+            self.run(height, width, read, write)
+        return sr
+
+    def plan(self, height: int, width: int, limit_bytes: float) -> Plan:
+        """Return the fastest way within `limit_bytes`, or if there is none, the one that needs least."""
+        if self._tile_lr_px == "off":
+            return self._in_tiles(tiling.whole(height, width))
+        # Planned in blocks, of one pixel each for all networks but those that work in windows.
+        block = self.engine.metadata.multiple_lr_px
+        halo = math.ceil(self.engine.metadata.halo_lr_px / block)
+        size = math.ceil(height / block), math.ceil(width / block)
+        if self._tile_lr_px != "auto":
+            tile = max(1, self._tile_lr_px // block)
+            tiles = tiling.tiles_of_size(*size, tile_lr_px=tile, halo_lr_px=halo)
+            return self._in_tiles(tiling.in_blocks(tiles, block, height, width))
+        most_px = int(limit_bytes / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4))
+        tiles = tiling.tiles_within(*size, max_read_px=most_px // block**2, halo_lr_px=halo)
+        plans = [self._in_tiles(tiling.in_blocks(tiles, block, height, width))]
+        if len(plans[0].tiles) > 1 and isinstance(self.engine, StripEngine) and self.engine.strip_facts:
+            facts = self.engine.strip_facts
+            plans += [self._in_strips(height, width, rows, limit_bytes, facts) for rows in _STRIP_OVERHEADS]
+        fitting = [plan for plan in plans if plan.needed_bytes <= limit_bytes]
+        if fitting:
+            return min(fitting, key=lambda plan: plan.cost)
+        return min(plans, key=lambda plan: plan.needed_bytes)
+
+    def _in_tiles(self, tiles: list[tiling.Tile]) -> Plan:
+        read_px = tiles[0].read_px
+        return Plan(tiles, 0, read_px * self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4), cost=read_px * len(tiles))
+
+    def _in_strips(self, height: int, width: int, rows: int, limit_bytes: float, facts: StripFacts) -> Plan:
+        """Return the plan for strips of `rows`, across the picture or, where that is too wide, columns of it."""
+        per_column = rows * self._scaled(_STRIP_BYTES_PER_LR_PX_AT_X4) + _KEPT_ROWS_COPIES * facts.bytes_per_column
+        most = int(min(limit_bytes, _ENOUGH_STRIP_BYTES) / per_column)
+        halo = self.engine.metadata.halo_lr_px
+        columns = tiling.tiles_within(1, width, max_read_px=most, halo_lr_px=halo)
+        tiles = [tiling.Tile(tiling.Span(0, height, 0, height), column.columns) for column in columns]
+        run_rows = math.ceil((height + facts.lag_lr_px) / rows) * rows
+        read_width = columns[0].read_px
+        cost = len(tiles) * run_rows * read_width * _STRIP_OVERHEADS[rows]
+        return Plan(tiles, rows, read_width * per_column, cost)
+
+    def _scaled(self, bytes_at_x4: int) -> float:
+        return bytes_at_x4 * self.engine.metadata.scale**2 / 4**2
+
+    def _carry_out(self, plan: Plan, read: Read, write: Write, report: Progress, said: list[str]) -> None:
+        scale = self.engine.metadata.scale
+        if plan.strip_rows:
+            for done, tile in enumerate(plan.tiles):
+                target, (_, kept), (_, columns) = tile.rows.stop * scale, tile.kept(scale), tile.target(scale)
+                for rows, sr in self._strips(tile, plan.strip_rows, read):
+                    write(rows, columns, sr[:, :, :, kept])
+                    report((done + rows.stop / target) / len(plan.tiles))
+            return
+        together = self._tiles_at_once(plan.tiles[0].read_px)
+        for done in range(0, len(plan.tiles), together):
+            tiles = plan.tiles[done : done + together]
+            lr = np.ascontiguousarray(np.concatenate([read(*tile.read) for tile in tiles]))
+            for tile, sr in zip(tiles, self._run(lr, said), strict=True):
+                write(*tile.target(scale), sr[None, :, *tile.kept(scale)])
+            report((done + len(tiles)) / len(plan.tiles))
+
+    def _run(self, lr: np.ndarray, said: list[str]) -> np.ndarray:
+        try:
+            return self.engine.run(lr)
+        except PrecisionError as error:
+            if not isinstance(self.engine, DeviceEngine):
+                raise
+            said.append(str(error))
+            return self.engine.run_precisely(lr)
+
+    def _tiles_at_once(self, tile_px: int) -> int:
+        if self.engine.metadata.multiple_lr_px > 1:
+            return 1  # they may differ in shape
+        best_px = self.engine.batch_lr_px if isinstance(self.engine, DeviceEngine) else 0
+        affordable = (self._memory_bytes or self._free_bytes() / 3) / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4)
+        return max(1, int(min(best_px, affordable) / tile_px))
+
+    def _free_bytes(self) -> int:
+        return self.engine.free_bytes() if isinstance(self.engine, DeviceEngine) else available_bytes()
+
+    def _strips(self, tile: tiling.Tile, rows: int, read: Read) -> Iterator[tuple[slice, np.ndarray]]:
+        (whole, columns), engine = tile.read, cast(StripEngine, self.engine)
+        return engine.strips(
+            whole.stop,
+            columns.stop - columns.start,
+            rows,
+            lambda start, stop: read(slice(start, stop), columns),
+        )
+
+
+def _rising(report: Progress) -> Progress:
+    """Return `report` such that a second start does not take it back."""
+    highest = 0.0
+
+    def keep(fraction: float) -> None:
+        nonlocal highest
+        highest = max(highest, fraction)
+        report(highest)
+
+    return keep
+
+
+def _ignore(fraction: float) -> None:
+    """Take progress where nobody asked for it."""

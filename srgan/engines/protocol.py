@@ -1,0 +1,83 @@
+"""What runs a generator: the `Engine` protocol, and those of engines that can do more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from srgan.weights import ModelMetadata
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ReadRows = Callable[[int, int], "np.ndarray"]
+
+
+class Engine(Protocol):
+    """Something that runs a generator; what `Upscaler` needs of it, and what a test can fake."""
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the model says of itself: its scale and halo among it."""
+        ...
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1].
+
+        Called from several threads at once. Raises EngineError rather than return anything but a full result,
+        and of its kind OutOfMemoryError where a smaller tile may do.
+        """
+        ...
+
+
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine with memory of its own, that may run in half precision: `run` can raise PrecisionError."""
+
+    @property
+    def batch_lr_px(self) -> int:
+        """How many LR pixels are best run at once, in several tiles if they are small; 0 for tile by tile."""
+        ...
+
+    def run_precisely(self, lr: np.ndarray) -> np.ndarray:
+        """Do what `run` does, in float32 whatever the precision is else."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return how much of its memory may be taken."""
+        ...
+
+    def forget(self) -> None:
+        """Give back the memory that is kept to be faster next time."""
+        ...
+
+
+@dataclass(frozen=True)
+class StripFacts:
+    """What strips cost: rows that are run beyond the picture's height, and bytes of kept rows per LR column."""
+
+    lag_lr_px: int
+    bytes_per_column: int
+
+
+@runtime_checkable
+class StripEngine(Engine, Protocol):
+    """An engine that can also run a picture in strips of rows: nothing twice, in memory for the width alone."""
+
+    @property
+    def strip_facts(self) -> StripFacts | None:
+        """What strips cost, or None if this model cannot be run so."""
+        ...
+
+    def strips(self, height: int, width: int, rows: int, read: ReadRows) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield rows of SR from the top down, each with its (1,3,h,sW) float32, valid until the next is asked for.
+
+        `read(start, stop)` returns these rows of LR, (1,3,h,W) float32 in [0,1]; `rows` are run at once. What is
+        kept between strips belongs to this one iterator. Raises what `run` raises.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Give back the memory that is kept to be faster next time."""
+        ...

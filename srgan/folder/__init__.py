@@ -1,0 +1,1 @@
+"""Many pictures: which file becomes which, how each is made, and what is told of it."""

@@ -1,0 +1,109 @@
+"""One picture from standard input, or to standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+from srgan.engines.inference import Progress
+from srgan.errors import OutputError, PictureError, SrganError, UsageError
+from srgan.files import write_atomically
+from srgan.folder.batch import MAX_SOURCE_BYTES, Options, destination, failure, written
+from srgan.folder.manifest import explained
+from srgan.folder.planning import AUTO, Job, format_of_name, known_format
+from srgan.folder.reporting import FileReport
+from srgan.pictures import FORMATS, encode
+from srgan.upscale import Upscaler
+
+STREAM = Path("-")
+
+
+def is_asked_for(inputs: list[Path], out: Path | None) -> bool:
+    """Return whether an input or the output is a stream."""
+    return STREAM in inputs or out == STREAM
+
+
+def run(
+    inputs: list[Path],
+    out: Path | None,
+    upscaler: Upscaler,
+    options: Options,
+    *,
+    format: str = AUTO,
+    progress: Progress | None = None,
+) -> Generator[FileReport]:
+    """Upscale the one picture of `inputs` to `out`, by default to standard output, and yield what became of it.
+
+    Nothing is known of streams afterwards, so nothing is skipped; a file that exists is not replaced unless the
+    options say so. Raises UsageError before any work if the request makes no sense, OutputError if standard output
+    takes no more.
+    """
+    job = _job(inputs, out, format)
+    started = time.perf_counter()
+    try:
+        report, data = _made(job, upscaler, options, progress)
+        if job.target == STREAM:
+            _send(data)
+        else:
+            if job.target.exists() and not options.overwrite:
+                raise PictureError(f"{job.target}: exists; choose another name, or --overwrite to replace it")
+            with explained(job.target):
+                write_atomically(job.target, data)
+    except (PictureError, MemoryError) as error:
+        report = failure(job, error)
+    except OutputError:
+        raise
+    except SrganError as error:
+        report = failure(job, error)
+    yield replace(report, seconds=time.perf_counter() - started)
+
+
+def _job(inputs: list[Path], out: Path | None, format: str) -> Job:
+    out = out or STREAM
+    format = known_format(format)
+    if len(inputs) != 1 or inputs[0].is_dir():
+        raise UsageError("- stands for one picture: give one input and one output")
+    if out != STREAM:
+        if out.is_dir():
+            raise UsageError(f"{out}: is a folder; give the name of a file for the picture from standard input")
+        format = format_of_name(out, format)
+    elif sys.stdout.isatty():
+        raise UsageError(
+            "the picture would go to the terminal; give a file with -o, or send standard output to one"
+        )
+    if inputs[0] == STREAM and sys.stdin.isatty():
+        raise UsageError("no picture comes from the terminal; send one to standard input")
+    return Job(inputs[0], out, format, out.parent)
+
+
+def _made(job: Job, upscaler: Upscaler, options: Options, progress: Progress | None) -> tuple[FileReport, bytes]:
+    picture = options.decode(_received() if job.source == STREAM else job.source)
+    named = job
+    if job.target == STREAM:  # by a name that fits the picture, so that there is nothing to be said of it
+        format = picture.format if job.format == AUTO else job.format
+        suffix = FORMATS[format].suffixes[0] if format in FORMATS else ".png"
+        named = replace(job, target=STREAM.with_suffix(suffix))
+    format, _, warnings = destination(picture, named, upscaler.output_size(picture, options.request))
+    result = upscaler.upscale(picture, options.request, progress)
+    data = encode(result, format, quality=options.quality)
+    return written(job, job.target, picture, result, warnings, options), data
+
+
+def _received() -> bytes:
+    data = sys.stdin.buffer.read(MAX_SOURCE_BYTES + 1)
+    if not data:
+        raise PictureError("standard input: is empty; send a picture")
+    if len(data) > MAX_SOURCE_BYTES:
+        raise PictureError("standard input: more bytes than a picture of a size that is read can have")
+    return data
+
+
+def _send(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror}; the picture is not whole") from error

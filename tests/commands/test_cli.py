@@ -1,0 +1,458 @@
+"""The command as users meet it: exit codes, one line for an error, nothing half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.folders import temporaries, tree
+from typer.testing import CliRunner
+
+from srgan import weights
+from srgan.commands import cli
+from srgan.errors import UsageError
+from srgan.pictures import Picture, decode, encode
+from srgan.weights import ModelMetadata, add_to_manifest
+
+SRGAN = [sys.executable, "-c", "from srgan.commands.cli import main; main()"]
+COMMANDS = {"compare", "upscale", "models", "report", "data", "serve", "train", "export", "import", "evaluate"}
+
+
+def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; no run may show a traceback."""
+    command = [*SRGAN, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="surrogateescape")
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def called(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run the command in this process, through `main`: exit code, standard output, standard error."""
+    before = sys.argv
+    sys.argv = ["srgan", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        sys.argv = before
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
+
+
+def picture(path: Path, width: int = 6, height: int = 5) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(Picture(np.full((height, width, 3), 90, np.uint8)), "png"))
+    return path
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of bundled weights that holds the tiny model."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "tiny-x4.onnx").write_bytes(tiny_model.read_bytes())
+    metadata = ModelMetadata(name="tiny-x4", scale=4, halo_lr_px=12, architecture={})
+    add_to_manifest(folder, "tiny-x4", "For tests.", metadata)
+    monkeypatch.setattr(weights, "bundled_folder", lambda: folder)
+    return folder
+
+
+# In a process of its own
+
+
+def test_one_picture(tmp_path: Path, tiny_model: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    done = srgan("upscale", source, "-n", tiny_model)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{source} -> {tmp_path / 'a_x4.png'}  6x5 -> 24x20  ")
+    assert line.endswith(" MP/s")
+    assert decode(tmp_path / "a_x4.png").width == 24
+
+
+def test_a_folder_with_bad_files(tmp_path: Path, tiny_model: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "sub" / "c.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"junk")
+    done = srgan("upscale", "in", "-o", "out", "-n", tiny_model, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "2 written, 0 skipped, 1 failed"
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("srgan: error: in/b.png: is not a picture of a known format")
+    assert set(tree(tmp_path / "out")) == {"a_x4.png", "sub/c_x4.png"}
+    again = srgan("upscale", "in", "-o", "out", "-n", tiny_model, "--json", "-", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "0 written, 2 skipped, 1 failed" in again.stderr
+    assert json.loads(again.stdout)["counts"] == {"written": 0, "skipped": 2, "failed": 1, "left": 0}
+
+
+# The command with an engine that waits, at a picture of 150 columns, until it is told to go on.
+GATED = """
+import sys, time
+from pathlib import Path
+from srgan.engines.openvino import OpenVinoEngine
+really_run = OpenVinoEngine.run
+def run(self, lr):
+    if lr.shape[3] == 150:
+        Path("begun").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)
+    return really_run(self, lr)
+OpenVinoEngine.run = run
+from srgan.commands.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_interrupted(tmp_path: Path, tiny_model: Path, number: int, times: int) -> None:
+    picture(tmp_path / "in" / "a.png", width=150)
+    for other in range(10):
+        picture(tmp_path / "in" / f"b{other}.png")
+    process = subprocess.Popen(
+        [sys.executable, "-c", GATED, *f"upscale in -o out -n {tiny_model} --json report.json".split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell passes "ignore" on
+    )
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.2)  # two at once would be one
+    if times == 1:
+        (tmp_path / "go").touch()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["error"] == "interrupted"
+    done = {Path(file["target"]).name for file in report["files"]}
+    left = 11 - len(done)
+    assert left >= 8  # at most two were quicker than the first
+    assert report["counts"] == {"written": len(done), "skipped": 0, "failed": 0, "left": left}
+    assert err == f"srgan: interrupted: {left} of 11 not done; the same command goes on\n"
+    assert out.splitlines()[-1] == f"{len(done)} written, 0 skipped, 0 failed, {left} left"
+    assert ("a_x4.png" in done) == (times == 1)
+    if times == 1:
+        assert set(tree(tmp_path / "out")) == done
+    assert temporaries(tmp_path / "out") == []
+    assert all(decode(path).width % 4 == 0 for path in (tmp_path / "out").glob("*.png"))
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    done = srgan("--help")
+    assert done.returncode == 0
+    assert {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line} == COMMANDS
+
+
+def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_model: Path) -> None:
+    picture(tmp_path / "a.png")
+    ours, theirs = pty.openpty()
+    command = [*SRGAN, "upscale", str(tmp_path / "a.png"), "-n", str(tiny_model)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    drawn = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "1/1" in drawn
+    assert "100%" in drawn
+    assert done.stdout.count(b"\n") == 1  # the report of the file went where it was sent
+    assert b"a_x4.png" in done.stdout
+
+
+# Exit codes and messages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["missing.png"], 2, "missing.png: no such file or folder"),
+        (["empty"], 2, "no pictures in empty"),
+        (["a.png", "-s", "0"], 2, "scale 0 is out of range"),
+        (["a.png", "-s", "nan"], 2, "scale nan is out of range"),
+        (["a.png", "-s", "2", "--width", "90"], 2, "choose one size"),
+        (["a.png", "--long-side", "0"], 2, "long side 0 is out of range"),
+        (["a.png", "--strength", "2"], 2, "strength 2 is out of range"),
+        (["a.png", "-t", "0"], 2, "tile '0' is not understood"),
+        (["a.png", "-t", "none"], 2, "tile 'none' is not understood"),
+        (["a.png", "--memory", "2"], 2, "memory '2' is not understood"),
+        (["a.png", "--memory", "-1G"], 2, "memory '-1G' is not understood"),
+        (["a.png", "--memory", "nanG"], 2, "memory 'nanG' is not understood"),
+        (["a.png", "--device", "tpu"], 2, "device 'tpu' is not understood"),
+        (["a.png", "--precision", "int8"], 2, "precision 'int8' is not understood"),
+        (["a.png", "--balance", "2"], 2, "balance 2 is out of range"),
+        (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
+        (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),
+        (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
+        (["a.png", "-n", "unknown.onnx"], 2, "unknown.onnx: no such file"),
+        (["a.png", "-n", "some.safetensors"], 2, "no such file"),
+        (["a.png", "-n", "junk.onnx"], 1, "junk.onnx: OpenVINO cannot read it"),
+        (["junk.png"], 1, "junk.png: is not a picture"),
+        (["a.png", "-o", "a.png"], 2, "would be overwritten"),
+        (["a.png", "-j", "0"], 2, "give -j 1 or more"),
+        (["a.png", "--engine", "bogus"], 2, "unknown engine 'bogus'"),
+        (["a.png", "--address", "auto"], 2, "add --engine ray"),
+        (["a.png", "--watch"], 2, "--watch takes one folder"),
+    ],
+)
+@pytest.mark.usefixtures("bundled")
+def test_bad_requests(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    work = tmp_path / "work"
+    picture(work / "a.png")
+    (work / "empty").mkdir()
+    (work / "junk.png").write_bytes(b"junk")
+    (work / "junk.onnx").write_bytes(b"junk")
+    before = sorted(work.rglob("*"))
+    monkeypatch.chdir(work)
+    exit_code, _, err = called("upscale", *arguments, capsys=capsys)
+    assert exit_code == code
+    (line,) = err.splitlines()
+    assert line.startswith("srgan: error: ")
+    assert said in line
+    assert sorted(work.rglob("*")) == before
+
+
+def test_a_file_that_does_not_match_its_hash(
+    tmp_path: Path, bundled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = bundled / "tiny-x4.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    source = picture(tmp_path / "a.png")
+    for by in ("tiny-x4", model):
+        code, _, err = called("upscale", source, "-n", by, capsys=capsys)
+        assert code == 1
+        assert "sha256" in err
+        assert err.count("\n") == 1
+    code, out, err = called("models", capsys=capsys)
+    assert code == 1
+    assert "tiny-x4 (default)  x4  DAMAGED  For tests." in out
+    assert "sha256" in err
+
+
+@pytest.mark.usefixtures("bundled")
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called("models", capsys=capsys) == (0, "tiny-x4 (default)  x4  intact  For tests.\n", "")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = called("--version", capsys=capsys)
+    assert code == 0
+    assert out.startswith("srgan 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["upscale"], ["bogus"], ["upscale", "a.png", "--bogus"], ["upscale", "a", "-s", "x"]]
+)
+def test_misspelt_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = called(*arguments, capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert "--help" in err
+
+
+@pytest.mark.usefixtures("bundled")
+def test_every_option_has_an_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png", width=40)
+    out = tmp_path / "out"
+    for options, name, width in [
+        (["-s", "2"], "a_x2.png", 80),
+        (["--scale", "1.5", "--tile", "16", "--format", "webp"], "a_x1.5.webp", 60),
+        (["-t", "off", "-f", "jpg", "-q", "30", "-n", "tiny-x4"], "a_x4.jpg", 160),
+        (["--long-side", "100"], "a_100px.png", 100),
+        (["--width", "90", "--height", "9999", "--strength", "0"], "a_90x9999.png", 90),
+    ]:
+        code, said, err = called("upscale", source, "-o", out, *options, capsys=capsys)
+        assert (code, err) == (0, "")
+        assert str(out / name) in said
+        assert decode(out / name).width == width
+
+
+@pytest.mark.usefixtures("bundled")
+def test_names_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "in" / "a\nsrgan: error: forged\x1b[31m\u202e\udcff.png")
+    (tmp_path / "in" / "b\n\x1b.png").write_bytes(b"junk")
+    code, out, err = called("upscale", tmp_path / "in", "-o", tmp_path / "out", capsys=capsys)
+    assert code == 1
+    assert len(out.splitlines()) == 2
+    assert len(err.splitlines()) == 1
+    assert "\\n" in out
+    assert not {"\x1b", "\u202e", "\udcff"} & set(out + err)
+
+
+@pytest.mark.usefixtures("bundled")
+def test_warnings_are_said_and_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    code, _, err = called("upscale", source, capsys=capsys)
+    assert code == 0
+    assert err.startswith(f"srgan: warning: {source}: the file is in truth PNG")
+
+
+# The report
+
+
+@pytest.mark.usefixtures("bundled")
+def test_the_report_says_what_became_of_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, path = tmp_path / "in", tmp_path / "out", tmp_path / "deep.json"
+    picture(source / "a.png")
+    (source / "b.png").write_bytes(b"junk")
+    picture(source / "c.png").rename(source / "\udcff\n.jpg")
+    assert called("upscale", source, "-o", out, "--json", path, "-q", 80, capsys=capsys)[0] == 1
+    report = json.loads(path.read_text())
+    assert report["model"] == "tiny-x4"
+    assert (
+        report["model_sha256"] == hashlib.sha256((tmp_path / "weights" / "tiny-x4.onnx").read_bytes()).hexdigest()
+    )
+    assert report["settings"]["quality"] == 80
+    assert report["settings"]["strength"] == 1.0
+    assert report["counts"] == {"written": 2, "skipped": 0, "failed": 1, "left": 0}
+    assert report["error"] is None
+    good, bad, odd = report["files"]
+    assert good["source"] == str(source / "a.png")
+    assert good["target"] == str(out / "a_x4.png")
+    assert (good["status"], good["error"], good["source_size"], good["size"]) == (
+        "written",
+        None,
+        [6, 5],
+        [24, 20],
+    )
+    assert good["seconds"] > 0
+    assert good["lr_psnr_db"] > 0
+    assert good["colour_shift_levels"] >= 0
+    assert (bad["status"], bad["target"]) == ("failed", None)
+    assert "is not a picture" in bad["error"]
+    assert os.fsencode(odd["source"]).endswith(b"\xff\n.jpg")
+    assert "in truth PNG" in odd["warnings"][0]
+    called("upscale", source, "-o", out, "--json", path, "-q", 80, capsys=capsys)
+    again = json.loads(path.read_text())
+    assert [file["status"] for file in again["files"]] == ["skipped", "failed", "skipped"]
+    assert again["files"][0]["target"] == str(out / "a_x4.png")
+
+
+@pytest.mark.usefixtures("bundled")
+def test_fail_fast_stops_at_the_first_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(20):
+        picture(tmp_path / "in" / f"{number:02}.png")
+    (tmp_path / "in" / "03.png").write_bytes(b"junk")
+    code, out, err = called("upscale", tmp_path / "in", "-o", tmp_path / "out", "--fail-fast", capsys=capsys)
+    assert code == 1
+    assert "03.png" in err
+    assert " left" in out.splitlines()[-1]
+    assert len(tree(tmp_path / "out")) < 10
+
+
+@pytest.mark.usefixtures("bundled")
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = picture(tmp_path / "a.png")
+    code, _, err = called("upscale", source, "--json", tmp_path / "no" / "report.json", capsys=capsys)
+    assert code == 1
+    assert "the report cannot be written" in err
+    assert (tmp_path / "a_x4.png").exists()
+
+
+# Training and evaluation
+
+
+def test_train_export_and_evaluate_hand_their_options_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from srgan.commands import evaluate, export, import_, train
+
+    seen: list[object] = []
+    library = [(train, "train"), (export, "export"), (import_, "import_"), (evaluate, "evaluate_command")]
+    for module, name in library:
+        monkeypatch.setattr(module, name, lambda *arguments, **named: seen.append((*arguments, *named.values())))
+    for line in (
+        "train tiny --data a --data b --run r --set x.y=1 --set z=2 --minutes 3 --resume --devices 4 --nodes 5",
+        "train tiny --data a --run r",
+        "export r -o o --name n",
+        "export r --to onnx --to openvino --fp16 --opset 13",
+        "import f.pth -o o --name n --halo 5",
+        "import f.pth",
+        "evaluate --hr h --lr l -n m1 -n m2 --sr a=b --sr c --border 0 --luma full --perceptual-border 4 --fid "
+        "--json j --csv c --html p",
+        "evaluate --hr h",
+    ):
+        assert called(*line.split(), capsys=capsys) == (0, "", "")
+    assert seen == [
+        ("tiny", ["a", "b"], Path("r"), ["x.y=1", "z=2"], 3.0, True, 4, 5),
+        ("tiny", ["a"], Path("r"), [], None, False, 1, 1),
+        ("r", Path("o"), "n", [], False, None),
+        ("r", Path(), None, ["onnx", "openvino"], True, 13),
+        (Path("f.pth"), Path("o"), "n", 5),
+        (Path("f.pth"), Path(), None, None),
+        (Path("h"), Path("l"), ["m1", "m2"], ["a=b", "c"], 0, "full", 4, True, Path("j"), Path("c"), Path("p")),
+        (Path("h"), None, [], [], None, "studio", 0, False, None, None, None),
+    ]
+
+
+@pytest.mark.parametrize("line", ["train tiny --data a --run r", "export r"])
+def test_without_the_train_extra(line: str) -> None:
+    code = "import sys; sys.modules.update(torch=None, lpips=None); from srgan.commands.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert 'pip install "srgan[train]"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--engine=ray")]
+)
+def test_without_the_extras_of_folders(
+    tmp_path: Path, tiny_model: Path, extra: str, package: str, option: str
+) -> None:
+    picture(tmp_path / "in" / "a.png")
+    code = f"import sys; sys.modules['{package}'] = None; from srgan.commands.cli import main; main()"
+    arguments = ["upscale", str(tmp_path / "in"), "-n", str(tiny_model), option]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f'pip install "srgan[{extra}]"' in done.stderr
+
+
+def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() -> None:
+    with pytest.raises(ModuleNotFoundError), cli._extra("train"):
+        raise ModuleNotFoundError("no module", name="srgan.nonsense")
+    with pytest.raises(UsageError, match="needs torch"), cli._extra("train"):
+        raise ModuleNotFoundError("no module", name="torch.nn")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("auto", None), ("2G", 2 * 10**9), ("800m", 8 * 10**8), ("1.5GB", 15 * 10**8)]
+)
+def test_sizes_of_memory(text: str, size: int | None) -> None:
+    assert cli._memory(text) == size
+
+
+def test_an_interrupt_anywhere_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> list[object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "bundled_models", interrupt)
+    assert called("models", capsys=capsys)[0] == 130
+
+
+def test_the_runner_sees_the_same_app() -> None:
+    result = CliRunner().invoke(cli.app, ["upscale", "--help"])
+    assert result.exit_code == 0
+    for option in ("-o", "-n", "-s", "-t", "-f", "-q"):
+        assert option in result.stdout

@@ -1,0 +1,200 @@
+"""The torch engine on the CPU: the same results as OpenVINO, and no failure papered over.
+
+There is no graphics processor here; what only CUDA does (running out of its memory, overflowing in half precision)
+is injected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.threads import at_once
+
+from srgan.conversion.exporting import export_generator
+from srgan.engines.inference import Inference
+from srgan.engines.openvino import OpenVinoEngine
+from srgan.engines.protocol import DeviceEngine
+from srgan.engines.torch import TorchEngine
+from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError
+from srgan.networks.generator import Generator
+from srgan.pictures import Picture
+from srgan.upscale import Upscaler
+from srgan.weights import ModelMetadata, bundled_folder, find_weights
+
+
+def noise(height: int, width: int, batch: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).random((batch, 3, height, width), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small generator as safetensors and ONNX."""
+    torch.manual_seed(0)
+    generator = Generator(blocks=2, features=8)
+    metadata = ModelMetadata(
+        "tiny-x4", 4, generator.halo_lr_px, {"blocks": 2, "features": 8, "normalisation": "none"}
+    )
+    return export_generator(generator, metadata, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def engine(files: tuple[Path, Path]) -> TorchEngine:
+    return TorchEngine(files[0], device="cpu")
+
+
+def half(files: tuple[Path, Path], precision: str = "bf16") -> TorchEngine:
+    return TorchEngine(files[0], device="cpu", precision=precision)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 60), (1, 37, 20), (3, 16, 24)])
+def test_equals_openvino(files: tuple[Path, Path], engine: TorchEngine, shape: tuple[int, int, int]) -> None:
+    batch, height, width = shape
+    lr = noise(height, width, batch)
+    sr = engine.run(lr)
+    assert sr.dtype == np.float32
+    assert sr.flags.c_contiguous
+    np.testing.assert_allclose(sr, OpenVinoEngine(files[1], threads=1).run(lr), rtol=0, atol=1e-5)
+    assert engine.metadata == OpenVinoEngine(files[1]).metadata
+    assert isinstance(engine, DeviceEngine)
+
+
+def test_a_bundled_model_equals_openvino() -> None:
+    lr = noise(30, 20)
+    expected = OpenVinoEngine(find_weights("srgan-x4").onnx).run(lr)
+    sr = TorchEngine(bundled_folder() / "srgan-x4.safetensors", device="cpu").run(lr)
+    assert np.abs(sr - expected).max() <= 1e-4
+
+
+def test_tiles_equal_the_whole_and_go_in_batches(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = noise(70, 61)
+    whole = engine.run(lr)
+    shapes: list[tuple[int, ...]] = []
+    run = engine.run
+    monkeypatch.setattr(TorchEngine, "batch_lr_px", 4 * 40 * 40)
+    monkeypatch.setattr(engine, "run", lambda tiles: (shapes.append(tiles.shape), run(tiles))[1])
+    tiled = Inference(engine, tile_lr_px=16).array(lr)
+    assert np.abs(tiled - whole).max() <= 1e-5
+    assert max(shape[0] for shape in shapes) > 1
+    assert len({shape[2:] for shape in shapes}) == 1
+
+
+def test_levels_are_those_of_openvino(files: tuple[Path, Path], engine: TorchEngine) -> None:
+    picture = Picture(np.random.default_rng(1).integers(0, 256, (33, 29, 3), np.uint8))
+    expected = Upscaler(files[1]).upscale(picture).pixels
+    result = Upscaler(engine=engine).upscale(picture).pixels
+    assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("precision", "levels"), [("fp16", 1), ("bf16", 4)])
+def test_half_precision_is_near(
+    files: tuple[Path, Path], engine: TorchEngine, precision: str, levels: int
+) -> None:
+    lr = noise(20, 20)
+    difference = np.abs(half(files, precision).run(lr) - engine.run(lr)).max()
+    assert 0 < difference <= levels / 255
+
+
+def broken(engine: TorchEngine, change: Callable[[torch.Tensor], torch.Tensor], *, only_half: bool = True) -> None:
+    """Make the network's output wrong, where only_half while autocast is on."""
+    network = engine._network
+
+    def forward(lr: torch.Tensor) -> torch.Tensor:
+        sr: torch.Tensor = network(lr)
+        return change(sr) if torch.is_autocast_enabled("cpu") or not only_half else sr
+
+    engine._network = forward
+
+
+@pytest.mark.parametrize("change", [lambda sr: sr * torch.inf, lambda sr: sr * 0, lambda sr: sr * 0 + sr.mean()])
+def test_a_collapsed_tile_is_run_again_in_float32_and_said(
+    files: tuple[Path, Path], engine: TorchEngine, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    halved = half(files)
+    broken(halved, change)
+    lr = noise(12, 12)
+    with pytest.raises(PrecisionError):
+        halved.run(lr)
+    np.testing.assert_array_equal(halved.run_precisely(lr), engine.run(lr))
+    picture = Picture(np.random.default_rng(1).integers(0, 256, (12, 12, 3), np.uint8), warnings=("before",))
+    result = Upscaler(engine=halved).upscale(picture)
+    np.testing.assert_array_equal(result.pixels, Upscaler(engine=engine).upscale(picture).pixels)
+    before, said = result.warnings
+    assert (before, "float32" in said, "bf16" in said) == ("before", True, True)
+
+
+def test_black_and_flat_pictures_have_not_collapsed(files: tuple[Path, Path]) -> None:
+    halved = half(files)
+    for level in (0.0, 0.5, 1.0):
+        halved.run(np.full((1, 3, 16, 16), level, np.float32))
+
+
+def test_what_float32_cannot_do_either_is_an_error(files: tuple[Path, Path], engine: TorchEngine) -> None:
+    halved = half(files)
+    for one in (engine, halved):
+        broken(one, lambda sr: sr * torch.nan, only_half=False)
+        with pytest.raises(EngineError, match="not finite"):
+            Inference(one).array(noise(8, 8))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("MPS backend out of memory")]
+)
+def test_out_of_memory_halves_the_tile_and_goes_on(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    lr = noise(90, 90)
+    expected = engine.run(lr)
+    network, forgotten = engine._network, []
+
+    def forward(tile: torch.Tensor) -> torch.Tensor:
+        if tile.shape[2] * tile.shape[3] > 3000:
+            raise error
+        sr: torch.Tensor = network(tile)
+        return sr
+
+    engine._network = forward
+    monkeypatch.setattr(engine, "forget", lambda: forgotten.append(True))
+    with pytest.raises(OutOfMemoryError):
+        engine.run(lr)
+    assert np.abs(Inference(engine).array(lr) - expected).max() <= 1e-5
+    assert len(forgotten) == 2
+
+
+def test_other_failures_are_errors_of_one_line(engine: TorchEngine) -> None:
+    def fail(sr: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: device-side assert triggered\nmore")
+
+    broken(engine, fail, only_half=False)
+    with pytest.raises(EngineError, match=r"PyTorch failed on a tile .* triggered$"):
+        engine.run(noise(8, 8))
+
+
+def test_another_shape_than_the_metadata_promise_is_an_error(engine: TorchEngine) -> None:
+    engine.metadata = replace(engine.metadata, scale=3)
+    with pytest.raises(EngineError, match="instead of"):
+        engine.run(noise(8, 8))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (3, 8, 8), (1, 3, 0, 8)])
+def test_an_input_that_is_no_picture_is_an_error(engine: TorchEngine, shape: tuple[int, ...]) -> None:
+    with pytest.raises(EngineError):
+        engine.run(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps"])
+def test_devices_that_are_not_there(files: tuple[Path, Path], device: str) -> None:
+    with pytest.raises(UsageError, match="no device"):
+        TorchEngine(files[0], device=device)
+
+
+def test_threads_get_their_own_results(engine: TorchEngine) -> None:
+    pictures = [np.random.default_rng(seed).random((1, 3, 12, 14), dtype=np.float32) for seed in range(6)]
+    expected = [engine.run(lr) for lr in pictures]
+    results = at_once(engine.run, pictures)
+    for one, got in zip(expected, results, strict=True):
+        np.testing.assert_array_equal(got, one)

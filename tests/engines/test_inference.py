@@ -1,0 +1,207 @@
+"""Pictures in pieces: the pieces are the whole, and as many as the memory asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.engines import METADATA, NearestEngine
+
+from srgan.engines import inference
+from srgan.engines.inference import Inference
+from srgan.engines.openvino import OpenVinoEngine
+from srgan.engines.protocol import ReadRows, StripFacts
+from srgan.errors import EngineError, OutOfMemoryError, UsageError
+
+HALO = 12  # of the tiny model
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32)
+
+
+TILE = 16
+# Where the plan changes: one halo, two (all is in reach), and one, two or three tiles.
+EDGES = [edge + step for edge in (HALO, 2 * HALO, 2 * HALO + TILE, 2 * HALO + 2 * TILE) for step in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("height", [1, 2, *EDGES, 97])
+def test_tiled_equals_whole_around_every_edge(tiny_engine: OpenVinoEngine, height: int) -> None:
+    for width in (1, 2 * HALO + 2 * TILE + 1):
+        lr = noise(height, width)
+        whole = tiny_engine.run(lr)
+        tiled = Inference(tiny_engine, tile_lr_px=TILE).array(lr)
+        assert np.abs(tiled - whole).max() <= 1e-5
+
+
+@settings(max_examples=10)
+@given(height=st.integers(1, 80), width=st.integers(1, 80), tile=st.integers(8, 40))
+def test_tiled_equals_whole(tiny_engine: OpenVinoEngine, height: int, width: int, tile: int) -> None:
+    lr = noise(height, width)
+    tiled = Inference(tiny_engine, tile_lr_px=tile).array(lr)
+    assert np.abs(tiled - tiny_engine.run(lr)).max() <= 1e-5
+
+
+def test_a_smaller_halo_shows_seams(tiny_engine: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail: every pixel of the halo matters."""
+    lr = noise(60, 60)
+    whole = tiny_engine.run(lr)
+    for halo, least in ((0, 1e-2), (HALO - 2, 1e-5)):
+        monkeypatch.setattr(tiny_engine, "metadata", replace(tiny_engine.metadata, halo_lr_px=halo))
+        tiled = Inference(tiny_engine, tile_lr_px=16).array(lr)
+        assert np.abs(tiled - whole).max() > least
+
+
+def test_auto_is_whole_when_small_and_tiled_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = NearestEngine()
+    Inference(engine).array(noise(300, 300))
+    assert engine.calls == [(1, 3, 300, 300)]
+    monkeypatch.setattr(inference, "available_bytes", lambda: 3 * 8192 * 10_000)
+    engine.calls.clear()
+    result = Inference(engine).array(noise(300, 300))
+    np.testing.assert_array_equal(result, noise(300, 300).repeat(4, 2).repeat(4, 3))
+    assert len(engine.calls) == 9
+    assert all(shape[2] * shape[3] <= 10_000 for shape in engine.calls)
+
+
+def test_auto_bounds_the_tile_whatever_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "available_bytes", lambda: 2**50)
+    engine = NearestEngine(replace(METADATA, halo_lr_px=40))
+    Inference(engine).run(600, 1200, lambda rows, columns: noise(600, 1200)[:, :, rows, columns], lambda *_: None)
+    assert len(engine.calls) > 1
+    assert all(shape[2] * shape[3] <= 576 * 576 for shape in engine.calls)
+
+
+@settings(max_examples=50)
+@given(height=st.integers(1, 20_000), width=st.integers(1, 20_000), limit=st.integers(120_000_000, 4_000_000_000))
+def test_a_plan_keeps_within_its_memory_and_covers_the_picture(height: int, width: int, limit: int) -> None:
+    """With the facts of the bundled models, whose smallest tile takes 118 MB: 120 pixels a side."""
+    plan = Inference(StripFake()).plan(height, width, limit)
+    assert plan.needed_bytes <= limit
+    px = plan.strip_rows * plan.tiles[0].read_px // height if plan.strip_rows else plan.tiles[0].read_px
+    assert px * 7500 <= limit
+    assert sum(tile.read_px for tile in plan.tiles) <= 6.5 * height * width + 500_000
+    ends = {(tile.rows.stop, tile.columns.stop) for tile in plan.tiles}
+    assert max(ends) == (height, width)
+    if plan.strip_rows:
+        assert {(tile.rows.start, tile.rows.stop) for tile in plan.tiles} == {(0, height)}
+
+
+def test_plans_for_well_known_sizes() -> None:
+    plans = Inference(StripFake())
+
+    def shape(height: int, width: int, limit: float) -> tuple[int, int]:
+        plan = plans.plan(height, width, limit)
+        return len(plan.tiles), plan.strip_rows
+
+    assert shape(500, 500, 2.7e9) == (1, 0)  # whole
+    assert shape(500, 500, 1e9) == (1, 32)
+    assert shape(3000, 4000, 2.7e9) == (2, 32)  # 12 megapixels
+    assert shape(1500, 2000, 2.7e9) == (1, 16)
+    assert shape(10, 100_000, 2.7e9) == (4, 0)  # few rows, and strips lag by 40
+    assert plans.plan(3000, 4000, 2.7e9).cost < 1.12 * 3000 * 4000
+
+
+def test_the_smallest_plan_where_nothing_fits() -> None:
+    plan = Inference(StripFake()).plan(3000, 4000, 1)
+    assert plan.needed_bytes == min(
+        Inference(StripFake()).plan(3000, 4000, limit).needed_bytes for limit in (1, 10, 1000, 1e7, 1e8)
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 70), (70, 1), (61, 67), (100, 30)])
+def test_strips_and_columns_of_strips_equal_the_whole(tiny_engine: OpenVinoEngine, size: tuple[int, int]) -> None:
+    lr = noise(*size)
+    whole = tiny_engine.run(lr)
+    for limit in (10, 4_000_000):
+        sr = Inference(tiny_engine, memory_bytes=limit).array(lr)
+        assert np.abs(sr - whole).max() <= 1e-6
+
+
+# Out of memory
+
+
+class StripFake(NearestEngine):
+    """Also in strips. Fails as if the memory of `most_px` LR pixels were all there is."""
+
+    def __init__(self, most_px: float = float("inf"), fail_at_strip: int = 0) -> None:
+        super().__init__(replace(METADATA, halo_lr_px=40))
+        self.strip_facts = StripFacts(lag_lr_px=40, bytes_per_column=42_416)
+        self.most_px, self.fail_at_strip, self.forgotten = most_px, fail_at_strip, 0
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        if lr[0, 0].size > self.most_px:
+            raise OutOfMemoryError("not enough memory for a tile")
+        return super().run(lr)
+
+    def strips(self, height: int, width: int, rows: int, read: ReadRows) -> Iterator[tuple[slice, np.ndarray]]:
+        for number, start in enumerate(range(0, height, rows)):
+            if rows * width > self.most_px and number >= self.fail_at_strip:
+                raise OutOfMemoryError("not enough memory for strips")
+            stop = min(height, start + rows)
+            yield slice(4 * start, 4 * stop), super().run(np.ascontiguousarray(read(start, stop)))
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+def test_out_of_memory_takes_half_of_it_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "available_bytes", lambda: 2**50)
+    engine = StripFake(most_px=4000, fail_at_strip=2)
+    seen: list[float] = []
+    lr, sr = noise(300, 301), np.zeros((1, 3, 1200, 1204), np.float32)
+
+    def write(rows: slice, columns: slice, piece: np.ndarray) -> None:
+        sr[:, :, rows, columns] = piece
+
+    Inference(engine).run(300, 301, lambda rows, columns: lr[:, :, rows, columns], write, report=seen.append)
+    np.testing.assert_array_equal(sr, lr.repeat(4, 2).repeat(4, 3))
+    assert engine.forgotten == 2  # whole, strips of 32 rows, strips of fewer
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+def test_out_of_memory_four_times_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "available_bytes", lambda: 2**50)
+    engine = StripFake(most_px=0)
+    with pytest.raises(OutOfMemoryError, match=r"not enough memory .* allow this one more") as caught:
+        Inference(engine).array(noise(300, 300))
+    assert "\n" not in str(caught.value)
+    assert engine.forgotten == 3
+
+
+@pytest.mark.parametrize("tile", [200, "off"])
+def test_out_of_memory_with_a_tile_that_was_asked_for(tile: int | Literal["off"]) -> None:
+    engine = StripFake(most_px=100)
+    with pytest.raises(OutOfMemoryError, match="smaller tile"):
+        Inference(engine, tile_lr_px=tile).array(noise(30, 30))
+    assert engine.forgotten == 0
+
+
+def test_another_failure_is_never_tried_again() -> None:
+    class Broken(NearestEngine):
+        def run(self, lr: np.ndarray) -> np.ndarray:
+            super().run(lr)
+            raise EngineError("out of order")
+
+    engine = Broken()
+    with pytest.raises(EngineError, match="out of order"):
+        Inference(engine).array(noise(9, 9))
+    assert len(engine.calls) == 1
+
+
+@pytest.mark.parametrize("tile", [0, -1])
+def test_tiles_out_of_range(tile: int) -> None:
+    with pytest.raises(UsageError, match="tile"):
+        Inference(NearestEngine(), tile_lr_px=tile)
+
+
+@pytest.mark.parametrize("memory", [0, -1])
+def test_memory_out_of_range(memory: int) -> None:
+    with pytest.raises(UsageError, match="memory"):
+        Inference(NearestEngine(), memory_bytes=memory)

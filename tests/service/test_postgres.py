@@ -1,0 +1,121 @@
+"""Several servers that share jobs by PostgreSQL: a real one, on the loopback address, in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.serving import Process, accepted, expected, png, results, until
+
+# DBOS waits up to a minute before it asks again a database that was gone.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def programs() -> Path:
+    """The folder of PostgreSQL's programs. Skips, loudly, where there is none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("NO POSTGRESQL HERE: apt-get install postgresql, and the jobs of several machines are tested")
+    return found[-1].parent
+
+
+def free_port() -> int:
+    """A port below those of outgoing connections, where a client that tries a closed one may meet itself."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
+class Postgres:
+    """A cluster of one database that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._programs = folder, programs()
+        # PostgreSQL refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user)
+        self.port = free_port()
+        self.url = f"postgresql://srgan@127.0.0.1:{self.port}/postgres"
+        self._run("initdb", "-D", str(folder / "data"), "-U", "srgan", "-A", "trust", "-N", "--no-instructions")
+
+    def start(self) -> None:
+        options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories='' -c fsync=off"
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "-D", str(self._folder / "data"), "-l", log, "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        with (self._folder / f"{program}.log").open("a+") as said:  # not a pipe: the server would keep it open
+            done = subprocess.run(
+                [self._programs / program, *arguments],
+                user=self._user,
+                cwd=self._folder,
+                check=False,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+            said.seek(0)
+            assert done.returncode == 0, said.read()
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    # Not below pytest's own folders: every run shuts those to other users again, PostgreSQL's among them.
+    with tempfile.TemporaryDirectory(prefix="srgan-postgres-") as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+def test_two_servers_share_jobs_and_one_may_die(tmp_path: Path, tiny_model: Path, postgres: Postgres) -> None:
+    contents = [png(90, 80, seed) for seed in range(8)]
+    first = Process(tiny_model, tmp_path / "pictures", postgres.url)
+    second = Process(tiny_model, tmp_path / "pictures", postgres.url)
+    try:
+        first.wait()
+        second.wait()
+        ids = accepted(first, contents)
+        until(lambda: any(second.client.get(f"/v1/jobs/{id}").json()["status"] == "processing" for id in ids))
+        first.kill(signal.SIGKILL)
+        assert results(second.client, ids) == expected(tiny_model, contents)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_database_that_goes_and_comes_back_loses_no_job(
+    tmp_path: Path, tiny_model: Path, postgres: Postgres
+) -> None:
+    contents = [png(90, 80, seed) for seed in range(4)]
+    server = Process(tiny_model, tmp_path / "pictures", postgres.url)
+    try:
+        server.wait()
+        ids = accepted(server, contents)
+        postgres.stop()
+        time.sleep(1)
+        answer = server.client.get("/v1/jobs")
+        assert answer.status_code == 503
+        assert answer.json()["code"] == "storage-failed"
+        assert server.client.get("/healthz").status_code == 200
+        assert server.client.post("/v1/upscale", content=contents[0]).status_code == 200
+        postgres.start()
+        until(lambda: server.client.get("/v1/jobs").status_code == 200, 60)
+        assert results(server.client, ids) == expected(tiny_model, contents)
+    finally:
+        server.close()

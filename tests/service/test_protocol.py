@@ -1,0 +1,291 @@
+"""Connections that behave badly, and the end of the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from support.serving import Blocked, Running, answer_on, head, png, problem, serving, until
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with serving(header_timeout_s=0.5, write_timeout_s=0.5, limit_bytes=20_000_000) as server:
+        yield server
+
+
+def closed(connection: socket.socket) -> bytes:
+    """Return what comes until the server closes or resets."""
+    received = b""
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+# Connections that never come to the point
+
+
+def test_an_idle_connection_is_closed(running: Running) -> None:
+    with running.connect() as connection:
+        assert closed(connection) == b""
+
+
+def test_a_dripping_head_is_closed(running: Running) -> None:
+    with running.connect(b"GET /healthz HTTP/1.1\r\n") as connection:
+        stop = threading.Event()
+
+        def drip() -> None:
+            while not stop.wait(0.05):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        assert closed(connection) == b""
+        stop.set()
+        thread.join()
+
+
+def test_a_dripping_second_head_is_closed(running: Running) -> None:
+    with running.connect(head("GET", "/healthz") + b"GET /heal") as connection:
+        assert closed(connection).endswith(b'{"status":"ok"}')
+
+
+def test_a_connection_is_kept_between_requests(running: Running) -> None:
+    with running.connect() as connection:
+        for _ in range(3):
+            connection.sendall(head("GET", "/healthz"))
+            received = b""
+            while not received.endswith(b"}"):
+                received += connection.recv(65536)
+            time.sleep(0.2)  # all together longer than a head may take
+
+
+def test_a_body_nobody_asked_for_is_not_waited_for(running: Running) -> None:
+    with running.connect(head("GET", "/healthz", content_length=10**9)) as connection:
+        assert closed(connection).endswith(b'{"status":"ok"}')
+
+
+def test_an_answer_that_nobody_takes_is_given_up() -> None:
+    with serving(write_timeout_s=0.5, limit_output_megapixels=64) as server:
+        content = png(700, 700)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        with connection:
+            wish = head(path="/v1/upscale?format=bmp", content_length=len(content))
+            connection.sendall(wish + content)
+            until(lambda: server.service.gate.inside == 1)
+            until(lambda: server.service.gate.inside == 0)
+            until(lambda: server.metric("srgan_requests_inside") == 0)
+
+
+def test_the_answer_to_a_refused_upload_arrives(running: Running) -> None:
+    """Closed while the client still sends, a connection is reset, and the answer lost."""
+    for _ in range(5):
+        with running.connect(head(content_length=30_000_000)) as connection:
+
+            def send(to: socket.socket = connection) -> None:
+                try:
+                    for _ in range(300):
+                        to.sendall(bytes(100_000))
+                except OSError:
+                    pass
+
+            thread = threading.Thread(target=send)
+            thread.start()
+            time.sleep(0.02)
+            problem(answer_on(connection), 413, "too-many-bytes")
+            thread.join()
+
+
+def test_connections_are_counted() -> None:
+    with serving(connections=5, header_timeout_s=30) as server:
+        server.client.close()
+        until(lambda: not server.service.gate.inside)
+        held = [server.connect() for _ in range(5)]
+        time.sleep(0.05)
+        with server.connect() as more:
+            problem(answer_on(more), 503, "too-many-connections")
+        for connection in held:
+            connection.close()
+
+
+def test_slow_connections_are_in_nobodys_way(running: Running) -> None:
+    slow = [running.connect(b"POST /v1/upscale HTTP/1.1\r\n") for _ in range(300)]
+    assert running.client.post("/v1/upscale", content=png()).status_code == 200
+    for connection in slow:
+        assert closed(connection) == b""
+        connection.close()
+
+
+# What is not HTTP
+
+MALFORMED = {
+    "not HTTP": b"\x16\x03\x01\x02\x00hello\r\n\r\n",
+    "two lengths": head(content_length=5)[:-2] + b"content-length: 6\r\n\r\nhello",
+    "length and chunks": head(content_length=5, transfer_encoding="chunked") + b"0\r\n\r\n",
+    "negative length": head(content_length=-5),
+    "length that is no number": head(content_length="5e3"),
+    "odd transfer encoding": head(transfer_encoding="gzip"),
+    "bad chunk": head(transfer_encoding="chunked") + b"zz\r\nhello\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "zero in a header": head(x="a\0b"),
+    "space before the colon": head()[:-2] + b"x : 1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_requests(running: Running, case: str) -> None:
+    problem(running.talk(MALFORMED[case]), 400, "malformed-request")
+    assert running.client.get("/healthz").status_code == 200
+
+
+def test_what_turns_out_malformed_while_it_is_answered_breaks_neither_answer_nor_server(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method, path in (("POST", "/v1/models"), ("GET", "/healthz"), ("POST", "/v1/upscale")):
+        chunks = b"5\r\nhello\r\nno length\r\n"
+        with running.connect(head(method, path, transfer_encoding="chunked") + chunks) as connection:
+            said = closed(connection)
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert said.count(b"HTTP/1.1 ") == 1
+    assert running.client.get("/healthz").status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_headers_have_a_limit(running: Running) -> None:
+    problem(running.talk(head("GET", "/healthz", x="y" * 70_000)), 431, "headers-too-large")
+    many = b"".join(b"x%d: y\r\n" % number for number in range(9000))
+    problem(running.talk(b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + many), 431, "headers-too-large")
+    assert running.client.get("/healthz", headers={"x": "y" * 50_000}).status_code == 200
+
+
+def test_paths_with_odd_bytes(running: Running) -> None:
+    for path in ("/%00", "/..%2f..%2fetc/passwd", "/%ff%fe", "//healthz", "/v1/jobs/%0d%0aX:1"):
+        status, headers, _ = running.talk(head("GET", path, connection="close"))
+        assert status in (404, 405, 422)
+        assert "x" not in headers
+
+
+# The end
+
+SERVER = """
+import sys
+from srgan_service import server
+from srgan_service.settings import Settings
+server.serve(Settings(port=int(sys.argv[1]), grace_s=30, model=sys.argv[2], tile_lr_px=16, jobs=False))
+"""
+
+
+@pytest.fixture
+def process(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "SRGAN_DATA_DIR": str(tmp_path / "data")}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(port), str(tiny_model)],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+    ) as started:
+        try:
+            until(lambda: answers(f"http://127.0.0.1:{port}/readyz") == 200)
+            yield started, port
+        finally:
+            started.kill()
+
+
+def answers(url: str) -> int:
+    try:
+        return httpx.get(url, trust_env=False).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_sigterm_ends_in_good_order(process: tuple[subprocess.Popen[bytes], int]) -> None:
+    """What is in work is finished, a stalled upload refused, and the exit code says that all is well."""
+    started, port = process
+    content = png(150, 150)
+    with (
+        socket.create_connection(("127.0.0.1", port)) as working,
+        socket.create_connection(("127.0.0.1", port)) as stalled,
+    ):
+        stalled.sendall(head(content_length=1000) + b"abc")
+        working.sendall(head(content_length=len(content)) + content)
+        metrics = f"http://127.0.0.1:{port}/metrics"
+        until(lambda: "srgan_small_working 1.0" in httpx.get(metrics, trust_env=False).text)
+        started.send_signal(signal.SIGTERM)
+        problem(answer_on(stalled), 503, "draining")
+        status, _, body = answer_on(working)
+        assert status == 200
+        assert body.startswith(b"\x89PNG")
+    assert started.wait(20) == 0
+    assert started.stderr is not None
+    assert b"Traceback" not in started.stderr.read()
+
+
+def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
+    blocked = Blocked()
+    with serving(before=blocked, grace_s=0.3, tile_lr_px=16) as server:
+        content = png(64, 64)
+        with server.connect(head(content_length=len(content), connection="close") + content) as connection:
+            until(lambda: server.service.gate.px)
+            server.loop_call(server.service.drain)
+            problem(server.client.get("/readyz"), 503, "not-ready")
+            problem(server.client.post("/v1/upscale", content=png()), 503, "draining")
+            time.sleep(0.5)
+            blocked.let_go()
+            problem(answer_on(connection), 503, "draining")
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--host", "0.0.0.0"], {}, "SRGAN_KEYS"),
+        (["--host", "example.org"], {}, "SRGAN_KEYS"),
+        (["--host", "::"], {}, "SRGAN_KEYS"),
+        (["--port", "99999"], {}, "SRGAN_PORT"),
+        (["--model", "nonsense"], {}, "no model 'nonsense'"),
+        ([], {"SRGAN_LIMIT_BYTES": "many"}, "SRGAN_LIMIT_BYTES"),
+        ([], {"SRGAN_KEYS": "me:short"}, "shorter than 22 characters"),
+        (["--keys-file", "/nowhere.toml"], {}, "cannot be read"),
+    ],
+)
+def test_serving_nonsense_is_refused(
+    arguments: list[str],
+    environment: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from srgan.commands import cli
+
+    monkeypatch.setattr(sys, "argv", ["srgan", "serve", *arguments])
+    monkeypatch.setattr("srgan_service.logs.configure", lambda level: None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1

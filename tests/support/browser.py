@@ -1,0 +1,156 @@
+"""Chromium with the service's page in it, and what the tests of the page do there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from srgan_service.work.models import ServedModel
+from support.serving import METADATA, NearestEngine, Running, serving
+
+from srgan.pictures import Picture, encode
+from srgan.upscale import Upscaler
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+Browser, Page = Any, Any
+
+# As root there is no sandbox; the rest keeps the browser from looking for its maker's servers.
+_ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 844},
+    "device_scale_factor": 2,
+    "is_mobile": True,
+    "has_touch": True,
+}
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start the browser, or skip and say how to get one. `SRGAN_CHROMIUM` names one that is not on the path."""
+    names = (os.environ.get("SRGAN_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("THE PAGE IS NOT TESTED: no browser; apt-get install chromium, or name one in SRGAN_CHROMIUM")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=found, args=_ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Negative(NearestEngine):
+    """Repeats every pixel 4x4 in the opposite colour, so that it is told from its original anywhere."""
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        return 1 - super().run(lr)
+
+
+@contextlib.contextmanager
+def negative_serving(**changes: Any) -> Iterator[Running]:
+    """Run a server with two models: `negative`, the default, and `nearest`. Two balances are one or the other."""
+    with serving(**changes) as server:
+        models, before, tile = server.service.models, changes.get("before"), changes.get("tile_lr_px", "auto")
+        engines = {"negative": Negative(before), "nearest": NearestEngine(before)}
+        models._loaded.update({name: Upscaler(engine=engine, tile_lr_px=tile) for name, engine in engines.items()})
+        models.balance = ("nearest", "negative")
+        models._balanced.update({0.25: models._loaded["nearest"], 0.75: models._loaded["negative"]})
+        models._listed = [
+            ServedModel(name, f"What {name} does.", METADATA.scale, is_default=name == "negative")
+            for name in engines
+        ]
+        yield server
+
+
+@contextlib.contextmanager
+def page_of(browser: Browser, server: Running, *, refused: tuple[int, ...] = (), **options: Any) -> Iterator[Page]:
+    """Open the page as a new visitor. What goes wrong in it fails, but for answers of the statuses `refused`.
+
+    So does a request to anywhere else: the page must work where there is no other network.
+    """
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
+    context.set_default_timeout(15_000)
+    page, wrong = context.new_page(), []
+    home = f"http://127.0.0.1:{server.port}/"
+
+    def heard(message: Any) -> None:
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            wrong.append(message.text)
+
+    def answered(response: Any) -> None:
+        # Whether there are jobs is found out by asking.
+        is_excused = response.status in refused or response.url == home + "v1/jobs?limit=1"
+        if not response.url.startswith((home, "blob:")) or (response.status >= 400 and not is_excused):
+            wrong.append(f"{response.status} {response.url}")
+
+    page.on("console", heard)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("response", answered)
+    page.goto(home)
+    try:
+        yield page
+        assert not wrong, wrong
+    finally:
+        context.close()
+
+
+def give(page: Page, *pictures: tuple[str, bytes]) -> None:
+    """Choose files in the page."""
+    files = [{"name": name, "mimeType": "", "buffer": content} for name, content in pictures]
+    page.locator("#files").set_input_files(files)
+
+
+def wait_until_done(page: Page, count: int = 1, seconds: float = 15) -> None:
+    """Wait until so many versions are made, and the comparison shows what there is."""
+    page.locator("#list li.done").nth(count - 1).wait_for(timeout=1000 * seconds)
+    # What is not done says after a colon how far it is; the canvas says what is drawn.
+    drawn = re.compile(r"Left: [^:]*; right: [^:]*$")
+    playwright.expect(page.locator("#canvas")).to_have_attribute("aria-label", drawn, timeout=15_000)
+
+
+def plain(red: int, green: int, blue: int, height: int = 30, width: int = 40) -> bytes:
+    """Return a PNG of one colour."""
+    return encode(Picture(np.full((height, width, 3), (red, green, blue), np.uint8)), "png")
+
+
+def colour_at(page: Page, x: float, y: float = 0.5) -> tuple[int, int, int]:
+    """Return what the stage shows at a place, in fractions of its size, once it is drawn."""
+    read = """([x, y]) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+        const canvas = document.getElementById("canvas");
+        const at = [x * canvas.width, y * canvas.height].map(Math.floor);
+        done([...canvas.getContext("2d").getImageData(...at, 1, 1).data]);
+    })))"""
+    red, green, blue, alpha = page.evaluate(read, [x, y])
+    assert alpha == 255
+    return red, green, blue
+
+
+def wait_for_colour(page: Page, x: float, colour: tuple[int, int, int]) -> None:
+    """Wait until the stage shows a colour there: large pictures take a moment to be decoded."""
+    seen = None
+    for _ in range(100):
+        if near(seen := colour_at(page, x), colour):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{seen} at {x}, not {colour}")
+
+
+def near(one: tuple[int, ...], other: tuple[int, ...], most: int = 2) -> bool:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= most
+
+
+def shot(page: Page, folder: Path, name: str, **options: Any) -> None:
+    """Write a screenshot to be looked at, into `SRGAN_SCREENSHOTS` if that is set."""
+    target = Path(os.environ.get("SRGAN_SCREENSHOTS", folder))
+    target.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=target / f"{name}.png", **options)

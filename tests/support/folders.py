@@ -1,0 +1,89 @@
+"""Folders of small pictures and an engine that needs no model, for the tests of the folder job."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from srgan.errors import EngineError
+from srgan.files import TEMPORARY_SUFFIX
+from srgan.folder.batch import FileReport, Options, plan, run
+from srgan.folder.manifest import FOLDER
+from srgan.pictures import Picture, encode
+from srgan.upscale import Upscaler
+from support import engines
+
+
+class NearestEngine(engines.NearestEngine):
+    """Fails on a picture of 13 columns."""
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        if lr.shape[3] == 13:
+            raise EngineError("out of order")
+        return super().run(lr)
+
+
+def picture(path: Path, colour: tuple[int, int, int] = (10, 200, 90), width: int = 6, height: int = 5) -> Path:
+    """Write a small picture of one colour, in the format that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((height, width, 3), colour, np.uint8)
+    path.write_bytes(encode(Picture(pixels), path.suffix[1:]))
+    return path
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Make `count` pictures that differ, in three folders."""
+    for number in range(count):
+        picture(folder / f"{number % 3}" / f"{number:05}.png", (number % 256, number // 256, 7))
+    return folder
+
+
+def made(
+    source: Path, out: Path | None, *, engine: NearestEngine | None = None, **options: object
+) -> list[FileReport]:
+    """Upscale a folder or a file in this process."""
+    planned = plan([source], out, scale=4)
+    return list(run(planned, Upscaler(engine=engine or NearestEngine()), Options(**options)))  # type: ignore[arg-type]
+
+
+def statuses(reports: list[FileReport]) -> list[str]:
+    return [report.status for report in reports]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Names of all files but the manifest's, with their hashes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.parent.name != FOLDER
+    }
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return sorted(folder.rglob(f"*{TEMPORARY_SUFFIX}"))
+
+
+# A folder job in a process of its own, with the engine above: no model to load, so it starts in no time.
+JOB = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from support.folders import NearestEngine, Upscaler, plan, run
+class Engine(NearestEngine):
+    def run(self, lr):
+        time.sleep(float(sys.argv[4]))
+        return super().run(lr)
+planned = plan([Path(sys.argv[2])], Path(sys.argv[3]), scale=4)
+for report in run(planned, Upscaler(engine=Engine())):
+    print(report.status, report.error or report.target.name, flush=True)
+"""
+
+
+def job(source: Path, out: Path, *, seconds: float = 0.0, **options: object) -> subprocess.Popen[str]:
+    """Start a folder job whose inference takes `seconds` a picture; it prints a line for each file."""
+    command = [sys.executable, "-c", JOB, str(Path(__file__).parents[1]), str(source), str(out), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]

@@ -1,0 +1,192 @@
+"""Two processes train as one would on the joined batch."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+SCRIPT = """
+import sys
+import torch
+from lightning.fabric import Fabric
+from safetensors.torch import save_file
+from srgan.networks.generator import Generator
+from srgan.training.processes import agreed, average_gradients, averaged, together
+from srgan.training.state import random_streams
+
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+with together(fabric):
+    torch.manual_seed(0)
+    generator = Generator(blocks=1, features=4)
+    random = torch.Generator().manual_seed(1)
+    lr, hr = torch.rand(4, 3, 8, 8, generator=random), torch.rand(4, 3, 32, 32, generator=random)
+    half = slice(2 * fabric.global_rank, 2 * fabric.global_rank + 2)
+    torch.nn.functional.mse_loss(generator(lr[half]), hr[half]).backward()
+    average_gradients(fabric, generator)
+    clock, stopping = agreed(fabric, 1.0 + fabric.global_rank, fabric.global_rank == 1)
+    patches, labels = random_streams(3, fabric)
+    draws = torch.stack([torch.rand(1, generator=stream) for stream in (patches, labels)])
+    everyone = [fabric.broadcast(draws, src=rank) for rank in range(2)]
+    out = {name: parameter.grad for name, parameter in generator.named_parameters()}
+    out["agreed"] = torch.tensor([clock, float(stopping)])
+    out["averaged"] = averaged(fabric, torch.tensor(float(fabric.global_rank)))
+    out["draws"] = torch.cat(everyone).flatten()
+    save_file(out, f"{sys.argv[1]}/{fabric.global_rank}.safetensors")
+"""
+
+
+def test_gradients_of_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], timeout=240, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+    from srgan.networks.generator import Generator
+
+    torch.manual_seed(0)
+    generator = Generator(blocks=1, features=4)
+    random = torch.Generator().manual_seed(1)
+    lr, hr = torch.rand(4, 3, 8, 8, generator=random), torch.rand(4, 3, 32, 32, generator=random)
+    torch.nn.functional.mse_loss(generator(lr), hr).backward()
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        for name, parameter in generator.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
+        # The first process's clock and anyone's wish to stop hold for all.
+        assert found["agreed"].tolist() == [1.0, 1.0]
+        assert float(found["averaged"]) == 0.5
+        assert len(found["draws"].unique()) == 4  # every process, patches and labels: streams of their own
+
+
+RECIPE = """
+log_steps = 2
+generator = { blocks = 1, features = 4 }
+discriminator = { features = 2 }
+losses = { perceptual = { weight = 0.0 } }
+data = { held_out = 1 }
+pretrain = { steps = 4, batch_size = 2, patch_hr_px = 32 }
+adversarial = { steps = 4, batch_size = 2, patch_hr_px = 32 }
+"""
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(5):
+        noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{index}.png")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+def trained(run: Path) -> list[tuple[str, int]]:
+    """Stage and step of every row that the one journal of all processes has of the training."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"]) for row in rows if "learning_rate" in row]
+
+
+ALL_STEPS = [("pretrain", 2), ("pretrain", 4), ("adversarial", 2), ("adversarial", 4)]
+
+
+def test_the_command_line_trains_on_two_processes(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "srgan", "train", str(tmp_path / "recipe.toml"), "--data", str(photos)]
+    done = subprocess.run([*command, "--run", run, "--devices", "2"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert trained(run) == ALL_STEPS
+    assert (run / "srgan-x4.onnx").is_file()
+    # A resume with another number of processes has other random streams, so it is refused.
+    alone = subprocess.run([*command, "--run", run, "--resume"], capture_output=True, text=True, check=False)
+    assert alone.returncode == 1
+    assert "2 processes" in alone.stderr
+
+
+ASTRAY = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from srgan.training import trainer
+from srgan.training.config import load_recipe
+from srgan.training.data import build_cache
+from srgan.training.processes import make_fabric, together
+
+folder, known = Path(sys.argv[1]), []
+real = trainer.make_players
+trainer.make_players = lambda *arguments: known.append(real(*arguments)) or known[0]
+# Alarms at every look, so that easing and the choice of the best have every chance to differ.
+easing = ["guards.accuracy_above=0.0", "guards.accuracy_steps=2", "guards.ease_discriminator=true"]
+steps = ["pretrain.steps=100000", "adversarial.steps=100000", "validation_minutes=1e-9", "checkpoint_minutes=0.01"]
+batch = ["generator.normalisation=batch", "guards.patience=40"]
+recipe = load_recipe(str(folder / "recipe.toml"), [*easing, *steps, *batch])
+fabric = make_fabric(recipe, 2)
+with together(fabric):
+    cache = build_cache([folder / "photos"], folder / f"cache{fabric.global_rank}")
+    trainer.train(recipe, cache, folder / "run", minutes=0.06, fabric=fabric)
+    state = {
+        f"{name}.{key}": value.contiguous()
+        for name, player in (("generator", known[0].generator), ("discriminator", known[0].discriminator))
+        for key, value in player.named_parameters()
+    }
+    save_file(state, folder / f"{fabric.global_rank}.safetensors")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("photos")
+def test_processes_stay_of_one_mind_by_the_clock(tmp_path: Path) -> None:
+    script = tmp_path / "astray.py"
+    script.write_text(ASTRAY)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], timeout=240, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_starts_the_processes(photos: Path, tmp_path: Path, nodes: int) -> None:
+    run, port = tmp_path / "run", str(free_port())
+    srgan = ["srgan", "train", str(tmp_path / "recipe.toml"), "--data", str(photos), "--run", str(run)]
+
+    def machine(rank: int, *more: str) -> subprocess.Popen[str]:
+        place = ["--nnodes", str(nodes), "--node-rank", str(rank), "--nproc-per-node", "2"]
+        at = ["--master-addr", "127.0.0.1", "--master-port", port]
+        command = [sys.executable, "-m", "torch.distributed.run", *place, *at, "-m", "--", *srgan, *more]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def outcome(*more: str) -> tuple[set[int], str]:
+        machines = [machine(rank, *more) for rank in range(nodes)]
+        said = "".join(one.communicate(timeout=240)[0] for one in machines)
+        return {one.returncode for one in machines}, said
+
+    codes, said = outcome()
+    assert codes == {0}, said
+    assert said.count("srgan-x4.onnx") == 1
+    assert trained(run) == ALL_STEPS
+    codes, said = outcome("--resume", "--set", "adversarial.steps=6")
+    assert codes == {0}, said
+    assert trained(run) == [*ALL_STEPS, ("adversarial", 6)]
+    codes, said = outcome("--resume", "--devices", "3")
+    assert codes == {1}
+    assert "leave both options out" in said

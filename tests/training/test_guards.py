@@ -1,0 +1,284 @@
+"""The guards' rules, alone and in a run."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from srgan.conversion.exporting import export_generator
+from srgan.errors import TrainingError
+from srgan.networks.generator import Generator
+from srgan.networks.reading import load_checkpoint
+from srgan.pages.report import report
+from srgan.training import trainer
+from srgan.training.checkpoint import checkpoint_path, latest_checkpoint
+from srgan.training.config import GuardsRecipe, Recipe, validated
+from srgan.training.data import PictureCache
+from srgan.training.guards import Guards
+from srgan.training.trainer import Position, roll_back
+from srgan.weights import ModelMetadata
+
+FINITE, BAD = torch.tensor(1.0), torch.tensor(float("nan"))
+
+
+def test_only_bad_steps_in_a_row_count() -> None:
+    guards = Guards(GuardsRecipe(bad_steps=3))
+    norms = (BAD, BAD, FINITE, BAD, BAD, torch.tensor(float("inf")), BAD)
+    answers = [guards.went_bad(norm, lambda: True) for norm in norms]
+    assert answers == [False, False, False, False, False, True, False]
+
+
+def test_players_that_a_bad_step_has_spoilt_are_not_waited_for() -> None:
+    guards = Guards(GuardsRecipe(bad_steps=3))
+    assert not guards.went_bad(BAD, lambda: True)
+    assert guards.went_bad(BAD, lambda: False)
+    assert not guards.went_bad(FINITE, pytest.fail)  # only asked after a bad step, for it takes time
+
+
+HEALTHY = {"colour_shift": 0.3, "lr_psnr": 44.0, "detail": 0.5, "sameness": 0.01, "psnr_y": 28.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, []),
+        ({"colour_shift": 5.0, "lr_psnr": 28.0, "detail": 2.0, "sameness": 0.3}, []),
+        ({"colour_shift": 5.01}, ["colour drift"]),
+        ({"lr_psnr": 27.9}, ["no longer shows what LR does"]),
+        ({"detail": 0.04}, ["below 0.05"]),
+        ({"detail": 2.5}, ["above 2"]),
+        ({"sameness": 0.4}, ["mode collapse"]),
+        ({"sameness": float("nan")}, ["mode collapse"]),
+        ({"colour_shift": 90.0, "lr_psnr": 10.0, "detail": 0.0}, ["colour drift", "LR does", "below 0.05"]),
+    ],
+)
+def test_figures_beyond_their_limits_raise_alarms(change: dict[str, float], said: list[str]) -> None:
+    scores = {f"validation/{key}": value for key, value in (HEALTHY | change).items()}
+    alarms = Guards(GuardsRecipe()).judge(scores, 200)
+    assert len(alarms) == len(said)
+    assert all(part in alarm for part, alarm in zip(said, alarms, strict=True))
+
+
+def test_an_alarm_is_raised_anew_only_after_its_figure_was_back() -> None:
+    guards = Guards(GuardsRecipe())
+    bad, good = {"validation/colour_shift": 9.0}, {"validation/colour_shift": 0.1}
+    assert [len(guards.judge(scores, 500)) for scores in (bad, bad, {}, bad, good, bad)] == [1, 0, 0, 0, 0, 1]
+
+
+def test_a_stage_is_given_time_to_settle() -> None:
+    guards = Guards(GuardsRecipe(settling_steps=100))
+    bad = {"validation/colour_shift": 9.0}
+    assert [len(guards.judge(bad, step)) for step in (3, 99, 100, 101)] == [0, 0, 1, 0]
+
+
+def test_detail_limits_must_ascend() -> None:
+    with pytest.raises(ValueError, match="detail_within must ascend"):
+        GuardsRecipe(detail_within=(1.0, 0.5))
+
+
+def test_a_confident_discriminator_raises_an_alarm_and_is_eased_only_if_allowed() -> None:
+    position = Position()
+    guards = Guards(GuardsRecipe(accuracy_steps=300))
+    sure, unsure = {"discriminator_accuracy": 0.99}, {"discriminator_accuracy": 0.9}
+    assert [bool(guards.watch(position, s, 100)) for s in (sure, sure, unsure, sure, sure, sure)] == [
+        *[False] * 5,
+        True,
+    ]
+    assert position.discriminator_rate_scale == 1
+    easing = Guards(GuardsRecipe(accuracy_steps=100, ease_discriminator=True))
+    assert "halved" in easing.watch(position, sure, 100)
+    assert position.discriminator_rate_scale == 0.5
+    assert easing.watch(position, {"content": 1.0}, 100) == ""
+
+
+def test_best_is_by_lpips_or_else_by_psnr_and_patience_ends_a_stage() -> None:
+    position, guards = Position(), Guards(GuardsRecipe(patience=2))
+    scores = [{"validation/lpips": value, "validation/psnr_y": 30.0} for value in (0.5, 0.4, 0.45, 0.41)]
+    assert [guards.is_best(position, score) for score in scores] == [True, True, False, False]
+    assert guards.out_of_patience(position.validations_since_best)
+    assert not Guards(GuardsRecipe()).out_of_patience(10**6)
+    assert not guards.is_best(position, {})
+    by_psnr = Position()
+    assert [guards.is_best(by_psnr, {"validation/psnr_y": value}) for value in (30.0, 29.0, 31.0)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_rollback_slows_down_and_gives_up_in_the_end() -> None:
+    recipe = Recipe(guards=GuardsRecipe(rollbacks=2, rollback_rate=0.5))
+    now = Position(step=50, rate_scale=0.5, rollbacks=1)
+    then = roll_back(Position(step=40), now, recipe, now_s=99.0)
+    assert (then.step, then.rollbacks, then.rate_scale, then.elapsed_s) == (40, 2, 0.25, 99.0)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        roll_back(Position(step=40), then, recipe, now_s=100.0)
+
+
+def noise_cache(count: int = 6, size: int = 72) -> PictureCache:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    sizes = torch.full((count,), size)
+    offsets = torch.arange(count) * size * size * 3
+    names = [f"{index}.png" for index in range(count)]
+    return PictureCache(torch.from_numpy(pixels.reshape(-1)), offsets, sizes, sizes.clone(), names, "sha")
+
+
+def small_recipe(**changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "generator": {"blocks": 1, "features": 4},
+        "discriminator": {"features": 2, "normalisation": "none"},
+        "losses": {"perceptual": {"weight": 0.0}},
+        "data": {"held_out": 1},
+        "pretrain": {"steps": 6, "batch_size": 2, "patch_hr_px": 32},
+        "adversarial": {"steps": 0, "batch_size": 2, "patch_hr_px": 32},
+        "log_steps": 2,
+        "checkpoint_minutes": 1e-9,
+    }
+    return validated(values | changes, "test")
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_meets_bad_gradients_rolls_back_and_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, poisoned = trainer.draw_pair, iter([False, False, False, True, True, *[False] * 50])
+
+    def draw(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        lr, hr = real(*arguments)
+        return (lr * float("nan") if next(poisoned) else lr), hr
+
+    monkeypatch.setattr(trainer, "draw_pair", draw)
+    recipe = small_recipe(guards={"bad_steps": 2, "rollback_rate": 0.5})
+    exported = trainer.train(recipe, noise_cache(), tmp_path)
+    assert [path.suffix for path in exported] == [".safetensors", ".onnx"]
+    rows = rows_of(tmp_path)
+    alarms = [row["alarm"] for row in rows if "alarm" in row]
+    assert alarms[0] == "gradients are not finite: rolled back"
+    assert all("validation/detail" in alarm for alarm in alarms[1:])  # noise cannot be learnt
+    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    assert rates[-1] < rates[0] / 2
+    best = load_checkpoint(checkpoint_path(tmp_path, 0, "pretrain", None))
+    assert all(tensor.isfinite().all() for tensor in best["ema"].values())
+
+
+def test_a_run_that_stays_bad_stops_with_its_checkpoint_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trainer.draw_pair
+
+    def draw(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        lr, hr = real(*arguments)
+        return lr * float("nan"), hr
+
+    monkeypatch.setattr(trainer, "draw_pair", draw)
+    recipe = small_recipe(guards={"bad_steps": 1, "rollbacks": 2})
+    with pytest.raises(TrainingError, match="learning_rate"):
+        trainer.train(recipe, noise_cache(), tmp_path)
+    _, state = latest_checkpoint(tmp_path)
+    assert all(tensor.isfinite().all() for tensor in state["generator"].values())
+
+
+def test_a_step_that_spoils_running_statistics_is_rolled_back_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, poisoned = trainer.draw_pair, iter([False, False, False, True, *[False] * 50])
+
+    def draw(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        lr, hr = real(*arguments)
+        return (lr * float("nan") if next(poisoned) else lr), hr
+
+    monkeypatch.setattr(trainer, "draw_pair", draw)
+    recipe = small_recipe(generator={"blocks": 1, "features": 4, "normalisation": "batch"})
+    trainer.train(recipe, noise_cache(), tmp_path)
+    alarms = [row["alarm"] for row in rows_of(tmp_path) if "alarm" in row]
+    assert alarms[0] == "gradients are not finite: rolled back"
+    _, state = latest_checkpoint(tmp_path)
+    assert all(tensor.isfinite().all() for tensor in state["generator"].values())
+
+
+def waves_cache() -> PictureCache:
+    grid, pictures = np.arange(96), []
+    for index in range(10):
+        angle = 0.3 * index
+        phase = (np.cos(angle) * grid[:, None] + np.sin(angle) * grid[None]) * (0.15 + 0.03 * index)
+        pictures.append(np.stack([np.sin(phase + colour) * 80 + 128 for colour in range(3)], 2).astype(np.uint8))
+    pixels = torch.from_numpy(np.stack(pictures).reshape(-1))
+    sizes = torch.full((10,), 96)
+    offsets = torch.arange(10) * 96 * 96 * 3
+    return PictureCache(pixels, offsets, sizes, sizes.clone(), [f"{i}.png" for i in range(10)], "sha")
+
+
+def drifted(generator: Generator) -> None:
+    with torch.no_grad():
+        assert generator.tail.bias is not None
+        generator.tail.bias += 0.05
+
+
+def collapsed(generator: Generator) -> None:
+    """One pattern of 4x4 pixels over every picture, as sub-pixel convolutions draw when a game goes wrong."""
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in generator.upscale.named_parameters():
+            if name.endswith("conv.bias"):
+                parameter.copy_(3 * torch.randn(parameter.shape, generator=random))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(None, []), (drifted, ["colour drift"]), (collapsed, ["mode collapse"])],
+    ids=["healthy", "drifted", "collapsed"],
+)
+def test_a_run_gone_astray_says_so_and_a_healthy_one_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Generator], None] | None, said: list[str]
+) -> None:
+    torch.manual_seed(0)
+    generator = Generator(blocks=1, features=4)
+    if spoil:
+        spoil(generator)
+    metadata = ModelMetadata(
+        "start", 4, generator.halo_lr_px, {"blocks": 1, "features": 4, "normalisation": "none"}
+    )
+    export_generator(generator, metadata, tmp_path)
+    recipe = small_recipe(
+        start=str(tmp_path / "start.safetensors"),
+        data={"held_out": 2},
+        guards={"settling_steps": 0},
+        pretrain={
+            "steps": 2,
+            "batch_size": 2,
+            "patch_hr_px": 32,
+            "learning_rate": 1e-9,
+            "final_learning_rate": 1e-9,
+        },
+    )
+    run = tmp_path / "run"
+    trainer.train(recipe, waves_cache(), run)
+    alarms = [row["alarm"] for row in rows_of(run) if "alarm" in row]
+    assert [any(part in alarm for alarm in alarms) for part in said] == [True] * len(said)
+    assert bool(alarms) == bool(said)
+    page = report(run)
+    for alarm in alarms:
+        assert alarm in caplog.text
+        assert html.escape(alarm) in page
+    assert ('class="alarms"' in page) == bool(said)
+
+
+def test_patience_ends_the_stage_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "validate", lambda *_: {"validation/lpips": 0.5, "validation/psnr_y": 20.0})
+    recipe = small_recipe(
+        guards={"patience": 2},
+        validation_minutes=1e-9,
+        pretrain={"steps": 10_000, "batch_size": 1, "patch_hr_px": 32},
+    )
+    trainer.train(recipe, noise_cache(), tmp_path)
+    assert max(row["step"] for row in rows_of(tmp_path)) == 3  # one best, then two that were not better
