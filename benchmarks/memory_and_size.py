@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from measuring import write_figures
 
-from srgan.engines.machine import available_bytes
+from srgan.machine import available_bytes
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
 

@@ -36,8 +36,8 @@ import torch
 from measuring import ROOT, first_line, in_turns, timed, write_figures
 from openvino import opset13
 
-from srgan.engines.machine import available_bytes, available_cores
 from srgan.engines.openvino import OpenVinoEngine
+from srgan.machine import available_bytes, available_cores
 from srgan.networks.generator import DeployedGenerator, Generator
 
 MODEL = ROOT / "weights" / "srgan-x4.onnx"

@@ -78,8 +78,3 @@ class PrecisionError(EngineError):
 
 class TrainingError(SrganError):
     """A training run cannot go on."""
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text that says anything, for errors of one line."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

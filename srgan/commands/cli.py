@@ -17,8 +17,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from srgan.commands.terminal import one_line, say
+from srgan.commands.terminal import say
 from srgan.errors import SrganError, UsageError
+from srgan.texts import one_line
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 

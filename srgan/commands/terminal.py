@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from srgan.texts import one_line
+
 if TYPE_CHECKING:
     from srgan.folder.reporting import FileReport
 
@@ -27,17 +29,6 @@ def tell(report: FileReport, stream: TextIO) -> None:
 def say(kind: str, message: str) -> None:
     """Print one line on standard error."""
     print(one_line(f"srgan: {kind}: {message}"), file=sys.stderr, flush=True)
-
-
-def one_line(text: str) -> str:
-    """Return `text` with what could break the line or drive the terminal written as escapes.
-
-    File names may hold anything but a slash and a zero byte.
-    """
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
 
 
 class Bar:

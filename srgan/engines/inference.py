@@ -11,9 +11,9 @@ from typing import Literal, cast
 import numpy as np
 
 from srgan.engines import tiling
-from srgan.engines.machine import available_bytes
 from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts
 from srgan.errors import OutOfMemoryError, PrecisionError, UsageError
+from srgan.machine import available_bytes
 
 # A generator of 64 features works on two of its largest layers at once: 64 features of 4 bytes at 16 pixels for
 # each LR pixel. Measured with OpenVINO: 7.5 KB; in strips 8.7 KB and the kept rows five times, two sets that

@@ -13,9 +13,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srgan.engines.machine import available_cores
 from srgan.engines.protocol import ReadRows, StripFacts
-from srgan.errors import EngineError, OutOfMemoryError, UsageError, WeightsError, first_line
+from srgan.errors import EngineError, OutOfMemoryError, UsageError, WeightsError
+from srgan.machine import available_cores
+from srgan.texts import first_line
 from srgan.weights import METADATA_KEY, ModelMetadata
 
 if TYPE_CHECKING:

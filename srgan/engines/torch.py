@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srgan.engines.machine import available_bytes
-from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError, WeightsError, first_line
+from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError, WeightsError
+from srgan.machine import available_bytes
+from srgan.texts import first_line
 from srgan.weights import ModelMetadata
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import pytest
 from support.threads import at_once
 
 from srgan.engines import openvino as engine
-from srgan.engines.machine import available_bytes, available_cores
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import EngineError, WeightsError
+from srgan.machine import available_bytes, available_cores
 
 
 def noise(height: int, width: int, seed: int = 0, batch: int = 1) -> np.ndarray:
@@ -159,7 +159,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_cores_are_those_that_the_process_is_bound_to() -> None:
     code = (
-        "import os, srgan.engines.openvino as e; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "import os, srgan.machine as e; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
         "print(e.available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from srgan.engines.machine import available_bytes
+from srgan.machine import available_bytes
 from srgan.pictures.guarded import GuardedDecoder, Limits
 from srgan_service.http.keys import Keys
 from srgan_service.http.problems import Problem, draining
