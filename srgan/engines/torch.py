@@ -188,8 +188,8 @@ def _network(
     source: Path | tuple[torch.nn.Module, ModelMetadata] | ForeignNetwork, blend: tuple[Path, float] | None
 ) -> tuple[torch.nn.Module, ModelMetadata | None]:
     """Return the network to run, in the form that is fastest, and what it says of itself."""
+    from srgan.networks.layers import deployed
     from srgan.networks.reading import load_network
-    from srgan.networks.residual import deployed
 
     if isinstance(source, Path):
         generator, metadata = load_network(source)
