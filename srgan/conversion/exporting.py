@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from srgan.engines.openvino import OpenVinoEngine, openvino_ir, run_openvino_ir
+from srgan.engines.graphs import openvino_ir
+from srgan.engines.openvino import OpenVinoEngine, run_openvino_ir
 from srgan.errors import UsageError, WeightsError
 from srgan.files import write_atomically
 from srgan.networks.generator import Generator
