@@ -22,7 +22,7 @@ MODULES = {
 # Each library's only users. A name stands for the module and, of a package, all below it.
 OWNERS = {
     "PIL": {"srgan.pictures"},
-    "isal": {"srgan.pictures.png"},
+    "isal": {"srgan.pictures.formats.png"},
     "typer": {"srgan.commands.cli"},
     "openvino": {"srgan.engines.openvino", "srgan.engines.strips"},
     "lpips": {"srgan.evaluation.metrics"},
