@@ -640,7 +640,7 @@ def test_heic_without_its_reader_is_refused_with_the_remedy(monkeypatch: pytest.
         decode(struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100))
 
 
-# The table of the README
+# The table of docs/formats.md
 
 COLUMNS = {
     "16 bits": lambda: Picture(deep(3)),
@@ -666,8 +666,8 @@ SURVIVES = {
 
 
 def table() -> dict[str, dict[str, str]]:
-    """The README's table: format to column to cell."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    """The table of the documents: format to column to cell."""
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     rows = [line.strip("| \n").split("|") for line in text.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in row] for row in rows]
     start = next(index for index, row in enumerate(rows) if row[0] == "Format")
@@ -681,7 +681,7 @@ def table() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_table_of_the_readme_is_true(format: str, column: str) -> None:
+def test_the_table_of_the_documents_is_true(format: str, column: str) -> None:
     before = COLUMNS[column]()
     if why_not(before, format):
         truth = "refused"
