@@ -296,11 +296,12 @@ def plots(folder: Path, outcomes: Sequence[Outcome]) -> bytes:
 
     games = [outcome for outcome in outcomes if outcome.objective != _START]
     objectives = list(dict.fromkeys(outcome.objective for outcome in games))
-    colours = dict(zip(objectives, mpl.colormaps["Dark2"].colors, strict=False))
+    colours = {name: mpl.colormaps["Dark2"](index) for index, name in enumerate(objectives)}
     # The same file from the same figures, its letters as letters.
     mpl.rcParams.update({"svg.hashsalt": "objectives", "svg.fonttype": "none"})
     figure = Figure(figsize=(11, 8.5), layout="constrained")
-    above, below = figure.subfigures(2, 1)
+    halves: Any = figure.subfigures(2, 1)
+    above, below = halves
     for axes, (key, title, log) in zip(
         above.subplots(1, 3),
         (
@@ -394,7 +395,7 @@ def train(options: argparse.Namespace) -> None:
         recipe = recipe_of("nonsaturating", 0, 0, 1.0, "", pretrain={"steps": options.pretrain_steps})
         trainer.train(recipe, cache, before, resume=bool(checkpoint.checkpoints(before)))
     if not _known(before):
-        _kept(before, Outcome(_START, 0, **judged(start.with_suffix(".onnx"), options.test)))
+        _kept(before, Outcome(_START, 0, alarms=0, **judged(start.with_suffix(".onnx"), options.test)))
     for seed in range(options.seeds):  # seed by seed, so that a run cut short still compares all
         for objective in options.objective:
             print(play(options.run, cache, start, objective, seed, options.steps, options.test), flush=True)
