@@ -186,7 +186,7 @@ def _carried_out(
                 raise
             abandoned = True
         left = (total or 0) - log.counts.total() if total is not None else 0
-        if total != 1 or log.counts["skipped"]:
+        if total != 1 or log.counts["skipped"] or passed_over.count:
             counted = ", ".join(f"{count} {status}" for status, count in log.counts.items())
             counted += f", {left} left" * bool(left)
             if passed_over.count:  # by their names, which are not those of pictures

@@ -111,7 +111,8 @@ class Plan:
 
     `unreadable`: folders that could not be listed, each with the reason. `links_left`: how many symbolic links
     were not followed. `passed_over`: files in folders whose names are not those of pictures. The jobs lie in a
-    temporary database, so that a hundred thousand of them take no memory, are sorted, and are compared with each other by whoever does that best. Any thread may call.
+    temporary database, so that a hundred thousand of them take no memory, are sorted, and are compared with each
+    other by whoever does that best. Any thread may call.
     """
 
     def __init__(self) -> None:
