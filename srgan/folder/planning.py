@@ -338,7 +338,7 @@ def _names_a_picture(out: Path) -> bool:
 
 
 def _looks_like_a_file(out: Path) -> bool:
-    """Return whether `out`, which is not there, has what is more likely a suffix than a part of a folder's name."""
+    """Return whether `out`, which is not there, has what is more likely a suffix than part of a name."""
     return not out.exists() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9_]{1,8}", out.suffix) is not None
 
 
