@@ -106,6 +106,8 @@ def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_
         raise UsageError("the picture and the report cannot both go to standard output; give --json a file")
     if is_stream and (options.watch or options.runner != "local"):
         raise UsageError("- is one picture: leave --watch and --runner away")
+    if options.balance is not None and options.model is not None:
+        raise UsageError(f"--balance lies between two models and takes no third; leave -n {options.model} away")
     if options.runner not in ("local", "ray"):
         raise UsageError(f"unknown runner {options.runner!r}: choose local or ray")
     if options.address is not None and options.runner != "ray":

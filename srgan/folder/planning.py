@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import re
 import sqlite3
 import threading
 import unicodedata
@@ -63,6 +64,10 @@ def plan(
         made.add(0, _job_with_named_target(inputs, out, format))
     elif out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file, neither a folder nor the name of a picture; give another -o")
+    elif out is not None and _looks_like_a_file(out) and [path.is_dir() for path in inputs] == [False]:
+        raise UsageError(
+            f"{out}: {out.suffix} cannot be written; choose {', '.join(FORMATS)}, or make that folder"
+        )
     else:
         for position, path in enumerate(inputs):
             if path.is_dir():
@@ -330,6 +335,11 @@ def _job_with_named_target(inputs: Sequence[Path], out: Path, format: str) -> Jo
 
 def _names_a_picture(out: Path) -> bool:
     return out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir()
+
+
+def _looks_like_a_file(out: Path) -> bool:
+    """Return whether `out`, which is not there, has what is more likely a suffix than part of a name."""
+    return not out.exists() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9_]{1,8}", out.suffix) is not None
 
 
 def _beside(folder: Path, tag: str) -> Path:
