@@ -222,7 +222,7 @@ def compiled(lr: np.ndarray, threads: int) -> Run:
     return eager(cast(torch.nn.Module, torch.compile(generator)), lr, torch.channels_last)
 
 
-def deployed() -> DeployedGenerator:
+def deployed() -> Generator:
     """Return the bundled generator as it is exported."""
     published = plain_folder.load()
     generator = Generator()

@@ -296,12 +296,11 @@ def plots(folder: Path, outcomes: Sequence[Outcome]) -> bytes:
 
     games = [outcome for outcome in outcomes if outcome.objective != _START]
     objectives = list(dict.fromkeys(outcome.objective for outcome in games))
-    colours = {name: mpl.colormaps["Dark2"](index) for index, name in enumerate(objectives)}
+    colours = dict(zip(objectives, mpl.colormaps["Dark2"].colors, strict=False))
     # The same file from the same figures, its letters as letters.
     mpl.rcParams.update({"svg.hashsalt": "objectives", "svg.fonttype": "none"})
     figure = Figure(figsize=(11, 8.5), layout="constrained")
-    halves: Any = figure.subfigures(2, 1)
-    above, below = halves
+    above, below = figure.subfigures(2, 1)
     for axes, (key, title, log) in zip(
         above.subplots(1, 3),
         (
