@@ -148,7 +148,7 @@ class _Dists(nn.Module):
         alphas, betas = (
             torch.split(weights / total, list(self.CHANNELS), dim=1) for weights in (self.alpha, self.beta)
         )
-        similarity = torch.zeros(len(sr), 1, 1, 1, device=sr.device)
+        textures = structures = torch.zeros(len(sr), 1, 1, 1, device=sr.device)
         for a, b, alpha, beta in zip(self._maps(sr), self._maps(hr), alphas, betas, strict=True):
             mean_a, mean_b = a.mean((2, 3), keepdim=True), b.mean((2, 3), keepdim=True)
             variance_a = (a - mean_a).square().mean((2, 3), keepdim=True)
@@ -156,8 +156,9 @@ class _Dists(nn.Module):
             covariance = (a * b).mean((2, 3), keepdim=True) - mean_a * mean_b
             texture = (2 * mean_a * mean_b + 1e-6) / (mean_a.square() + mean_b.square() + 1e-6)
             structure = (2 * covariance + 1e-6) / (variance_a + variance_b + 1e-6)
-            similarity = similarity + (alpha * texture + beta * structure).sum(1, keepdim=True)
-        return 1 - similarity.flatten()
+            textures = textures + (alpha * texture).sum(1, keepdim=True)
+            structures = structures + (beta * structure).sum(1, keepdim=True)
+        return 1 - (textures + structures).flatten()
 
     def _maps(self, picture: Tensor) -> list[Tensor]:
         """The picture, then what each stage makes of it; L2 pooling stands before all but the first."""
