@@ -41,7 +41,7 @@ def alexnet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmallNet]:
 
 
 def save_features(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    state = {f"features.{k}": v.to(dtype).contiguous() for k, v in network.features.state_dict().items()}  # type: ignore[operator, union-attr]
+    state = {f"features.{k}": v.to(dtype).contiguous() for k, v in network.features.state_dict().items()}  # type: ignore[union-attr]
     save_file(state, path)
     return state
 

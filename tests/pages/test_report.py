@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from srgan.errors import SrganError, UsageError
-from srgan.pages.charts import Series, figure, line_chart, linear_ticks, log_ticks, smoothed, thousands
-from srgan.pages.report import read_log, report, report_command
+from srgan.pages.charts import Look, Series, figure, line_chart, linear_ticks, log_ticks, smoothed, thousands
+from srgan.pages.report import report, report_command
+from srgan.pages.runs import read_log
 
 VOID = {"meta", "input", "img", "br", "link", "hr"}
 PRETRAIN = {"learning_rate": 1e-4, "content": 0.02, "gradient_norm": 0.3}
@@ -418,7 +419,9 @@ def test_a_spike_survives_the_thinning() -> None:
 
 def test_one_outlier_does_not_flatten_the_rest() -> None:
     points = [(step, 1e6 if step == 500 else 1.0 + step / 1000) for step in range(1000)]
-    line = re.search(r'class="line" d="([^"]*)"', line_chart("Outlier", [Series("k", "k", points)], smooth=False))
+    line = re.search(
+        r'class="line" d="([^"]*)"', line_chart("Outlier", [Series("k", "k", points)], Look(smooth=False))
+    )
     assert line
     heights = [y for x, y in points_of(line[1]) if x < 200]
     assert max(heights) - min(heights) > 60
@@ -426,7 +429,7 @@ def test_one_outlier_does_not_flatten_the_rest() -> None:
 
 def test_zeros_do_not_cost_a_chart_its_logarithm() -> None:
     points = [(1, 0.0), (2, 0.001), (3, 0.1)]
-    chart = line_chart("Log", [Series("k", "k", points)], log=True)
+    chart = line_chart("Log", [Series("k", "k", points)], Look(log=True))
     line = re.search(r'class="line" d="([^"]*)"', chart)
     assert line
     assert points_of(line[1])[0][1] == 194.0  # on the floor
@@ -434,7 +437,7 @@ def test_zeros_do_not_cost_a_chart_its_logarithm() -> None:
 
 
 def test_a_negative_value_makes_the_chart_linear() -> None:
-    chart = line_chart("Linear", [Series("k", "k", [(1, -1.0), (2, 1.0)])], log=True)
+    chart = line_chart("Linear", [Series("k", "k", [(1, -1.0), (2, 1.0)])], Look(log=True))
     assert ">-1<" in chart
     assert ">0<" in chart
 
