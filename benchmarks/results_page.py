@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import plots
+from srgan.pages import plots
 
 Record = Mapping[str, Any]
 Figures = Mapping[str, Any]

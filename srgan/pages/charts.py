@@ -71,13 +71,21 @@ class Frame:
     top: float
     bottom: float
 
+    def x(self, share: float) -> float:
+        """Return the place of a share of the width, from the left."""
+        return self.left + (self.right - self.left) * share
+
+    def y(self, share: float) -> float:
+        """Return the place of a share of the height, from the bottom."""
+        return self.bottom - (self.bottom - self.top) * share
+
 
 @dataclass(frozen=True)
 class Curve:
     """The paths of a series: its line, and its points as faint or as full dots."""
 
     key: str
-    colour: int
+    kind: str  # its class, "s" and a colour
     line: str
     dots: str
     dots_kind: str
@@ -101,6 +109,7 @@ class Drawing:
     x_ticks: Sequence[tuple[str, str, str]]  # with the anchor of the text
     curves: Sequence[Curve]
     guides: Sequence[str] = ()
+    uprights: Sequence[str] = ()  # guides from top to bottom
     hits: Sequence[Hit] = ()
 
 
@@ -125,10 +134,10 @@ def line_chart(title: str, series: Sequence[Series], look: Look = PLAIN) -> Mark
     last_step = max((points[-1][0] for points in finite if points), default=1) or 1
 
     def x(step: float) -> float:
-        return _FRAME.left + (_FRAME.right - _FRAME.left) * step / last_step
+        return _FRAME.x(step / last_step)
 
     def y(value: float) -> float:
-        return _FRAME.bottom - (_FRAME.bottom - _FRAME.top) * axis.share(value)
+        return _FRAME.y(axis.share(value))
 
     drawing = Drawing(
         frame=_FRAME,
@@ -270,7 +279,7 @@ def curve_of(series: Series, x: _Place, y: _Place, *, smooth: bool) -> Curve:
     dots = _extremes(points) if long or len(points) < _SMOOTH_FROM else []
     return Curve(
         key=series.key,
-        colour=series.colour % COLOURS,
+        kind=f"s{series.colour % COLOURS}",
         line="".join(f"{'M' if new else 'L'}{x(step):.1f} {y(value):.1f}" for new, step, value in line),
         dots="".join(f"M{x(step):.1f} {y(value):.1f}h0" for step, value in dots),
         dots_kind="faint" if long else "dots",

@@ -23,7 +23,6 @@ import measuring
 import memory_and_size
 import numpy as np
 import plain_folder
-import plots
 import pytest
 import results_page
 import speed_engine
@@ -32,6 +31,7 @@ import tile_overhead
 from PIL import Image
 
 from srgan import Upscaler
+from srgan.pages import plots
 from srgan.pictures import Picture
 
 ROOT = Path(__file__).parents[2]
