@@ -141,7 +141,7 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
     training, _ = split(cache, recipe.data.held_out, recipe.seed)
     batch = trainer.batch_source(recipe, stage, training, fabric, random)
     functions, weights = trainer.generator_terms(recipe.losses, players.ema, fabric.device)
-    balanced: list[float] = []  # the weights at which the pull of a batch is right
+    found: list[float] = []
     for step in range(stage.discriminator_alone_steps + _PILOT_STEPS):
         lr, hr = batch()
         sr = players.generator(lr)
@@ -152,10 +152,10 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
             terms = {name: function(sr, hr, lr) for name, function in functions.items()}
             terms["adversarial"] = players.objective.generator_loss(players.discriminator, hr, sr)
             norms = trainer.gradient_norms(terms, weights | {"adversarial": 1.0}, sr)
-        balanced.append(_PULL * float(norms["gradient/content"] / norms["gradient/adversarial"].clamp(min=1e-12)))
-        now = weights | {"adversarial": statistics.median(balanced[-10:])}  # one batch alone would make it jump
+        found.append(_PULL * float(norms["gradient/content"] / norms["gradient/adversarial"].clamp(min=1e-12)))
+        now = weights | {"adversarial": statistics.median(found[-10:])}  # one batch alone would make it jump
         trainer.generator_step(fabric, players, functions, now, lr, hr, sr, stage.clip_norm)
-    return statistics.median(balanced[len(balanced) // 2 :])
+    return statistics.median(found[len(found) // 2 :])
 
 
 def judged(generator: Path, test: Path) -> dict[str, float]:

@@ -55,7 +55,7 @@ def evaluate_command(
     table = Table(protocol)
     gallery = Gallery() if html_path else None
     distances = _FrechetDistances() if fid else None
-    for measured in evaluate(_upscalers(models), hr, lr, folders, protocol, table.notes):
+    for measured in evaluate(_upscalers(models), hr, lr, sr_folders=folders, protocol=protocol, notes=table.notes):
         table.add(measured)
         if distances:
             distances.add(measured)
