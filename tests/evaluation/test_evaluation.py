@@ -70,13 +70,13 @@ def shipped(hr: Path, ending: str = "") -> Path:
 
 @pytest.mark.parametrize("ending", ["", "x4"])
 def test_lr_is_found_by_name_and_hr_cut_to_whole_multiples(hr: Path, ending: str) -> None:
-    found = list(pairs(hr, shipped(hr, ending)))
-    assert [(pair.name, pair.hr.pixels.shape) for pair in found] == [
+    by_name = list(pairs(hr, shipped(hr, ending)))
+    assert [(pair.name, pair.hr.pixels.shape) for pair in by_name] == [
         ("a.png", (64, 80, 3)),
         ("b.png", (64, 48, 3)),
         ("c.png", (48, 64, 3)),
     ]
-    for pair, made in zip(found, pairs(hr), strict=True):
+    for pair, made in zip(by_name, pairs(hr), strict=True):
         np.testing.assert_array_equal(pair.lr.pixels, made.lr.pixels)
 
 
@@ -132,7 +132,7 @@ def test_pictures_of_other_programs_are_measured_too(hr: Path, tmp_path: Path, e
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda hr, lr, sr: (lr / "b.bmp").unlink(), r"no picture for b\.png in .*LR, which --lr names"),
         (lambda hr, lr, sr: (sr / "c.png").unlink(), r"no picture for c\.png in .*SR, which --sr names"),
@@ -152,14 +152,14 @@ def test_pictures_of_other_programs_are_measured_too(hr: Path, tmp_path: Path, e
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(
-    hr: Path, spoil: Callable[[Path, Path, Path], object], said: str
+    hr: Path, spoil: Callable[[Path, Path, Path], object], message: str
 ) -> None:
     lr, sr = shipped(hr), hr.parent / "SR"
     sr.mkdir()
     for path in hr.iterdir():
         (sr / path.name).write_bytes(path.read_bytes())
     spoil(hr, lr, sr)
-    with pytest.raises(SrganError, match=said) as caught:
+    with pytest.raises(SrganError, match=message) as caught:
         list(evaluate({}, hr, lr, {"sr": sr}))
     assert "\n" not in str(caught.value)
 
@@ -322,15 +322,15 @@ def test_the_command_prints_and_writes_what_was_measured(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"luma": "bt709"}, "--luma 'bt709': choose studio, rounded, full"),
         ({"border": -1}, "0 or more"),
         ({"sr": ["same", "same"]}, "same name"),
     ],
 )
-def test_options_that_make_no_sense(hr: Path, options: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_options_that_make_no_sense(hr: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         evaluate_command(hr, None, [], **({"sr": []} | options))  # type: ignore[arg-type]
 
 

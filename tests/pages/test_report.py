@@ -94,7 +94,7 @@ def row(stage: str, step: int, elapsed_s: float | None = None, **scalars: object
 def make_run(folder: Path, rows: list[dict[str, object]], *, end: str = "") -> Path:
     run = folder / "a run"
     run.mkdir()
-    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows) + end)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in rows) + end)
     return run
 
 
@@ -191,7 +191,7 @@ def test_unreadable_lines_inside_are_counted(tmp_path: Path) -> None:
     lines = ["[1, 2]", '{"stage": "pretrain"}', '{"stage": 3, "step": 1}', '{"st' + good, "3", good, "\xff"]
     log = read_log("\n".join([*lines, ""]).encode("latin-1"))
     assert log.unreadable == 6
-    assert [one.step for one in log.stages["pretrain"]] == [50]
+    assert [entry.step for entry in log.stages["pretrain"]] == [50]
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="latin-1")
@@ -203,7 +203,7 @@ def test_what_a_resumed_run_tells_again_counts() -> None:
     told += [row("pretrain", 40, **{"validation/lpips": 0.9})]
     told += [row("pretrain", step, content=2.0) for step in (30, 40)]  # killed at 40, resumed from 25
     told += [row("adversarial", 10, content=3.0)]
-    log = read_log("".join(json.dumps(one) + "\n" for one in told).encode())
+    log = read_log("".join(json.dumps(values) + "\n" for values in told).encode())
     series = log.series("pretrain")
     assert series["content"] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
     assert "validation/lpips" not in series  # of a future that did not happen
@@ -237,7 +237,9 @@ def test_alarms_are_shown_and_the_same_one_is_counted(tmp_path: Path) -> None:
 
 
 def test_without_trouble_there_is_no_warning(tmp_path: Path) -> None:
-    assert not any(one.get("class") == "alarms" for one in Page(report(make_run(tmp_path, long_game()))).all("ul"))
+    assert not any(
+        element.get("class") == "alarms" for element in Page(report(make_run(tmp_path, long_game()))).all("ul")
+    )
 
 
 def test_the_final_table_gives_last_and_best(tmp_path: Path) -> None:
@@ -299,17 +301,17 @@ def test_samples_stand_in_the_order_of_the_run(tmp_path: Path) -> None:
     (run / "samples" / "pretrain-000002.txt").write_text("notes")
     page = Page(report(run))
     pictures = page.all("img")
-    assert [one["alt"] for one in pictures] == [
+    assert [picture["alt"] for picture in pictures] == [
         "Samples: Pretrain, step 200",
         "Samples: Pretrain, step 1,000",
         "Samples: Adversarial, step 5",
     ]
-    assert all(one["src"].startswith("data:image/png;base64,") for one in pictures)
-    assert {(one["width"], one["height"]) for one in pictures} == {("30", "20")}
+    assert all(picture["src"].startswith("data:image/png;base64,") for picture in pictures)
+    assert {(picture["width"], picture["height"]) for picture in pictures} == {("30", "20")}
     (slider,) = page.all("input")
     assert (slider["min"], slider["max"]) == ("0", "2")
     # Without the script the slider is hidden and the strips are a list.
-    assert next(one for one in page.all("div") if one.get("class") == "slider")["hidden"] == ""
+    assert next(element for element in page.all("div") if element.get("class") == "slider")["hidden"] == ""
 
 
 def test_of_many_samples_some_are_shown_the_ends_among_them(tmp_path: Path) -> None:
@@ -317,7 +319,7 @@ def test_of_many_samples_some_are_shown_the_ends_among_them(tmp_path: Path) -> N
     for step in range(1, 61):
         add_strip(run, f"pretrain-{step:06d}.png")
     page = Page(report(run))
-    shown = [one["alt"] for one in page.all("img")]
+    shown = [picture["alt"] for picture in page.all("img")]
     assert len(shown) == len(set(shown)) < 60
     assert shown[0].endswith("step 1")
     assert shown[-1].endswith("step 60")
@@ -389,11 +391,11 @@ def test_log_ticks_are_decades_or_finer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "text"),
     [(0, "0"), (0.01234567, "0.01235"), (31.82, "31.82"), (1e-6, "1e-6"), (-2.5e-4, "-2.5e-4"), (120_000, "120k")],
 )
-def test_figures_are_short(value: float, said: str) -> None:
-    assert figure(value) == said
+def test_figures_are_short(value: float, text: str) -> None:
+    assert figure(value) == text
 
 
 def test_counts_are_short() -> None:
