@@ -130,7 +130,7 @@ def line_chart(title: str, series: Sequence[Series], look: Look = PLAIN) -> Mark
     finite = [curve.finite() for curve in series]
     values = [value for points in finite for _, value in points]
     log = look.log and bool(values) and min(values) >= 0 and max(values) > 0
-    axis = Axis(*look.span) if look.span else _fitted(finite, log=log)
+    axis = Axis(*look.span) if look.span else fitted_axis(finite, log=log)
     last_step = max((points[-1][0] for points in finite if points), default=1) or 1
 
     def x(step: float) -> float:
@@ -177,6 +177,8 @@ class Axis:
 
     def share(self, value: float) -> float:
         """Return 0 at the lowest value shown and 1 at the highest; what lies beyond is drawn at the edge."""
+        if self.low == self.high:
+            return 0.5
         if not self.log:
             part = (value - self.low) / (self.high - self.low)
         elif value <= 0:
@@ -193,11 +195,11 @@ class Axis:
         return ticks if len(ticks) >= 2 else linear_ticks(self.low, self.high, 4)
 
 
-def _fitted(series: Sequence[Sequence[Point]], *, log: bool) -> Axis:
-    """Return an axis on which the values of `series` fill the height."""
-    if log:
-        # A logarithm has no zero: zeros are drawn on the floor.
-        positive = [value for points in series for _, value in points if value > 0]
+def fitted_axis(series: Sequence[Sequence[Point]], *, log: bool = False) -> Axis:
+    """Return an axis on which the values of `series`, all of them finite, fill the height."""
+    # A logarithm has no zero: zeros are drawn on the floor.
+    positive = [value for points in series for _, value in points if value > 0]
+    if log and positive:
         return Axis(min(positive) / 1.15, max(positive) * 1.15, log=True)
     ends = [end for points in series if points for end in _inner([value for _, value in points])]
     low, high = min(ends, default=0.0), max(ends, default=1.0)

@@ -5,13 +5,14 @@ They are drawn as the charts of the pages are, with the same axes, colours and t
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from srgan.pages.charts import Axis, Curve, Drawing, Frame, Point, Series, curve_of, figure
+from srgan.pages.charts import Axis, Curve, Drawing, Frame, Point, Series, curve_of, figure, fitted_axis
 from srgan.pages.layout import render
 
 _WIDTH = 720
@@ -95,7 +96,8 @@ def curves(
         _Text(_FRAME.right, 20, y_name, "end"),
     ]
     legend = [_Text(_FRAME.left + 150 * number, 42, label, colour=number) for number, label in enumerate(lines)]
-    drawing = _curves(_FRAME, lines, x_axis, y_axis)
+    series = [Series("", label, line, number) for number, (label, line) in enumerate(lines.items())]
+    drawing = _curves(_FRAME, series, x_axis, y_axis)
     return _file(title, _WIDTH, _FRAME.bottom + 48, drawings=[drawing], legend=legend, captions=captions)
 
 
@@ -108,11 +110,10 @@ def sheet(title: str, upper: Sequence[Lines], lower: Sequence[Dots], *, x_name: 
     for number, panel in enumerate(upper):
         left = _SHEET_GAP + number * (width + _SHEET_GAP)
         frame = Frame(left, left + width, 90, 290)
-        points = [point for line in panel.lines.values() for point in line if point[1] > 0 or not panel.log]
-        values = [value for _, value in points if math.isfinite(value)]
-        y_axis = Axis(min(values) / 1.15, max(values) * 1.15, log=True) if panel.log else _around(values)
-        x_axis = Axis(min(x for x, _ in points), max(x for x, _ in points))
-        drawings.append(_curves(frame, panel.lines, x_axis, y_axis))
+        series = [Series("", label, line, index) for index, (label, line) in enumerate(panel.lines.items())]
+        finite = [line.finite() for line in series]
+        steps = [x for line in finite for x, _ in line] or [0.0, 1.0]
+        drawings.append(_curves(frame, series, Axis(min(steps), max(steps)), fitted_axis(finite, log=panel.log)))
         captions.append(_Text((frame.left + frame.right) / 2, 78, panel.title, "middle"))
         captions.append(_Text(frame.right, frame.bottom + 32, x_name, "end"))
     bottom = 370 + 24 * len(labels)
@@ -125,8 +126,7 @@ def sheet(title: str, upper: Sequence[Lines], lower: Sequence[Dots], *, x_name: 
     return _file(title, _SHEET_WIDTH, bottom + 30, drawings=drawings, legend=legend, captions=captions)
 
 
-def _curves(frame: Frame, lines: Mapping[str, Sequence[Point]], x_axis: Axis, y_axis: Axis) -> Drawing:
-    series = [Series("", label, points, number) for number, (label, points) in enumerate(lines.items())]
+def _curves(frame: Frame, series: Sequence[Series], x_axis: Axis, y_axis: Axis) -> Drawing:
     return Drawing(
         frame=frame,
         y_ticks=[(f"{frame.y(y_axis.share(tick)):.1f}", figure(tick)) for tick in y_axis.ticks()],
@@ -140,7 +140,8 @@ def _curves(frame: Frame, lines: Mapping[str, Sequence[Point]], x_axis: Axis, y_
 
 def _dots(frame: Frame, panel: Dots, labels: Sequence[str]) -> Drawing:
     """A row for each label; `labels`: as they are written at the left."""
-    axis = _around([value for values in (*panel.rows.values(), [panel.reference]) for value in values])
+    shown = [*itertools.chain(*panel.rows.values()), panel.reference]
+    axis = fitted_axis([[(0, value)] for value in shown if math.isfinite(value)])
     rows = [frame.y(1 - (number + 0.5) / len(labels)) for number in range(len(labels))]
     drawn = []
     for number, (y, values) in enumerate(zip(rows, panel.rows.values(), strict=True)):
@@ -168,12 +169,6 @@ def _from_zero(values: Sequence[float], *, log: bool) -> Axis:
     if log and min(values) > 0:
         return Axis(min(values) / 1.2, max(values) * 1.2, log=True)
     return Axis(0.0, (max(values) or 1.0) * 1.08)
-
-
-def _around(values: Sequence[float]) -> Axis:
-    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    margin = (max(finite) - min(finite)) * 0.06 or abs(finite[0]) * 0.05 or 1.0
-    return Axis(min(finite) - margin, max(finite) + margin)
 
 
 def _file(title: str, width: float, height: float, **parts: Any) -> str:

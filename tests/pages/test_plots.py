@@ -69,6 +69,13 @@ def test_a_sheet_marks_means_among_the_dots() -> None:
     assert first[0] < first[1] < second[0] < first[2]
 
 
+def test_a_single_step_stands_in_the_middle() -> None:
+    drawing = plots.sheet("t", [Lines("one", {"a": [(5, 1.0)]})], [Dots("d", {"a": [1.0]})], x_name="step")
+    dots = elements(drawing, "path", "dots")[0]
+    x, y, _ = numbers(dots.get("d"))
+    assert (x, y) == pytest.approx(((46 + 1088) / 2, 190), abs=4)
+
+
 def test_a_reference_goes_through_all_rows() -> None:
     assert not elements(a_sheet(), "line", "guide")
     (guide,) = elements(a_sheet(reference=5.0), "line", "guide")
