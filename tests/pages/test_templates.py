@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from jinja2 import UndefinedError
 from markupsafe import Markup
+from srgan_service.http import manual
 
 from srgan.pages.charts import Series, line_chart
 from srgan.pages.layout import render
@@ -53,3 +54,19 @@ def test_the_pages_load_no_torch() -> None:
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "jinja2" in loaded
     assert not loaded & {"torch", "torchvision", "lightning", "lpips", "skimage", "matplotlib"}
+
+
+def test_the_manual_shows_markup_as_text_and_backticks_as_code() -> None:
+    evil = "<script>alert(1)</script>"
+    operation = {
+        "operationId": f'"{evil}',
+        "summary": evil,
+        "description": f"Send `{evil}` or {evil}",
+        "parameters": [{"name": evil, "in": evil, "description": evil, "schema": {"enum": [evil, 2]}}],
+        "requestBody": {"content": {evil: {}}},
+        "responses": {evil: {"description": evil}},
+    }
+    html = manual.page({"info": {"title": evil, "version": evil}, "paths": {evil: {"post": operation}}}, evil)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 15  # every place of the document, the id among them
+    assert "Send <code>&lt;script&gt;alert(1)&lt;/script&gt;</code> or &lt;script&gt;" in html
