@@ -236,8 +236,8 @@ def tiles(figures: Figures) -> Section:
     strips = next((row for row in figures["rows"] if not row["tile"]), None)
     short = []
     if strips:
-        time = statistics.median(ratios(strips["seconds"], whole))
-        short = [f"Strips of rows take {time:.2f} times as long as the whole picture, and are off by nothing."]
+        times = statistics.median(ratios(strips["seconds"], whole))
+        short = [f"Strips of rows take {times:.2f} times as long as the whole picture, and are off by nothing."]
         if strips["difference"] >= 0.05:
             short = []
     return Section(lines, {"tiles.svg": plot} if drawn else {}, short)

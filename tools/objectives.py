@@ -384,7 +384,7 @@ def train(options: argparse.Namespace) -> None:
         recipe = recipe_of("nonsaturating", 0, 0, 1.0, "", pretrain={"steps": options.pretrain_steps})
         trainer.train(recipe, cache, before, resume=bool(checkpoint.checkpoints(before)))
     if not _known(before):
-        _kept(before, Outcome(_START, 0, **judged(start.with_suffix(".onnx"), options.test)))
+        _kept(before, Outcome(_START, 0, alarms=0, **judged(start.with_suffix(".onnx"), options.test)))
     for seed in range(options.seeds):  # seed by seed, so that a run cut short still compares all
         for objective in options.objective:
             print(play(options.run, cache, start, objective, seed, options.steps, options.test), flush=True)

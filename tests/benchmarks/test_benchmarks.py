@@ -417,7 +417,11 @@ def test_contenders_take_turns() -> None:
     order: list[str] = []
 
     def contender(name: str) -> Callable[[], int]:
-        return lambda: (order.append(name), len(order))[1]
+        def turn() -> int:
+            order.append(name)
+            return len(order)
+
+        return turn
 
     assert measuring.in_turns({"a": contender("a"), "b": contender("b")}, 3) == {"a": [1, 3, 5], "b": [2, 4, 6]}
     assert order == ["a", "b"] * 3
@@ -469,7 +473,10 @@ def test_a_script_that_leaves_out_pictures_is_no_contender(
 
 def test_a_size_that_memory_cannot_hold_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_and_size, "available_bytes", lambda: 10_000_000_000)
-    before = [{"size": "100x100", "megapixels": 0.16, "peak": 100_000_000}, {"size": "9x9", "missing": "no"}]
+    before: list[dict[str, Any]] = [
+        {"size": "100x100", "megapixels": 0.16, "peak": 100_000_000},
+        {"size": "9x9", "missing": "no"},
+    ]
     assert memory_and_size.too_large("800x800", before) is None  # 6.4 GB
     row = memory_and_size.too_large("1000x1000", before)
     assert row == {"size": "1000x1000", "missing": "not tried: it would need about 10 GB"}
