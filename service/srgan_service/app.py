@@ -28,7 +28,7 @@ from srgan_service.jobs.jobs import Jobs
 from srgan_service.settings import Settings
 from srgan_service.work.models import AnyUpscaler
 from srgan_service.work.service import Service
-from srgan_service.work.work import Decode
+from srgan_service.work.upscaling import Decode
 
 _log = structlog.stdlib.get_logger("srgan_service")
 _STATIC = Path(__file__).parent / "static"

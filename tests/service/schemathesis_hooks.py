@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis import Case, HookContext
 from schemathesis.generation import GenerationMode
-from srgan_service.work.work import MEDIA_TYPES
+from srgan_service.work.upscaling import MEDIA_TYPES
 from support.serving import levels
 
 from srgan.pictures import Picture, encode

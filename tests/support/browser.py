@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from srgan_service.work.models import ServedModel
-from support.serving import METADATA, NearestEngine, Running, serving
 
 from srgan.pictures import Picture, encode
 from srgan.upscale import Upscaler
+from support.serving import METADATA, NearestEngine, Running, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 Browser, Page = Any, Any

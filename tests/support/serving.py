@@ -26,11 +26,11 @@ from srgan_service.app import create_app
 from srgan_service.server import config
 from srgan_service.settings import Settings
 from srgan_service.work.service import Service
-from support import engines
 
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata
+from support import engines
 
 logs.use_logging()  # unconfigured, structlog draws its lines
 

@@ -14,7 +14,7 @@ from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import ProblemDocument
 from srgan_service.work.models import Models
 from srgan_service.work.service import Service
-from srgan_service.work.work import MEDIA_TYPES
+from srgan_service.work.upscaling import MEDIA_TYPES
 
 _UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
 _USE = (

@@ -38,7 +38,7 @@ from srgan_service.metrics import Metrics
 from srgan_service.settings import Settings
 from srgan_service.work.admission import Ticket
 from srgan_service.work.fair import Stopped
-from srgan_service.work.work import MEDIA_TYPES, Works
+from srgan_service.work.upscaling import MEDIA_TYPES, Works
 
 _log = structlog.stdlib.get_logger("srgan_service.jobs")
 # That a job was cancelled is no error of ours; DBOS tells it with a trace.

@@ -18,7 +18,7 @@ from srgan_service.settings import Settings
 from srgan_service.work.admission import Gate, Lane
 from srgan_service.work.device import Device
 from srgan_service.work.models import AnyUpscaler, Models
-from srgan_service.work.work import Decode, Works
+from srgan_service.work.upscaling import Decode, Works
 
 _log = structlog.stdlib.get_logger("srgan_service")
 
