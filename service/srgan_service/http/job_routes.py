@@ -26,7 +26,8 @@ from srgan_service.http.parameters import Wish, is_picture_field, text_fields, w
 from srgan_service.http.problems import Problem, documented, problem_of
 from srgan_service.http.routes import AHolder, AService, AWish
 from srgan_service.http.uploads import Body, BodyLimits, announced_bytes, check_kind, is_form, too_large
-from srgan_service.jobs.jobs import ANYBODY, Job, Jobs, Upload, Word
+from srgan_service.jobs.jobs import ANYBODY, Jobs
+from srgan_service.jobs.records import Job, JobError, JobFile, JobStatus, Upload
 from srgan_service.work.admission import Gate
 from srgan_service.work.service import Service
 
@@ -41,24 +42,6 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 JOB_PROBLEMS = ("unauthorized", "not-found", "invalid-parameter", "storage-failed", "not-ready")
 
 router = APIRouter(tags=["jobs"])
-
-
-class JobError(BaseModel):
-    """Why a picture or a job failed; `code` is that of a problem document."""
-
-    code: str
-    detail: str
-
-
-class JobFile(BaseModel):
-    """A picture of a job."""
-
-    name: str = Field(description="As the client called it.")
-    bytes: int
-    width: int | None = Field(None, description="Of the result, in pixels.")
-    height: int | None = None
-    warnings: list[str] = Field([], description="What of the upload is not as it was, once it is done.")
-    error: JobError | None = None
 
 
 class JobResult(BaseModel):
@@ -94,7 +77,7 @@ class JobState(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     id: str
-    status: Word
+    status: JobStatus
     progress: float = Field(ge=0, le=1)
     created_at: datetime
     started_at: datetime | None
@@ -154,9 +137,9 @@ class JobDesk:
             started_at=job.started,
             finished_at=job.finished,
             expires_at=None if job.finished is None else job.finished + expiry,
-            files=[JobFile(**file) for file in job.files],
+            files=job.files,
             parameters=job.parameters,
-            error=None if job.error is None else JobError(**job.error),
+            error=job.error,
             result=result,
         )
 
