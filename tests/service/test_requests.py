@@ -208,7 +208,7 @@ def test_a_balance_is_that_of_the_command_line(running: Running) -> None:
         for balance in (0, 0.1, 0.2, 0.3, 0.4):
             with_model = server.client.post(f"/v1/upscale?balance={balance}&model=srgan-x4", content=content)
             assert with_model.status_code == 200
-        assert len(server.service.models._balanced) == 4
+        assert server.service.models.loaded_balances == [0.1, 0.2, 0.3, 0.4]
         problem(server.client.post("/v1/upscale?balance=1.1", content=content), 422, "invalid-parameter")
     document = problem(running.client.post("/v1/upscale?balance=0.5", content=content), 422, "invalid-parameter")
     assert "no two models" in document["detail"]
@@ -545,7 +545,7 @@ def test_a_form_without_an_end_leaves_no_file_open() -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png()
     with serving(body_timeout_s=0.2, body_bytes_per_s=10**9) as server:
         kind = {"content-type": "multipart/form-data; boundary=b"}
-        problem(server.client.post("/v1/upscale", content=part, headers=kind), 400, "no-picture")
+        problem(server.client.post("/v1/upscale", content=part, headers=kind), 400, "malformed-request")
         sent = head(content_length=10_000, content_type=kind["content-type"]) + part
         with server.connect(sent) as stalled:
             problem(answer_on(stalled), 408, "upload-too-slow")

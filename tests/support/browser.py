@@ -60,15 +60,17 @@ class Negative(NearestEngine):
 def negative_serving(**changes: Any) -> Iterator[Running]:
     """Run a server with two models: `negative`, the default, and `nearest`. Two balances are one or the other."""
     with serving(**changes) as server:
-        models, before, tile = server.service.models, changes.get("before"), changes.get("tile_lr_px", "auto")
-        engines = {"negative": Negative(before), "nearest": NearestEngine(before)}
-        models._loaded.update({name: Upscaler(engine=engine, tile_lr_px=tile) for name, engine in engines.items()})
-        models.balance = ("nearest", "negative")
-        models._balanced.update({0.25: models._loaded["nearest"], 0.75: models._loaded["negative"]})
-        models._listed = [
-            ServedModel(name, f"What {name} does.", METADATA.scale, is_default=name == "negative")
-            for name in engines
-        ]
+        before, tile = changes.get("before"), changes.get("tile_lr_px", "auto")
+        negative = Upscaler(engine=Negative(before), tile_lr_px=tile)
+        nearest = Upscaler(engine=NearestEngine(before), tile_lr_px=tile)
+        server.service.models.serve_only(
+            {
+                ServedModel("negative", "What negative does.", METADATA.scale, is_default=True): negative,
+                ServedModel("nearest", "What nearest does.", METADATA.scale, is_default=False): nearest,
+            },
+            balance=("nearest", "negative"),
+            balanced={0.25: nearest, 0.75: negative},
+        )
         yield server
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from srgan_service import logs
 from srgan_service.app import create_app
 from srgan_service.server import config
 from srgan_service.settings import Settings
+from srgan_service.work.models import ServedModel
 from srgan_service.work.service import Service
 
 from srgan.pictures import Picture, decode, encode
@@ -70,26 +72,21 @@ def settings_of(**changes: Any) -> Settings:
     return Settings(**{"port": 0, "log_level": "WARNING", "jobs": False, **changes})
 
 
+@dataclass
 class Running:
-    """A server that runs. `client`: an HTTP client for it."""
+    """A server that runs. `client`: an HTTP client for it. `loop`: of the server's thread."""
 
-    def __init__(
-        self,
-        port: int,
-        service: Service,
-        client: httpx.Client,
-        loop: asyncio.AbstractEventLoop,
-        engine: NearestEngine,
-        app: FastAPI,
-    ) -> None:
-        self.port, self.service, self.client, self.engine = port, service, client, engine
-        self.app = app
-        self._loop = loop
+    port: int
+    service: Service
+    client: httpx.Client
+    loop: asyncio.AbstractEventLoop
+    engine: NearestEngine
+    app: FastAPI
 
     def loop_call(self, function: Callable[[], object]) -> None:
         """Call something in the server's own thread, and wait for it."""
         done = threading.Event()
-        self._loop.call_soon_threadsafe(lambda: (function(), done.set()))
+        self.loop.call_soon_threadsafe(lambda: (function(), done.set()))
         assert done.wait(10)
 
     def connect(self, sent: bytes = b"") -> socket.socket:
@@ -139,7 +136,8 @@ def serving(
             tile_lr_px=settings.tile_lr_px or "auto",
             max_output_megapixels=settings.limit_output_megapixels,
         )
-        service.models.serve_only(upscaler)
+        model = ServedModel(METADATA.name, "", METADATA.scale, is_default=True)
+        service.models.serve_only({model: upscaler})
     server = uvicorn.Server(config(settings, app))
     thread = threading.Thread(target=server.run)
     thread.start()

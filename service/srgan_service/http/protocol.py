@@ -56,8 +56,8 @@ class Protocol(H11Protocol):
         self._real = transport
         super().connection_made(cast(asyncio.Transport, _GentleTransport(self, transport)))
         if len(self.connections) > self._limits.connections:
-            said = Problem("too-many-connections", "too many connections are open; try again")
-            self._refuse(said, _SHORT_LINGER_S)
+            problem = Problem("too-many-connections", "too many connections are open; try again")
+            self._refuse(problem, _SHORT_LINGER_S)
         else:
             self._watch_head()
 

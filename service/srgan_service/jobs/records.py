@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypedDict, final
+from typing import Literal, TypedDict, final
 
 from pydantic import BaseModel, Field
 
@@ -42,7 +42,7 @@ class JobSpec(TypedDict):
     """
 
     files: list[PictureSpec]
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     token: str
     fingerprint: str
 
@@ -120,6 +120,6 @@ class Job:
     started: datetime | None
     finished: datetime | None
     files: list[JobFile]
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     error: JobError | None = None
     result: ResultFile | None = field(default=None, repr=False)

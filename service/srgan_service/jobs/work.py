@@ -48,7 +48,7 @@ class JobWork:
         try:
             content = check_kind(self._files.read_picture(id, spec["token"], index))
             report = self._reporter(id, index, len(spec["files"]))
-            answer = self._works.work_on_job(ticket, content, Wish(**spec["parameters"]), report)
+            answer = self._works.work_on_job(ticket, content, Wish.model_validate(spec["parameters"]), report)
             path = self._files.write_result(id, index, answer.suffix, answer.content)
         except Problem as problem:
             return {"code": problem.code, "detail": problem.detail}
