@@ -14,9 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from srgan.errors import UsageError
+from srgan.folder.making import AUTO, format_of_name, known_format
 from srgan.pictures import FORMATS, PICTURE_SUFFIXES, format_of_suffix
-
-AUTO = "auto"  # the format of the input
 
 # Suffixes of results whose input has a suffix that is read but not written.
 _RESULT_SUFFIXES = {".pbm": ".ppm"}
@@ -280,16 +279,6 @@ def ignores_case(folder: Path) -> bool:
     return False
 
 
-def known_format(format: str) -> str:
-    """Return the key in `FORMATS` that "jpeg" or "TIF" stand for, or `AUTO`; raises UsageError for others."""
-    if format == AUTO:
-        return format
-    known = format_of_suffix(f".{format}")
-    if not known:
-        raise UsageError(f"unknown format {format!r}: choose {AUTO}, {', '.join(FORMATS)}")
-    return known
-
-
 def _job(source: Path, folder: Path, tag: str, format: str, root: Path) -> Job:
     suffix = source.suffix.lower()
     stem = source.stem if suffix in PICTURE_SUFFIXES else source.name  # "photo.v2" is all stem
@@ -304,16 +293,6 @@ def _job_with_named_target(inputs: Sequence[Path], out: Path, format: str) -> Jo
     if len(inputs) != 1 or inputs[0].is_dir():
         raise UsageError(f"{out}: names one picture, but the input is more; give a folder with -o")
     return Job(inputs[0], out, format_of_name(out, format), out.parent)
-
-
-def format_of_name(out: Path, format: str) -> str:
-    """Return the format that the name `out` asks for; raises UsageError if `format` says another one."""
-    named = format_of_suffix(out.suffix)
-    if named is None:
-        raise UsageError(f"{out}: {out.suffix} cannot be written; choose {', '.join(FORMATS)}")
-    if format not in (AUTO, named):
-        raise UsageError(f"{out}: the name says {named} but -f says {format}; leave one of them away")
-    return named
 
 
 def _names_a_picture(out: Path) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 import watchfiles
 
 from srgan.errors import UsageError
-from srgan.folder.batch import FileReport, Plan
-from srgan.folder.planning import Job, Tree
+from srgan.folder.planning import Job, Plan, Tree
+from srgan.folder.reporting import FileReport
 
 # A file whose size and time stay as they are for so long is taken to be whole.
 SETTLE_S = 1.0

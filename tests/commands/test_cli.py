@@ -18,7 +18,9 @@ from support.folders import temporaries, tree
 from typer.testing import CliRunner
 
 from srgan import weights
-from srgan.commands import cli
+from srgan.commands import cli, models
+from srgan.commands.extras import needs
+from srgan.commands.options import UpscaleOptions
 from srgan.errors import UsageError
 from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
@@ -201,8 +203,8 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["junk.png"], 1, "junk.png: is not a picture"),
         (["a.png", "-o", "a.png"], 2, "would be overwritten"),
         (["a.png", "-j", "0"], 2, "give -j 1 or more"),
-        (["a.png", "--engine", "bogus"], 2, "unknown engine 'bogus'"),
-        (["a.png", "--address", "auto"], 2, "add --engine ray"),
+        (["a.png", "--runner", "bogus"], 2, "unknown runner 'bogus'"),
+        (["a.png", "--address", "auto"], 2, "add --runner ray"),
         (["a.png", "--watch"], 2, "--watch takes one folder"),
     ],
 )
@@ -415,7 +417,7 @@ def test_without_the_train_extra(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--engine=ray")]
+    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--runner=ray")]
 )
 def test_without_the_extras_of_folders(
     tmp_path: Path, tiny_model: Path, extra: str, package: str, option: str
@@ -430,9 +432,9 @@ def test_without_the_extras_of_folders(
 
 
 def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() -> None:
-    with pytest.raises(ModuleNotFoundError), cli._extra("train"):
+    with pytest.raises(ModuleNotFoundError), needs("train"):
         raise ModuleNotFoundError("no module", name="srgan.nonsense")
-    with pytest.raises(UsageError, match="needs torch"), cli._extra("train"):
+    with pytest.raises(UsageError, match="needs torch"), needs("train"):
         raise ModuleNotFoundError("no module", name="torch.nn")
 
 
@@ -440,14 +442,23 @@ def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() ->
     ("text", "size"), [("auto", None), ("2G", 2 * 10**9), ("800m", 8 * 10**8), ("1.5GB", 15 * 10**8)]
 )
 def test_sizes_of_memory(text: str, size: int | None) -> None:
-    assert cli._memory(text) == size
+    assert UpscaleOptions([Path("a.png")], memory=text).memory_bytes == size
+
+
+def test_the_runners_old_name_is_understood_with_a_note(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture(tmp_path / "a.png")
+    code, _, err = called("upscale", source, "-n", tiny_model, "--engine", "local", capsys=capsys)
+    assert (code, err) == (0, "srgan: note: --engine local is now called --runner local\n")
+    assert (tmp_path / "a_x4.png").exists()
 
 
 def test_an_interrupt_anywhere_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> list[object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "bundled_models", interrupt)
+    monkeypatch.setattr(models, "bundled_models", interrupt)
     assert called("models", capsys=capsys)[0] == 130
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.folders import NearestEngine
+from support.folders import NearestEngine, options_of
 
 from srgan.errors import UsageError
 from srgan.folder import manifest
-from srgan.folder.batch import FileReport, Options, Plan, plan, run
+from srgan.folder.batch import run
+from srgan.folder.planning import Plan, plan
+from srgan.folder.reporting import FileReport
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Request, Upscaler
 
@@ -38,7 +40,7 @@ def picture(path: Path, width: int = 6, height: int = 5, **parts: object) -> Pat
 
 
 def done(plan: Plan, progress: Callable[[float], None] | None = None, **options: object) -> list[FileReport]:
-    return list(run(plan, UPSCALER, Options(**options), progress=progress))  # type: ignore[arg-type]
+    return list(run(plan, UPSCALER, options_of(**options), progress=progress))
 
 
 def names(plan: Plan, base: Path) -> dict[str, str]:

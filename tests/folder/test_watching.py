@@ -15,9 +15,11 @@ import pytest
 from support.folders import NearestEngine, picture, tree
 
 from srgan.folder import watching
-from srgan.folder.batch import FileReport, Options, run
+from srgan.folder.batch import run
+from srgan.folder.desk import Options
 from srgan.folder.planning import Plan
 from srgan.folder.planning import tree as planned_tree
+from srgan.folder.reporting import FileReport
 from srgan.upscale import Upscaler
 
 

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from srgan.errors import (
     EngineError,
+    FormatError,
     GuardError,
     PictureTooLargeError,
     SrganError,
@@ -120,7 +121,7 @@ def problem_of(error: SrganError) -> Problem:
             return Problem("too-many-pixels", detail)
         case UnsupportedPictureError():
             return Problem("unsupported-format", detail)
-        case UsageError():
+        case UsageError() | FormatError():
             return Problem("invalid-parameter", detail)
         case GuardError():
             return Problem("not-ready", "pictures cannot be decoded now; try again", retry_after_s=5)
