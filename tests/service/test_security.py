@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -307,7 +308,7 @@ def spoiled(random: np.random.Generator) -> bytes:
 def test_spoiled_requests_are_answered_or_closed_and_hurt_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    quick = {"header_timeout_s": 0.2, "body_timeout_s": 0.2, "body_bytes_per_s": 10**9}
+    quick: dict[str, Any] = {"header_timeout_s": 0.2, "body_timeout_s": 0.2, "body_bytes_per_s": 10**9}
     with serving(data_dir=str(tmp_path), **quick, **QUICK) as server:
         random = np.random.default_rng(0)
         for _ in range(300):

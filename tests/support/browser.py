@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ from srgan.upscale import Upscaler
 from support.serving import METADATA, NearestEngine, Running, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-Browser, Page = Any, Any
+Browser: TypeAlias = Any
+Page: TypeAlias = Any
 
 # As root there is no sandbox; the rest keeps the browser from looking for its maker's servers.
 _ARGUMENTS = [

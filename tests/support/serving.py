@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,9 @@ class Running:
 
     def loop_call(self, function: Callable[[], object]) -> None:
         """Call something in the server's own thread, and wait for it."""
-        done = threading.Event()
-        self.loop.call_soon_threadsafe(lambda: (function(), done.set()))
-        assert done.wait(10)
+        done: Future[object] = Future()
+        self.loop.call_soon_threadsafe(lambda: done.set_result(function()))
+        done.result(30)
 
     def connect(self, sent: bytes = b"") -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
