@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.serving import answer_on, head, png, until
+from support.serving import answer_on, free_port, head, png, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -43,9 +43,7 @@ class Outside:
     """A server in a process of its own. `client`: an HTTP client for it."""
 
     def __init__(self, model: Path, folder: Path, **changes: Any) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         settings = {"port": self.port, "model": str(model), "data_dir": str(folder), "jobs": False, **changes}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER, json.dumps({"log_level": "WARNING", **settings})],

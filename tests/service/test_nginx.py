@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.serving import Process, answer_on, events_of, expected, head, png, until
+from support.serving import Process, answer_on, events_of, expected, free_port, head, png, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -36,9 +36,7 @@ def servers(tmp_path: Path, tiny_model: Path) -> Iterator[list[Process]]:
 def proxy(tmp_path: Path, servers: list[Process]) -> Iterator[httpx.Client]:
     if shutil.which("nginx") is None:
         pytest.skip("NO NGINX HERE: apt-get install nginx-light, and service/deploy/nginx.conf is tested")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     make_certificate(certificate, key)
     written = CONFIGURATION.read_text()

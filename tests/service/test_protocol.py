@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.serving import Blocked, Running, answer_on, head, png, problem, serving, until
+from support.serving import Blocked, Running, answer_on, free_port, head, png, problem, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +194,7 @@ server.serve(Settings(port=int(sys.argv[1]), grace_s=30, model=sys.argv[2], tile
 
 @pytest.fixture
 def process(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "SRGAN_DATA_DIR": str(tmp_path / "data")}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port), str(tiny_model)],
@@ -255,6 +253,20 @@ def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
 
 
 # The command
+
+
+def test_a_folder_with_a_package_called_service_changes_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__init__.py").write_text('raise RuntimeError("somebody else\'s")')
+    port = free_port()
+    arguments = ["--port", str(port), "--model", str(tiny_model), "--data-dir", "data"]
+    with subprocess.Popen([sys.executable, "-m", "srgan", "serve", *arguments], cwd=tmp_path) as started:
+        try:
+            until(lambda: answers(f"http://127.0.0.1:{port}/healthz") == 200)
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(30) == 0
+        finally:
+            started.kill()
 
 
 @pytest.mark.parametrize(

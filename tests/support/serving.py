@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -255,6 +256,16 @@ def events_of(client: httpx.Client, location: str) -> list[dict[str, Any]]:
 
 # Servers that may be killed
 
+
+def free_port() -> int:
+    """A port below those of outgoing connections, where a client that tries a closed one may meet itself."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 SERVER = """
 import sys
 from srgan_service import server
@@ -279,9 +290,7 @@ class Process:
         log: Path | None = None,
     ) -> None:
         """`within`: a command that runs the command behind it. `log`: a file for what the server says."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._within, self._log = within, log
         self._arguments = [str(self.port), str(model), str(folder), database_url]
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
