@@ -307,11 +307,11 @@ def test_who_stops_waiting_frees_no_more_and_no_less_than_its_place() -> None:
 def test_pictures_of_one_key_together_weigh_as_much_as_one_of_another() -> None:
     async def scene() -> None:
         lane = Lane(5)
-        many, one = [Ticket("a", 1.0) for _ in range(3)], Ticket("b", 1.0)
-        turns = [lane.turn(ticket) for ticket in (*many, one)]
+        many, single = [Ticket("a", 1.0) for _ in range(3)], Ticket("b", 1.0)
+        turns = [lane.turn(ticket) for ticket in (*many, single)]
         for turn in turns:
             await turn.__aenter__()
-        assert sum(ticket.flow.weight for ticket in many) == pytest.approx(one.flow.weight)
+        assert sum(ticket.flow.weight for ticket in many) == pytest.approx(single.flow.weight)
         await turns[0].__aexit__(None, None, None)
         assert many[1].flow.weight == many[2].flow.weight == 1 / 2
         for turn in turns[1:]:

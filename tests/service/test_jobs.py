@@ -154,7 +154,7 @@ def test_a_result_can_be_fetched_in_parts(running: Running) -> None:
 def test_a_job_can_be_watched_to_its_end(running: Running) -> None:
     seen = events_of(running.client, left(running, content=png(90, 90)))
     assert seen[-1]["status"] == "completed"
-    assert [one["progress"] for one in seen] == sorted(one["progress"] for one in seen)
+    assert [event["progress"] for event in seen] == sorted(event["progress"] for event in seen)
 
 
 # Storage

@@ -65,9 +65,9 @@ class Outside:
         return connection
 
     def metric(self, name: str) -> float:
-        found = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
-        assert found
-        return float(found[1])
+        match = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        assert match
+        return float(match[1])
 
     def resident_mib(self) -> float:
         """Of the server and of its decoders."""
@@ -77,10 +77,10 @@ class Outside:
     def held(self) -> dict[str, int]:
         """Return how many there are of what must not grow; the client's connection is among the files."""
         self.client.get("/healthz")
-        own, *children = self._processes()
+        server, *children = self._processes()
         return {
             "decoders": len(children),
-            "files of its own": len(list((own / "fd").iterdir())),
+            "files of its own": len(list((server / "fd").iterdir())),
             "temporary files": sum(1 for _ in self.folder.rglob("*")),
         }
 
@@ -88,9 +88,9 @@ class Outside:
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
     def _processes(self) -> list[Path]:
-        own = Path(f"/proc/{self.process.pid}")
-        children = [child for task in own.glob("task/*/children") for child in text_of(task).split()]
-        return [own, *(Path("/proc", child) for child in children)]
+        server = Path(f"/proc/{self.process.pid}")
+        children = [child for task in server.glob("task/*/children") for child in text_of(task).split()]
+        return [server, *(Path("/proc", child) for child in children)]
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def programs() -> Path:
     """The folder of PostgreSQL's programs. Skips, loudly, where there is none."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
+    paths = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not paths:
         pytest.skip("NO POSTGRESQL HERE: apt-get install postgresql, and the jobs of several machines are tested")
-    return found[-1].parent
+    return paths[-1].parent
 
 
 class Postgres:

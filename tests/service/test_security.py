@@ -251,7 +251,8 @@ def test_no_program_is_run_and_nothing_is_called_during_requests(
     programs = re.findall(r'execve\("([^"]*)", \[(.*)\]', seen)
     assert programs  # the decoder's process at least
     assert all(
-        Path(name).name.startswith("python") and "srgan.pictures.guarded" in said for name, said in programs
+        Path(name).name.startswith("python") and "srgan.pictures.guarded" in arguments
+        for name, arguments in programs
     )
     assert "AF_INET" not in seen
 

@@ -39,11 +39,11 @@ PHONE: dict[str, Any] = {
 def chromium() -> Iterator[Browser]:
     """Start the browser, or skip and say how to get one. `SRGAN_CHROMIUM` names one that is not on the path."""
     names = (os.environ.get("SRGAN_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    if found is None:
+    path_of_browser = next((path for name in names if name and (path := shutil.which(name))), None)
+    if path_of_browser is None:
         pytest.skip("THE PAGE IS NOT TESTED: no browser; apt-get install chromium, or name one in SRGAN_CHROMIUM")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=found, args=_ARGUMENTS)
+        browser = running.chromium.launch(executable_path=path_of_browser, args=_ARGUMENTS)
         try:
             yield browser
         finally:
@@ -148,8 +148,8 @@ def wait_for_colour(page: Page, x: float, colour: tuple[int, int, int]) -> None:
     raise AssertionError(f"{seen} at {x}, not {colour}")
 
 
-def near(one: tuple[int, ...], other: tuple[int, ...], most: int = 2) -> bool:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= most
+def near(colour: tuple[int, ...], other: tuple[int, ...], most: int = 2) -> bool:
+    return max(abs(a - b) for a, b in zip(colour, other, strict=True)) <= most
 
 
 def shot(page: Page, folder: Path, name: str, **options: Any) -> None:

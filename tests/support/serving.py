@@ -30,6 +30,7 @@ from srgan_service.server import config
 from srgan_service.settings import Settings
 from srgan_service.work.models import ServedModel
 from srgan_service.work.service import Service
+from srgan_service.work.upscaling import Decode
 
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
@@ -122,14 +123,16 @@ def serving(
     *,
     before: Callable[[], None] | None = None,
     is_ready: bool = True,
+    decoder: Decode | None = None,
     **changes: Any,
 ) -> Iterator[Running]:
     """Run a server whose engine is a `NearestEngine`, or the model that `settings` names.
 
     `before`: what the engine does before each tile, once the server is ready; from the start if not `is_ready`.
+    `decoder`: reads the uploads, instead of the service's own.
     """
     settings = settings or settings_of(**changes)
-    app = create_app(settings)
+    app = create_app(settings, decode=decoder)
     service: Service = app.state.service
     engine = NearestEngine(None if is_ready else before)
     if settings.model is None:
@@ -333,11 +336,11 @@ def expected(model: Path, contents: list[bytes]) -> list[bytes]:
 
 
 def results(client: httpx.Client, ids: list[str]) -> list[bytes]:
-    found = []
+    contents = []
     for id in ids:
         until(lambda id=id: client.get(f"/v1/jobs/{id}").json().get("status") == "completed", 200)  # type: ignore[misc]
-        found.append(client.get(f"/v1/jobs/{id}/result").content)
-    return found
+        contents.append(client.get(f"/v1/jobs/{id}/result").content)
+    return contents
 
 
 def accepted(server: Process, contents: list[bytes]) -> list[str]:
