@@ -34,8 +34,8 @@ def servers(tmp_path: Path, tiny_model: Path) -> Iterator[list[Process]]:
 
 @pytest.fixture
 def proxy(tmp_path: Path, servers: list[Process]) -> Iterator[httpx.Client]:
-    if shutil.which("nginx") is None:
-        pytest.skip("NO NGINX HERE: apt-get install nginx-light, and service/deploy/nginx.conf is tested")
+    if shutil.which("nginx") is None or shutil.which("openssl") is None:
+        pytest.skip("NO NGINX HERE: apt-get install nginx-light openssl, and service/deploy/nginx.conf is tested")
     port = free_port()
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     make_certificate(certificate, key)

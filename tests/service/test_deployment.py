@@ -1,8 +1,9 @@
-"""What can be set, and that docs/deployment.md tells all of it."""
+"""What can be set and where it is told: docs/deployment.md and the files of service/deploy/."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,11 @@ def test_every_setting_is_documented_with_its_default_and_no_other() -> None:
 def test_what_is_set_anywhere_is_a_setting(path: Path) -> None:
     named = set(re.findall(r"\bSRGAN_([A-Z_]+)", path.read_text()))
     assert {name.lower() for name in named} <= Settings.model_fields.keys()
+
+
+def test_compose_puts_its_service_in_the_place_of_nginx_servers() -> None:
+    expressions = re.findall(r"-e '([^']*)'", (DEPLOY / "compose.yaml").read_text())
+    assert len(expressions) == 2
+    arguments = [part for expression in expressions for part in ("-e", expression)]
+    done = subprocess.run(["sed", *arguments, DEPLOY / "nginx.conf"], check=True, capture_output=True, text=True)
+    assert re.findall(r"^ *server (\S+:\d+)", done.stdout, re.MULTILINE) == ["service:8000"]
