@@ -7,8 +7,10 @@ codes: 0 all done, 1 something failed, 2 the request made no sense, 130 interrup
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -35,12 +37,14 @@ app.add_typer(data, name="data")
 
 def main() -> None:
     """Run the command line and exit with its code; the entry point of `srgan`."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not be able to show every name
     # Pillow's notes on odd metadata; what matters of them comes as an error or as a warning of our own.
     warnings.filterwarnings("ignore", module="PIL")
     try:
+        _refuse_files_that_look_like_options(sys.argv[1:])
         app(prog_name="srgan")
     except SrganError as error:
         say("error", str(error))
@@ -49,8 +53,32 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _open_closed_streams() -> None:
+    """Open what was closed before the start (`2>&-`, a service without a console): what is said there is lost.
+
+    Else the next file that is opened would be taken for it, and printed into.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # for the whole life
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _refuse_files_that_look_like_options(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if argument.startswith("-") and Path(argument).is_file():
+            raise UsageError(f"{argument}: begins like an option; call this file ./{argument}")
+
+
+def _version(asked: bool) -> None:
+    if asked:
         from importlib.metadata import version
 
         print(f"srgan {version('srgan')}")

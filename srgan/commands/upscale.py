@@ -20,6 +20,7 @@ from srgan.folder.desk import Options
 from srgan.folder.making import Order, known_format
 from srgan.folder.reporting import FileReport, JsonReport
 from srgan.interrupts import interruptible
+from srgan.texts import one_line
 from srgan.upscale import Request, Upscaler
 
 # Begins the work: takes what is to be told of progress, and what says that it is to stop.
@@ -38,6 +39,7 @@ def upscale(options: UpscaleOptions) -> int:
     _refuse_contradictions(options, is_stream=is_stream, picture_to_stdout=picture_to_stdout)
     make_upscaler = _upscaler_maker(options)
     upscaler = make_upscaler()
+    passed_over = planning.PassedOver()
     if is_stream:
         start, total = _stream(options, upscaler, settings), 1
     elif options.watch:
@@ -46,11 +48,17 @@ def upscale(options: UpscaleOptions) -> int:
         plan = planning.plan(options.inputs, options.out, **_planned(options, settings, upscaler))
         if plan.links_left:
             say("note", f"{plan.links_left} symbolic links lead out and were left; --follow-links follows them")
+        passed_over = plan.passed_over
         start, total = _folder(options, make_upscaler, upscaler, settings, plan), plan.total
-    facts = {"model": upscaler.metadata.name, "model_sha256": upscaler.model_sha256}
-    log = JsonReport(options.json_path, {**facts, "settings": settings.order.settings()})
+    facts = {
+        "model": upscaler.metadata.name,
+        "model_sha256": upscaler.model_sha256,
+        "settings": settings.order.settings(),
+        "passed_over": {"count": passed_over.count, "first": list(map(str, passed_over.first))},
+    }
+    log = JsonReport(options.json_path, facts)
     to_stderr = picture_to_stdout or options.json_path == streams.STREAM
-    return _carried_out(start, total, log, sys.stderr if to_stderr else sys.stdout)
+    return _carried_out(start, total, log, sys.stderr if to_stderr else sys.stdout, passed_over)
 
 
 def _with_runner(options: UpscaleOptions) -> UpscaleOptions:
@@ -98,6 +106,8 @@ def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_
         raise UsageError("the picture and the report cannot both go to standard output; give --json a file")
     if is_stream and (options.watch or options.runner != "local"):
         raise UsageError("- is one picture: leave --watch and --runner away")
+    if options.balance is not None and options.model is not None:
+        raise UsageError(f"--balance lies between two models and takes no third; leave -n {options.model} away")
     if options.runner not in ("local", "ray"):
         raise UsageError(f"unknown runner {options.runner!r}: choose local or ray")
     if options.address is not None and options.runner != "ray":
@@ -151,7 +161,9 @@ def _watch(
     return start
 
 
-def _carried_out(start: _Start, total: int | None, log: JsonReport, lines: TextIO) -> int:
+def _carried_out(
+    start: _Start, total: int | None, log: JsonReport, lines: TextIO, passed_over: planning.PassedOver
+) -> int:
     """Tell of each file as it is finished, close the log whatever the end is, and return the exit code.
 
     `total`: None if there is no end but an interrupt, which is then as good as any.
@@ -176,9 +188,12 @@ def _carried_out(start: _Start, total: int | None, log: JsonReport, lines: TextI
                 raise
             abandoned = True
         left = (total or 0) - log.counts.total() if total is not None else 0
-        if total != 1 or log.counts["skipped"]:
+        if total != 1 or log.counts["skipped"] or passed_over.count:
             counted = ", ".join(f"{count} {status}" for status, count in log.counts.items())
-            print(counted + f", {left} left" * bool(left), file=lines, flush=True)
+            counted += f", {left} left" * bool(left)
+            if passed_over.count:  # by their names, which are not those of pictures
+                counted += f", {passed_over.count} passed over ({one_line(str(passed_over))})"
+            print(counted, file=lines, flush=True)
         if interrupt.exit_code is not None and (total is not None or abandoned):
             error = error or "interrupted"
             say("interrupted", f"{left} of {total} not done; the same command goes on" if total else "in its work")

@@ -50,7 +50,7 @@ def run(
         stop_event=stop,
     ):
         for _, path in changes:
-            waiting.look_below(Path(path))
+            waiting.look_below(tree.spelt(Path(path)))
         if time.monotonic() >= next_scan:
             waiting.look_below(tree.folder)
             next_scan = time.monotonic() + rescan_s

@@ -116,6 +116,20 @@ def test_a_format_for_all(tmp_path: Path) -> None:
     assert all(decode(report.target).format == "jpg" for report in done(planned) if report.target)
 
 
+def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "e.png")
+    (tmp_path / "in" / "sub").mkdir()
+    for name in ("a.jxl", "b.tga", "c.jpg_large", "sub/d", ".hidden"):
+        (tmp_path / "in" / name).write_text("")
+    planned = plan([tmp_path / "in"], tmp_path / "out", scale=4)
+    assert len(planned) == 1
+    assert planned.passed_over.count == 4
+    assert {path.name for path in planned.passed_over.first} == {"a.jxl", "b.tga", "c.jpg_large", "d"}
+    for number in range(30):
+        (tmp_path / "in" / f"{number:02}.txt").write_text("")
+    assert str(plan([tmp_path / "in"], tmp_path / "out", scale=4).passed_over).endswith(" and 24 more")
+
+
 def test_hidden_files_and_folders_are_left_alone(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     for name in (".hidden.png", "._a.png", ".folder/a.png", "__MACOSX/._a.png"):
