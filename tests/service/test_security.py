@@ -240,11 +240,16 @@ def test_no_program_is_run_and_nothing_is_called_during_requests(
         server.wait()
         watch = ["strace", "-f", "-qq", "-s", "200", "-e", "trace=execve,connect", "-o", str(calls)]
         with subprocess.Popen([*watch, "-p", str(server.pid)]) as watching:
-            until(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{server.pid}/status").read_text())
-            for content in contents:
-                assert server.client.post("/v1/upscale?scale=1", content=content).status_code < 500
-            assert server.client.post("/v1/jobs", content=png()).status_code == 202
-            watching.terminate()
+            try:
+                until(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{server.pid}/status").read_text())
+                for content in contents:
+                    answer = server.client.post(
+                        "/v1/upscale?scale=1", content=content, timeout=120
+                    )  # under strace
+                    assert answer.status_code < 500
+                assert server.client.post("/v1/jobs", content=png(), timeout=120).status_code == 202
+            finally:
+                watching.terminate()
     finally:
         server.close()
     seen = calls.read_text()
