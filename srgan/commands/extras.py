@@ -10,13 +10,13 @@ from srgan.errors import UsageError
 # What only training and evaluation, or the service, need; where one of them is missing, the extra is.
 PACKAGES = {
     "train": {
-        *("jinja2", "lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard"),
+        *("jinja2", "lightning", "lpips", "markupsafe", "onnx", "onnxscript", "skimage", "tensorboard"),
         *("torch", "torchmetrics", "torchvision"),
     },
     "watch": {"watchfiles"},
     "cluster": {"ray", "pyarrow", "pandas"},
     "service": {
-        *("dbos", "fastapi", "fsspec", "h11", "jinja2", "prometheus_client", "pydantic_settings"),
+        *("dbos", "fastapi", "fsspec", "h11", "jinja2", "markupsafe", "prometheus_client", "pydantic_settings"),
         *("python_multipart", "starlette", "structlog", "uvicorn"),
     },
 }

@@ -63,10 +63,9 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: nothing is left to watch."""
-        for timer in (self._head_timer, self._write_timer, self._end_timer):
+        for timer in (self._head_timer, self._write_timer, self._end_timer, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
-        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
