@@ -74,15 +74,15 @@ def with_form(wish: Wish, fields: dict[str, str]) -> Wish:
 
     Raises Problem for an unknown or wrong parameter.
     """
-    said = wish.model_dump(exclude_unset=True)
+    given = wish.model_dump(exclude_unset=True)
     try:
         formed = Wish.model_validate(fields).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise Problem("invalid-parameter", describe(error)) from error
     for name, value in formed.items():
-        if said.setdefault(name, value) != value:
+        if given.setdefault(name, value) != value:
             raise Problem("invalid-parameter", f"{name}: the query and the form contradict each other")
-    return Wish(**said)
+    return Wish(**given)
 
 
 def describe(error: ValidationError) -> str:
@@ -93,10 +93,10 @@ def describe(error: ValidationError) -> str:
 def describe_errors(errors: Sequence[Any]) -> str:
     """Return what pydantic's list of errors says, in a line, without what the client sent."""
     parts = []
-    for one in errors[:5]:
-        where = ".".join(str(part) for part in one["loc"] if part not in ("query", "body", "path", "header"))
+    for error in errors[:5]:
+        where = ".".join(str(part) for part in error["loc"] if part not in ("query", "body", "path", "header"))
         name = where if where.isidentifier() and len(where) < 40 else "a parameter"
-        parts.append(f"{name}: {one['msg']}")
+        parts.append(f"{name}: {error['msg']}")
     return "; ".join(parts) or "a parameter is wrong"
 
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _CHUNK_BYTES = 64 * 1024
 
 
-class Wanted:
+class Cancellation:
     """Runs requests' work until it is done, its deadline is over, its client is gone or the service must end."""
 
     def __init__(self) -> None:
