@@ -38,7 +38,8 @@ from openvino import opset13
 
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.machine import available_bytes, available_cores
-from srgan.networks.generator import DeployedGenerator, Generator
+from srgan.networks.generator import Generator
+from srgan.networks.layers import deployed as for_inference
 
 MODEL = ROOT / "weights" / "srgan-x4.onnx"
 MATMUL_SIDE = 2048
@@ -227,7 +228,7 @@ def deployed() -> Generator:
     published = plain_folder.load()
     generator = Generator()
     generator.load_state_dict(published.state_dict())
-    return DeployedGenerator(generator.eval()).eval()
+    return for_inference(generator.eval())
 
 
 CONTENDERS: dict[str, Build] = {
