@@ -16,7 +16,11 @@ import torch
 
 from srgan.errors import TrainingError, WeightsError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
+from srgan.networks import reading
+from srgan.networks.generator import SCALE, Generator
 from srgan.networks.reading import CHECKPOINT_MAGIC, load_checkpoint
+from srgan.training.config import Recipe
+from srgan.weights import ModelMetadata
 
 log = logging.getLogger(__name__)
 
@@ -76,3 +80,23 @@ def prune(run: Path, keep: int) -> None:
     """Remove all but the last `keep` numbered checkpoints."""
     for path in checkpoints(run)[:-keep]:
         path.unlink(missing_ok=True)
+
+
+def described(
+    state: dict[str, Any], recipe: Recipe, name: str, data_sha256: str, scores: dict[str, float]
+) -> tuple[Generator, ModelMetadata]:
+    """Return the generator that has the weights `state`, and everything that made them."""
+    architecture = recipe.generator.model_dump()
+    generator = Generator(**architecture)
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    reading.fill(generator, state, name)
+    metadata = ModelMetadata(
+        name=name,
+        scale=SCALE,
+        halo_lr_px=generator.halo_lr_px,
+        architecture=architecture,
+        recipe=recipe.model_dump(mode="json"),
+        data_sha256=data_sha256,
+        metrics={key: round(value, 4) for key, value in scores.items()},
+    )
+    return generator, metadata

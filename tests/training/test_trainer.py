@@ -19,6 +19,7 @@ import torch
 import torchvision
 from lightning.fabric import Fabric
 from PIL import Image
+from srgan.training.state import Position, load_state, save_state
 from torch import Tensor, nn
 
 from srgan.errors import BackboneError, UnknownModelError, UsageError, WeightsError
@@ -30,7 +31,6 @@ from srgan.training import trainer, validation
 from srgan.training.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
 from srgan.training.config import Recipe, StageRecipe, load_recipe, validated
 from srgan.training.data import PictureCache, build_cache, split
-from srgan.training.state import Position, load_state, save_state
 from srgan.training.trainer import (
     Players,
     discriminator_step,
