@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the cache; part of its key, so that another version packs anew
 _BAD_FILES_SHOWN = 5
-_FILES_BETWEEN_WORDS = 2000  # a minute or so
+_FILES_BETWEEN_LOGS = 2000  # a minute or so
 
 # The columns of a cache that have one number for each picture.
 _NUMBERS = ("offsets", "heights", "widths", "lr_offsets", "sources", "energy_offsets", "jpeg_qualities")
@@ -242,7 +242,7 @@ def _decode_all(
     energies, thumbnails = [np.empty(0, np.float32)], []
     offset = energy_offset = 0
     for number, (file, picture) in enumerate(in_order(try_examine, files), start=1):
-        if number % _FILES_BETWEEN_WORDS == 0:
+        if number % _FILES_BETWEEN_LOGS == 0:
             log.info("%d of %d files decoded", number, len(files))
         if isinstance(picture, str):
             skipped.append((file.path.name, picture))

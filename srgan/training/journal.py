@@ -34,16 +34,16 @@ class Journal:
     TrainingError where the run's folder cannot be written to.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
-        self._run, self._speaks, self._since = run, speaks, since
+    def __init__(self, folder: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
+        self._folder, self._speaks, self._since = folder, speaks, since
         self._boards: dict[str, SummaryWriter] = {}
         self._bar: _Bar | None = None
         if not speaks:
             return
         with self._room():
-            run.mkdir(parents=True, exist_ok=True)
-            write_atomically(run / "recipe.json", (recipe.model_dump_json(indent=2) + "\n").encode())
-            rows = run / "metrics.jsonl"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "recipe.json", (recipe.model_dump_json(indent=2) + "\n").encode())
+            rows = folder / "metrics.jsonl"
             write_atomically(rows, "".join(_rows_until(rows, *since)).encode())
             self._file = rows.open("a", encoding="utf-8")
         self._bar = _Bar() if sys.stderr.isatty() else None
@@ -100,7 +100,7 @@ class Journal:
         if not self._speaks:
             return
         with self._room():
-            folder = self._run / "samples"
+            folder = self._folder / "samples"
             folder.mkdir(exist_ok=True)
             write_atomically(folder / f"{stage}-{step:09d}.png", encode(Picture(strip), "png"))
             self._board(stage).add_image("samples", strip, step, dataformats="HWC")
@@ -112,7 +112,7 @@ class Journal:
     def _board(self, stage: str) -> SummaryWriter:
         if stage not in self._boards:
             # A stage has its own folder because TensorBoard forgets by step: all that it knows from there on.
-            folder, (stages, step) = self._run / "tensorboard" / stage, self._since
+            folder, (stages, step) = self._folder / "tensorboard" / stage, self._since
             goes_on = step + 1 if stage == stages[-1] else 0
             self._boards[stage] = SummaryWriter(str(folder), purge_step=goes_on if folder.is_dir() else None)
         return self._boards[stage]
@@ -124,8 +124,8 @@ class Journal:
             yield
         except OSError as error:
             raise TrainingError(
-                f"{self._run} cannot be written: {error.strerror}; make room and go on with --resume, or choose "
-                "another --run"
+                f"{self._folder} cannot be written: {error.strerror}; make room and go on with --resume, or "
+                "choose another --run"
             ) from error
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from srgan.errors import UsageError
 from srgan.training.config import Recipe
 
-_PATIENCE = timedelta(hours=12)  # of processes that wait for the first one to decode a large folder
+_DECODING_TIMEOUT = timedelta(hours=12)  # of processes that wait for the first one to decode a large folder
 
 _LIGHTNING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -34,7 +34,7 @@ def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
                 f"{world // local} machines; leave both options out"
             )
         devices, nodes = local, world // local
-    strategy: Any = DDPStrategy(timeout=_PATIENCE) if devices * nodes > 1 else "auto"
+    strategy: Any = DDPStrategy(timeout=_DECODING_TIMEOUT) if devices * nodes > 1 else "auto"
     precision: Any = _LIGHTNING_PRECISIONS[precision_of(recipe)]
     return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
 

@@ -25,6 +25,7 @@ from srgan.training.data import PictureCache, split
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
+from srgan.training.losses import generator_terms
 from srgan.training.processes import agreed
 from srgan.training.validation import sample_strip, validate
 from srgan.weights import bundled_tensors, is_file_name
@@ -62,6 +63,8 @@ class Run:
         self.training, self.held_out = split(cache, recipe.data.held_out, recipe.seed)
         self.players = make_players(recipe, fabric, label_random, resume=resume)
         self.position = Position()
+        if "adversarial" in recipe.stages():  # a backbone that is missing is found now, not after the pre-training
+            generator_terms(recipe.losses, self.players.ema, fabric.device)
         if fabric.is_global_zero:
             checkpoint.sweep(folder)
         if resume:

@@ -48,10 +48,8 @@ def train(
     checkpoint and raise KeyboardInterrupt or SystemExit(143). Raises UsageError if `folder` already holds a run
     and `resume` is not set, WeightsError if its checkpoint does not fit, TrainingError if the run cannot go on.
     """
-    fabric = fabric or make_fabric(recipe)
-    if "adversarial" in recipe.stages():  # a backbone that is missing is found now, not after the pre-training
-        generator_terms(recipe.losses, nn.Identity(), fabric.device)
     interrupt = Interrupt()
+    fabric = fabric or make_fabric(recipe)
     run = Run(recipe, cache, folder, fabric, resume=resume, asked_to_stop=interrupt.stop.is_set)
     exported: list[Path] = []
     with signals_taken(interrupt.take), run.journal:
@@ -123,10 +121,9 @@ def stage_end_s(recipe: Recipe, name: str, minutes: float | None) -> float | Non
     """Return when, in seconds of the run, stage `name` has used its share of `minutes`; None without a limit."""
     if minutes is None:
         return None
-    shares = {stage: recipe.time_share for stage, recipe in recipe.stages().items()}
-    names = list(shares)
-    until = sum(shares[stage] for stage in names[: names.index(name) + 1])
-    return 60 * minutes * until / sum(shares.values()) - min(_FINISH_S, 6 * minutes)
+    shares = [stage.time_share for stage in recipe.stages().values()]
+    number = list(recipe.stages()).index(name)
+    return 60 * minutes * sum(shares[: number + 1]) / sum(shares) - min(_FINISH_S, 6 * minutes)
 
 
 def batch_source(

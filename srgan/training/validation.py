@@ -98,13 +98,13 @@ def _row(lr: npt.NDArray[np.uint8], sr: npt.NDArray[np.uint8], hr: npt.NDArray[n
         "colour_shift": kept.colour_shift,
         "detail": float(_laplacian(sr).std() / _laplacian(hr).std().clamp(min=1e-6)),
     }
-    if lpips_can_be_had():
+    if lpips_available():
         row["lpips"] = metrics.lpips(sr, hr)
     return row
 
 
 @functools.cache
-def lpips_can_be_had() -> bool:
+def lpips_available() -> bool:
     """Whether AlexNet's weights are there; asked once, since the answer may cost a download that fails slowly."""
     try:
         metrics.lpips_network()

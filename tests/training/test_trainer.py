@@ -54,7 +54,7 @@ from srgan.weights import bundled_tensors
 @pytest.fixture(autouse=True)
 def no_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation here goes without LPIPS: no test fetches or loads AlexNet."""
-    monkeypatch.setattr(validation, "lpips_can_be_had", lambda: False)
+    monkeypatch.setattr(validation, "lpips_available", lambda: False)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -235,6 +235,15 @@ def test_a_resumed_run_knows_the_minutes_that_are_gone(
     resumed_at = clock.now_s
     train(recipe, cache, tmp_path, minutes=2, resume=True)
     assert clock.now_s - resumed_at == pytest.approx(105 - 40, abs=4.1)
+
+
+def test_the_first_checkpoint_of_a_stage_knows_the_minutes_that_are_gone(
+    cache: PictureCache, tmp_path: Path, clock: Clock
+) -> None:
+    """Or a run killed soon after it would begin its `--minutes` anew."""
+    train(small(), cache, tmp_path)
+    position = load_checkpoint(checkpoint_path(tmp_path, 1, "adversarial", 0))["position"]
+    assert position["elapsed_s"] == position["stage_began_s"] == 4 * 4
 
 
 # --- steps -----------------------------------------------------------------------------------------------------
@@ -548,7 +557,7 @@ def finished(cache: PictureCache, tmp_path_factory: pytest.TempPathFactory) -> t
     """A run of both stages and what it exported; not to be written to."""
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "lpips_can_be_had", lambda: True)
+        patch.setattr(validation, "lpips_available", lambda: True)
         patch.setattr(metrics, "lpips", lambda *_: 0.25)
         return run, train(small(), cache, run)
 
