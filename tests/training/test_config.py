@@ -93,10 +93,10 @@ def test_tiny_needs_no_backbone() -> None:
     ],
 )
 def test_overrides(override: str, key: str, value: object) -> None:
-    found: object = load_recipe("srgan_x4", [override])
+    setting: object = load_recipe("srgan_x4", [override])
     for part in key.split("."):
-        found = getattr(found, part)
-    assert found == value
+        setting = getattr(setting, part)
+    assert setting == value
 
 
 def test_the_last_override_wins_and_the_rest_stays() -> None:

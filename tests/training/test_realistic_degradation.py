@@ -366,7 +366,7 @@ def test_each_part_is_harmful() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("degradation.first.resize=[1.2, 0.4]", "first.resize must ascend"),
         ("degradation.second.blur_sigma=[0.0, 1.0]", "second.blur_sigma must ascend within 0.05 to 10"),
@@ -376,10 +376,10 @@ def test_each_part_is_harmful() -> None:
         ("degradation.first.nise=1", "unknown key 'degradation.first.nise'"),
     ],
 )
-def test_ranges_that_make_no_sense_are_refused(setting: str, said: str) -> None:
+def test_ranges_that_make_no_sense_are_refused(setting: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("tiny", [setting])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_one_key_of_the_second_pass_leaves_its_others() -> None:
@@ -408,9 +408,9 @@ def test_a_picture_with_jpeg_alone_is_that_of_a_file() -> None:
     inner = (bicubic(tensor(hr))[0].permute(1, 2, 0) * 255).round().byte().numpy()
     file = by_pillow(inner, 60)[6:-6, 6:-6]
     # The grid of blocks lies elsewhere, so the pixels differ, but not the loss.
-    own, files = (np.abs(one - inner[6:-6, 6:-6].astype(np.int64)).mean() for one in (array(lr[0]), file))
+    ours, files = (np.abs(one - inner[6:-6, 6:-6].astype(np.int64)).mean() for one in (array(lr[0]), file))
     assert files > 1
-    assert own == pytest.approx(files, rel=0.15)
+    assert ours == pytest.approx(files, rel=0.15)
 
 
 def tables_of_pillow(quality: int) -> list[int]:
