@@ -27,7 +27,7 @@ OWNERS = {
     "openvino": {"srgan.engines.openvino", "srgan.engines.strips"},
     "lpips": {"srgan.evaluation.metrics"},
     "skimage": {"srgan.evaluation.metrics"},
-    "torchmetrics": {"srgan.evaluation.metrics"},
+    "torchmetrics": {"srgan.evaluation.frechet"},
     "torch": {"srgan.training", "srgan.evaluation", "srgan.evaluation.backbones", "srgan.engines.torch"},
     "torchvision": {"srgan.training", "srgan.evaluation", "srgan.evaluation.backbones"},
     "lightning": {"srgan.training"},

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from srgan.evaluation.benchmark import SCALE, pairs
+from srgan.evaluation.benchmark import pairs
+from srgan.evaluation.tables import SCALE
 from srgan.files import write_atomically
 from srgan.pictures import PICTURE_SUFFIXES, Picture, decode, encode, resized
 from srgan.upscale import Upscaler

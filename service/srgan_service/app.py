@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from srgan.upscale import AnyUpscaler
 from srgan_service import logs
 from srgan_service.http import job_routes, openapi, routes
 from srgan_service.http.job_routes import JobDesk
@@ -26,7 +27,6 @@ from srgan_service.http.parameters import describe_errors
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.jobs import Jobs
 from srgan_service.settings import Settings
-from srgan_service.work.models import AnyUpscaler
 from srgan_service.work.service import Service
 from srgan_service.work.work import Decode
 

@@ -17,8 +17,10 @@ from support.folders import NearestEngine, job, made, picture, pictures, statuse
 
 from srgan.errors import OutputError
 from srgan.folder import manifest
-from srgan.folder.batch import Options, plan, run
+from srgan.folder.batch import run
+from srgan.folder.desk import Options
 from srgan.folder.manifest import FOLDER, Manifest, Origin
+from srgan.folder.planning import plan
 from srgan.pictures import decode
 from srgan.upscale import Request, Upscaler
 

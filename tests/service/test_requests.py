@@ -215,7 +215,7 @@ def test_a_balance_is_that_of_the_command_line(running: Running) -> None:
 
 
 def test_what_is_no_profile_is_not_sent_back() -> None:
-    from srgan_service.work.work import stripped
+    from srgan.folder.making import stripped
 
     picture = Picture(levels(2, 2), icc=b"<script>" * 100, exif=b"Exif", warnings=("w",))
     assert stripped(picture).icc is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from support.caches import cache_of
 
 from srgan.conversion.exporting import export_generator
@@ -266,7 +266,7 @@ def test_a_run_gone_astray_says_so_and_a_healthy_one_does_not(
     page = report(tmp_path / "run")
     for alarm in alarms:
         assert alarm in caplog.text
-        assert html.escape(alarm) in page
+        assert str(escape(alarm)) in page
     assert ('class="alarms"' in page) == bool(expected)
 
 

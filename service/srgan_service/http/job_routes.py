@@ -266,7 +266,7 @@ def _reader(file: UploadFile) -> Callable[[], bytes]:
 
 def _refuse_nonsense(wish: Wish, service: Service) -> None:
     try:
-        wish.request()
+        wish.order()
         service.models.check(wish.model, wish.balance)
     except SrganError as error:
         raise problem_of(error) from error

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from srgan.folder.making import Order
 from srgan.pictures import FORMATS
 from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request
 from srgan_service.http.problems import Problem
@@ -53,15 +54,16 @@ class Wish(BaseModel):
         Field(description="Whether what the upload says of place, time and camera stays in the result."),
     ] = "strip"
 
-    def request(self) -> Request:
-        """Return the part that the upscaler takes. Raises UsageError for two sizes that contradict."""
-        return Request(
+    def order(self) -> Order:
+        """Return what decides on the result beside the model. Raises UsageError for two sizes that contradict."""
+        request = Request(
             scale=self.scale,
             long_side_px=self.long_side,
             width_px=self.width,
             height_px=self.height,
             strength=self.strength,
         )
+        return Order(request, format=self.format, quality=self.quality, metadata=self.metadata)
 
 
 assert set(FormatName.__args__) == {"auto", *FORMATS}  # type: ignore[attr-defined]  # noqa: S101

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from srgan.errors import (
     EngineError,
+    FormatError,
     GuardError,
     PictureTooLargeError,
     SrganError,
@@ -121,7 +122,7 @@ def problem_of(error: SrganError) -> Problem:
             return Problem("too-many-pixels", said)
         case UnsupportedPictureError():
             return Problem("unsupported-format", said)
-        case UsageError():
+        case UsageError() | FormatError():
             return Problem("invalid-parameter", said)
         case GuardError():
             return Problem("not-ready", "pictures cannot be decoded now; try again", retry_after_s=5)

@@ -5,44 +5,19 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from srgan.conversion.loading import load_engine
-from srgan.engines.inference import Progress
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.pictures import Picture
-from srgan.upscale import Request, Upscaler
-from srgan.weights import ModelMetadata, balance_models, bundled_models, is_file_name
+from srgan.upscale import AnyUpscaler, Upscaler
+from srgan.weights import balance_models, bundled_models, is_file_name
 from srgan_service.work.device import Device
 
 # Generators between two models that are kept loaded; every balance is one.
 _MOST_BALANCED = 4
-
-
-class AnyUpscaler(Protocol):
-    """What the service needs of an `Upscaler`, and what a test can fake."""
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What the model says of itself."""
-        ...
-
-    @property
-    def scale(self) -> int:
-        """Output pixels per input pixel when no other scale is asked for."""
-        ...
-
-    def upscale(
-        self, picture: Picture, request: Request | float | None = None, progress: Progress | None = None
-    ) -> Picture:
-        """Return `picture` enlarged; an exception that `progress` raises stops the work between two tiles."""
-        ...
-
-    def output_size(self, picture: Picture, request: Request | float | None = None) -> tuple[int, int]:
-        """Return (height, width) that `upscale` would give, or raise what it would."""
-        ...
 
 
 @dataclass(frozen=True)

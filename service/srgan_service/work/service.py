@@ -10,6 +10,7 @@ import structlog
 
 from srgan.machine import available_bytes
 from srgan.pictures.guarded import GuardedDecoder, Limits
+from srgan.upscale import AnyUpscaler
 from srgan_service.http.keys import Keys
 from srgan_service.http.problems import Problem, draining
 from srgan_service.http.wanted import Wanted
@@ -17,7 +18,7 @@ from srgan_service.metrics import Metrics
 from srgan_service.settings import Settings
 from srgan_service.work.admission import Gate, Lane
 from srgan_service.work.device import Device
-from srgan_service.work.models import AnyUpscaler, Models
+from srgan_service.work.models import Models
 from srgan_service.work.work import Decode, Works
 
 _log = structlog.stdlib.get_logger("srgan_service")

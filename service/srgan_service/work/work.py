@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import TypeVar
 
 from srgan.errors import SrganError
-from srgan.pictures import FORMATS, Picture, encode, losses, why_not
-from srgan.upscale import Request
+from srgan.folder.making import Decision, decide, make
+from srgan.pictures import FORMATS, Picture
+from srgan.upscale import AnyUpscaler
 from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem, problem_of
 from srgan_service.metrics import Metrics
@@ -20,7 +21,7 @@ from srgan_service.settings import Settings
 from srgan_service.work.admission import Gate, Lane, Ticket
 from srgan_service.work.device import Device
 from srgan_service.work.fair import Stopped
-from srgan_service.work.models import AnyUpscaler, Models
+from srgan_service.work.models import Models
 
 T = TypeVar("T")
 
@@ -34,9 +35,6 @@ MEDIA_TYPES = {
     "bmp": "image/bmp",
     "ppm": "image/x-portable-anymap",
 }
-
-# Of a colour profile; the largest in use, of printing presses, have two or three megabytes.
-_MAX_ICC_BYTES = 4 * 2**20
 
 Decode = Callable[[bytes], Picture]
 
@@ -102,12 +100,12 @@ class Works:
         Raises Problem for whatever is wrong with the picture or the wish, or if there is no room for it.
         """
         with _problems():
-            request = wish.request()
+            order = wish.order()
             self._models.check(wish.model, wish.balance)
         picture = await self._decoded(ticket, content)
         upscaler = await self._upscaler(ticket, wish)
         with _problems():
-            format = destination(picture, wish, upscaler)
+            decision = decide(picture, order, upscaler)
         cost_px = sum(frame.width * frame.height * (1 if frame.alpha is None else 2) for frame in picture.frames)
         lane = "small" if cost_px <= self._settings.small_megapixels * 1e6 else "large"
         self._refuse_if_hopeless(cost_px)
@@ -116,9 +114,7 @@ class Works:
         waiting_since = monotonic()
         async with self.lanes[lane].turn(ticket):
             self._metrics.wait.labels(lane).observe(monotonic() - waiting_since)
-            return await self._until_stopped(
-                ticket, self._workers, lambda: self._work(ticket, upscaler, picture, request, wish, format)
-            )
+            return await self._until_stopped(ticket, self._workers, lambda: self._work(ticket, upscaler, decision))
 
     def work_on_job(self, ticket: Ticket, content: bytes, wish: Wish, progress: Callable[[float], None]) -> Answer:
         """Return the result of an upload of a job, in the thread that asks.
@@ -126,11 +122,10 @@ class Works:
         `progress` is called with the finished fraction; what it raises ends the work. Raises Problem.
         """
         with _problems():
-            request = wish.request()
+            order = wish.order()
             upscaler = self._models.get(wish.model, wish.balance)
-            picture = self._decode(content)
-            format = destination(picture, wish, upscaler)
-        return self._work(ticket, upscaler, picture, request, wish, format, progress)
+            decision = decide(self._decode(content), order, upscaler)
+        return self._work(ticket, upscaler, decision, progress)
 
     async def _decoded(self, ticket: Ticket, content: bytes) -> Picture:
         async with self._decoding.turn(ticket):
@@ -148,10 +143,7 @@ class Works:
         self,
         ticket: Ticket,
         upscaler: AnyUpscaler,
-        picture: Picture,
-        request: Request,
-        wish: Wish,
-        format: str,
+        decision: Decision,
         progress: Callable[[float], None] | None = None,
     ) -> Answer:
         def report(fraction: float) -> None:
@@ -162,15 +154,13 @@ class Works:
 
         report(0.0)
         with _problems(), self._device.shared_by(ticket.flow):
-            result = upscaler.upscale(picture, request, report)
-            report(1.0)
-            if wish.metadata == "strip":
-                result = stripped(result)
-            encoded = encode(result, format, quality=wish.quality)
-        self._metrics.pixels_in.inc(sum(frame.width * frame.height for frame in picture.frames))
-        self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in result.frames))
-        warnings = tuple(dict.fromkeys([*result.warnings, *losses(result, format)]))
-        return Answer(encoded, format, result.width, result.height, upscaler.metadata.name, warnings)
+            made = make(decision, upscaler, report)
+        self._metrics.pixels_in.inc(sum(frame.width * frame.height for frame in decision.picture.frames))
+        self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in made.picture.frames))
+        result = made.picture
+        return Answer(
+            made.content, made.format, result.width, result.height, upscaler.metadata.name, made.warnings
+        )
 
     async def _until_stopped(self, ticket: Ticket, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         """Return what `work` does in a thread of `pool`; if this is cancelled, stop the work and see its end."""
@@ -196,31 +186,6 @@ class Works:
                 f"this picture takes about {cost_px / speed:.0f} s here, and one request may take "
                 f"{self._settings.deadline_s:.0f} s; send it to /v1/jobs",
             )
-
-
-def destination(picture: Picture, wish: Wish, upscaler: AnyUpscaler) -> str:
-    """Return the format of the result, before any work that would be lost if it could not be written."""
-    size = upscaler.output_size(picture, wish.request())
-    if wish.format == "auto":
-        return picture.format if why_not(picture, picture.format, size=size) is None else "png"
-    if reason := why_not(picture, wish.format, size=size):
-        raise Problem("invalid-parameter", f"format: {reason}; auto finds one that can")
-    return wish.format
-
-
-def stripped(picture: Picture) -> Picture:
-    """Return `picture` with its colour profile and nothing else that its file said beside the pixels."""
-    frames = [replace(frame.without_metadata(), icc=_profile(frame.icc)) for frame in picture.frames]
-    warnings = picture.warnings
-    if any(before.icc and not after.icc for before, after in zip(picture.frames, frames, strict=True)):
-        warnings = (*warnings, "its colour profile is none that can be passed on, so it was left out")
-    return replace(frames[0], further=tuple(frames[1:]), warnings=warnings)
-
-
-def _profile(icc: bytes | None) -> bytes | None:
-    """Return a colour profile, or None for what is none (ICC.1, 7.2), whatever it may be."""
-    is_one = icc is not None and len(icc) <= _MAX_ICC_BYTES and icc[36:40] == b"acsp"
-    return icc if is_one else None
 
 
 class _problems(contextlib.AbstractContextManager[None]):  # noqa: N801
