@@ -34,7 +34,7 @@ from srgan.evaluation.measures import MEASURES
 from srgan.files import write_atomically
 from srgan.networks.reading import load_generator
 from srgan.training.checkpoint import checkpoint_path, checkpoints
-from srgan.training.state import STAGES
+from srgan.training.config import STAGES
 from srgan.weights import add_to_manifest
 
 STOPPED = (143, -signal.SIGTERM)  # the exit codes of a run that was ended with a checkpoint, and before it began

@@ -49,9 +49,10 @@ from srgan.training import checkpoint, trainer
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import Recipe, validated
 from srgan.training.data import PictureCache, build_cache, split
+from srgan.training.losses import generator_terms
 from srgan.training.processes import make_fabric
+from srgan.training.run import make_players, random_streams
 from srgan.training.sources import parse_source
-from srgan.training.state import make_players, random_streams
 from srgan.upscale import Upscaler
 from srgan.weights import find_weights
 
@@ -83,7 +84,7 @@ def recipe_of(objective: str, seed: int, steps: int, weight: float, start: str, 
     values: dict[str, Any] = {
         "seed": seed,
         "start": start,
-        "precision": "32-true",
+        "precision": "fp32",
         "objective": objective,
         "generator": {"blocks": 4, "features": 24},
         "discriminator": {
@@ -139,13 +140,13 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
     ):
         optimizer.param_groups[0]["lr"] = rate
     training, _ = split(cache, recipe.data.held_out, recipe.seed)
-    batch = trainer.batch_source(recipe, stage, training, fabric, random)
-    functions, weights = trainer.generator_terms(recipe.losses, players.ema, fabric.device)
+    batch = trainer.batch_source(recipe, stage, training, fabric.device, random)
+    functions, weights = generator_terms(recipe.losses, players.ema, fabric.device)
     found: list[float] = []
     for step in range(stage.discriminator_alone_steps + _PILOT_STEPS):
         lr, hr = batch()
         sr = players.generator(lr)
-        trainer.discriminator_step(fabric, players, hr, sr, stage.clip_norm)
+        trainer.discriminator_step(players, hr, sr, stage.clip_norm)
         if step < stage.discriminator_alone_steps:
             continue
         with trainer.frozen(players.discriminator):
@@ -154,7 +155,7 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
             norms = trainer.gradient_norms(terms, weights | {"adversarial": 1.0}, sr)
         found.append(_PULL * float(norms["gradient/content"] / norms["gradient/adversarial"].clamp(min=1e-12)))
         now = weights | {"adversarial": statistics.median(found[-10:])}  # one batch alone would make it jump
-        trainer.generator_step(fabric, players, functions, now, lr, hr, sr, stage.clip_norm)
+        trainer.generator_step(players, functions, now, trainer.Batch(lr, hr, sr), stage.clip_norm)
     return statistics.median(found[len(found) // 2 :])
 
 

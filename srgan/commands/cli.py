@@ -248,9 +248,9 @@ def check(
 ) -> None:
     """Find what would spoil a run (unreadable, small, doubled, badly paired) and how long it will take."""
     with needs("train"):
-        from srgan.training import check as data_check
+        from srgan.commands import data as data_commands
 
-        if data_check.check_command(folders, lr, json_path, recipe):
+        if data_commands.check(folders, lr, json_path, recipe):
             raise typer.Exit(FAILED)
 
 
@@ -267,6 +267,6 @@ def preview(
 ) -> None:
     """Draw a sheet of patches as a run will see them: HR beside the LR made from it."""
     with needs("train"):
-        from srgan.training import check as data_check
+        from srgan.commands import data as data_commands
 
-        data_check.preview_command(folders, out, recipe, seed, count)
+        data_commands.preview(folders, out, recipe, seed, count)

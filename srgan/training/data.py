@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -23,52 +24,47 @@ from torch import Tensor
 from srgan.errors import TrainingError, UsageError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.networks.generator import SCALE
-from srgan.training.sources import (
-    THUMBNAIL_PX,
-    File,
-    Source,
-    in_order,
-    list_files,
-    listed,
-    shown,
-    try_examine,
-)
+from srgan.texts import one_line
+from srgan.training.sources import THUMBNAIL_PX, File, Source, in_order, list_files, listed, try_examine
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # of the cache; part of its key, so that another version packs anew
 _BAD_FILES_SHOWN = 5
-_FILES_BETWEEN_WORDS = 2000  # a minute or so
+_FILES_BETWEEN_LOGS = 2000  # a minute or so
+
+# The columns of a cache that have one number for each picture.
+_NUMBERS = ("offsets", "heights", "widths", "lr_offsets", "sources", "energy_offsets", "jpeg_qualities")
 
 
 @dataclass(frozen=True)
 class PictureCache:
     """Pictures packed one after another, each (H,W,3) uint8 row by row.
 
-    `pixels`: (bytes,) uint8, memory-mapped. `offsets`, `heights`, `widths`: (count,) int64. `names`: where each
-    came from. `sha256`: hash of the names and contents, so that a run can say what it was trained on.
+    `pixels`: (bytes,) uint8, memory-mapped. `names`: where each came from. `sha256`: hash of the names and
+    contents, so that a run can say what it was trained on. `skipped`: (name, reason) of files left out.
 
-    What `build_cache` adds, each (count, ...): `lr_offsets`: where the shipped LR picture begins in `pixels`, -1
-    without one. `sources`: number of the source. `energy_offsets`: into `energy`, `Examined.energy` of all
-    pictures one after another. `thumbnails`, `jpeg_qualities`, `notes`: as in `Examined`. `source_weights`: one
-    for each source, or None if patches come as positions do. `skipped`: (name, reason) of files left out.
+    Of each picture, (count,) int64: `offsets` into `pixels`, `heights`, `widths`; `lr_offsets`: where its shipped
+    LR picture begins, -1 without one; `sources`: number of the source; `energy_offsets`: into `energy`, which is
+    `Examined.energy` of all pictures one after another; and `jpeg_qualities`, as `thumbnails` and `notes` those of
+    `Examined`. `source_weights`: of each source; empty if patches come as positions do.
     """
 
     pixels: Tensor
     offsets: Tensor
     heights: Tensor
     widths: Tensor
+    lr_offsets: Tensor
+    sources: Tensor
+    energy_offsets: Tensor
+    energy: Tensor
+    jpeg_qualities: Tensor
+    thumbnails: Tensor
     names: list[str]
+    notes: list[str]
     sha256: str
-    lr_offsets: Tensor | None = None
-    sources: Tensor | None = None
-    energy_offsets: Tensor | None = None
-    energy: Tensor | None = None
-    thumbnails: Tensor | None = None
-    jpeg_qualities: Tensor | None = None
-    notes: list[str] | None = None
-    source_weights: tuple[float, ...] | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...]
+    source_weights: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,7 +75,7 @@ class PictureCache:
 
     def lr_picture(self, index: int) -> Tensor | None:
         """Return the shipped LR of picture `index` as (H/4,W/4,3) uint8, a view, or None if it has none."""
-        if self.lr_offsets is None or self.lr_offsets[index] < 0:
+        if self.lr_offsets[index] < 0:
             return None
         height, width = int(self.heights[index]) // SCALE, int(self.widths[index]) // SCALE
         return self._view(int(self.lr_offsets[index]), height, width)
@@ -87,15 +83,9 @@ class PictureCache:
     def subset(self, indices: Sequence[int]) -> PictureCache:
         """Return a cache of these pictures alone, sharing the pixels."""
         keep = torch.as_tensor(list(indices), dtype=torch.int64)
-        columns: dict[str, Any] = {}
-        for name in (
-            *("offsets", "heights", "widths", "lr_offsets", "sources"),
-            *("energy_offsets", "thumbnails", "jpeg_qualities"),
-        ):
-            column = getattr(self, name)
-            columns[name] = None if column is None else column[keep]
-        notes = None if self.notes is None else [self.notes[i] for i in keep.tolist()]
-        return replace(self, names=[self.names[i] for i in keep.tolist()], notes=notes, **columns)
+        names, notes = ([texts[i] for i in indices] for texts in (self.names, self.notes))
+        columns: dict[str, Any] = {key: getattr(self, key)[keep] for key in (*_NUMBERS, "thumbnails")}
+        return replace(self, names=names, notes=notes, **columns)
 
     def _view(self, start: int, height: int, width: int) -> Tensor:
         return self.pixels[start : start + height * width * 3].view(height, width, 3)
@@ -119,7 +109,7 @@ def build_cache(
         cache = _load(index_path)
         if cache is None:
             cache_folder.mkdir(parents=True, exist_ok=True)
-            with _alone(cache_folder) as alone:
+            with locked(cache_folder) as alone:
                 if alone:
                     _sweep(cache_folder)
                 log.info("decoding %d files into %s", len(files), cache_folder)
@@ -251,16 +241,16 @@ def _decode_all(
     rows: list[tuple[int, ...]] = []
     energies, thumbnails = [np.empty(0, np.float32)], []
     offset = energy_offset = 0
-    for number, (file, found) in enumerate(in_order(try_examine, files), start=1):
-        if number % _FILES_BETWEEN_WORDS == 0:
+    for number, (file, picture) in enumerate(in_order(try_examine, files), start=1):
+        if number % _FILES_BETWEEN_LOGS == 0:
             log.info("%d of %d files decoded", number, len(files))
-        if isinstance(found, str):
-            skipped.append((file.path.name, found))
+        if isinstance(picture, str):
+            skipped.append((file.path.name, picture))
             continue
-        height, width = found.hr.shape[:2]
-        lr_offset = -1 if found.lr is None else offset + found.hr.nbytes
-        rows.append((offset, height, width, lr_offset, file.source, energy_offset, found.jpeg_quality))
-        for pixels in (found.hr, found.lr):
+        height, width = picture.hr.shape[:2]
+        lr_offset = -1 if picture.lr is None else offset + picture.hr.nbytes
+        rows.append((offset, height, width, lr_offset, file.source, energy_offset, picture.jpeg_quality))
+        for pixels in (picture.hr, picture.lr):
             if pixels is not None:
                 data = pixels.data
                 digest.update(
@@ -269,15 +259,14 @@ def _decode_all(
                 offset += pixels.nbytes
                 if packed is not None:
                     packed.write(data)
-        energies.append(found.energy.ravel())
-        energy_offset += found.energy.size
-        thumbnails.append(found.thumbnail)
+        energies.append(picture.energy.ravel())
+        energy_offset += picture.energy.size
+        thumbnails.append(picture.thumbnail)
         names.append(file.path.name)
         kept.append(file)
-        notes.append(found.note)
-    keys = ("offsets", "heights", "widths", "lr_offsets", "sources", "energy_offsets", "jpeg_qualities")
-    table = torch.tensor(rows, dtype=torch.int64).view(-1, len(keys))
-    columns = {key: column.contiguous() for key, column in zip(keys, table.unbind(1), strict=True)}
+        notes.append(picture.note)
+    table = torch.tensor(rows, dtype=torch.int64).view(-1, len(_NUMBERS))
+    columns = {key: column.contiguous() for key, column in zip(_NUMBERS, table.unbind(1), strict=True)}
     columns["energy"] = torch.from_numpy(np.concatenate(energies))
     columns["thumbnails"] = torch.from_numpy(
         np.array(thumbnails, dtype=np.uint8).reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
@@ -287,26 +276,21 @@ def _decode_all(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
+def locked(folder: Path) -> Iterator[bool]:
     """Hold `folder` against other processes that pack, and yield whether that could be done.
 
     The lock falls when this process does, however it ends. Without one, two processes may do the same work twice.
     """
-    if os.name == "nt":
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):  # some network file systems have no locks
         yield False
         return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # some network file systems have no locks
-            yield False
-        else:
-            yield True
+        yield True
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _sweep(folder: Path) -> None:
@@ -319,13 +303,13 @@ def _refuse_if_bad(cache: PictureCache, max_bad_share: float, sources: Sequence[
     bad, total = len(cache.skipped), len(cache.skipped) + len(cache)
     if not bad:
         return
-    some = "; ".join(shown(reason) for _, reason in cache.skipped[:_BAD_FILES_SHOWN])
-    said = f"{bad} of {total} files below {listed(sources)} cannot be used: {some}"
-    said += "; ..." if bad > _BAD_FILES_SHOWN else ""
+    some = "; ".join(one_line(reason) for _, reason in cache.skipped[:_BAD_FILES_SHOWN])
+    message = f"{bad} of {total} files below {listed(sources)} cannot be used: {some}"
+    message += "; ..." if bad > _BAD_FILES_SHOWN else ""
     if not len(cache):
         raise UsageError(f"none of the {total} files below {listed(sources)} could be read as a picture: {some}")
     if bad > max_bad_share * total:
         raise UsageError(
-            f"{said}. That is more than data.max_bad_share = {max_bad_share:g} allows: is it the right folder?"
+            f"{message}. That is more than data.max_bad_share = {max_bad_share:g} allows: is it the right folder?"
         )
-    log.warning("left out: %s", said)
+    log.warning("left out: %s", message)

@@ -117,10 +117,10 @@ class Realistic:
         recipe, random = self._recipe, self._random
         height, width = x.shape[-2] // SCALE, x.shape[-1] // SCALE
         x = self._pass(x, recipe.first, (x.shape[-2], x.shape[-1]), noise_random)
-        if _one_chance(recipe.second_order, random):
+        if _happens(recipe.second_order, random):
             x = self._jpeg(x, self._qualities(x))
             x = self._pass(x, recipe.second, (height, width), noise_random)
-        if _one_chance(0.5, random):  # both orders are met in the wild; section 3.4
+        if _happens(0.5, random):  # both orders are met in the wild; section 3.4
             x = self._sinc(self._resized(x, (height, width)))
             return self._jpeg(x, self._qualities(x))
         x = self._jpeg(x, self._qualities(x))
@@ -144,7 +144,7 @@ class Realistic:
 
     def _resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         mode = ("area", "bilinear", "bicubic")[int(torch.randint(3, (1,), generator=self._random))]
-        aliased = _one_chance(self._recipe.aliased, self._random)
+        aliased = _happens(self._recipe.aliased, self._random)
         if tuple(x.shape[-2:]) == size:
             return x
         if mode == "area":
@@ -383,5 +383,5 @@ def _chosen(chance: float, count: int, random: torch.Generator) -> Tensor:
     return torch.rand(count, generator=random) < chance
 
 
-def _one_chance(chance: float, random: torch.Generator) -> bool:
+def _happens(chance: float, random: torch.Generator) -> bool:
     return bool(_chosen(chance, 1, random))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,64 +44,52 @@ class Patches:
         if too_small == len(cache):
             raise UsageError(f"no training picture is at least {patch_px} px on both sides: add larger pictures")
         self._cache, self._patch_px, self._device, self._random = cache, patch_px, device, random
-        self._lr_offsets = torch.full((len(cache),), -1) if cache.lr_offsets is None else cache.lr_offsets
-        self._steps = torch.where(self._lr_offsets < 0, 1, SCALE)
+        self._lr_widths = cache.widths // SCALE
+        self._steps = torch.where(cache.lr_offsets < 0, 1, SCALE)
         self._cells = _Cells.of(cache, patch_px, self._steps, energy_weighting)
         self._ends = self._cells.mass.cumsum(0)
         self._pixels = cache.pixels.to(device) if _fits(cache.pixels, device) else cache.pixels
 
-    def draw(self, count: int) -> Tensor:
-        """Return (count,3,P,P) float32 in [0,1] on the device, channels_last."""
-        which, top, left, flips = self._places(count)
-        return self._gather(
-            self._cache.offsets[which], self._cache.widths[which], top, left, flips, self._patch_px
-        )
-
     def pairs(self, count: int, degrade: Degradation) -> tuple[Tensor, Tensor]:
-        """Return LR (count,3,h,w) and HR (count,3,4h,4w) in [0,1] on the device, of the same places.
+        """Return LR (count,3,h,w) and HR (count,3,4h,4w), float32 in [0,1] on the device, of the same places.
 
-        4h is the patch without the margin of `degrade`, which makes LR where no LR picture was shipped.
+        4h is the patch without the margin of `degrade`, which makes LR where no LR picture was shipped. `degrade`
+        is given (count,3,P,P), channels_last.
         """
-        which, top, left, flips = self._places(count)
+        places = self._places(count)
         cache, margin = self._cache, degrade.margin_hr_px
-        outer = self._gather(cache.offsets[which], cache.widths[which], top, left, flips, self._patch_px)
-        shipped = (self._lr_offsets[which] >= 0).nonzero()[:, 0]
+        outer = self._gather(places, cache.offsets, cache.widths, self._patch_px)
+        shipped = (cache.lr_offsets[places.picture] >= 0).nonzero()[:, 0]
         if not len(shipped):
             return degrade(outer)
-        given = self._gather(
-            self._lr_offsets[which][shipped],
-            cache.widths[which][shipped] // SCALE,
-            (top[shipped] + margin) // SCALE,
-            (left[shipped] + margin) // SCALE,
-            flips[shipped],
-            (self._patch_px - 2 * margin) // SCALE,
-        )
+        inner = places.reduced(shipped, margin)
+        given = self._gather(inner, cache.lr_offsets, self._lr_widths, (self._patch_px - 2 * margin) // SCALE)
         if len(shipped) == count:
             return given, outer[..., margin : self._patch_px - margin, margin : self._patch_px - margin]
         lr, hr = degrade(outer)
         return lr.index_copy(0, shipped.to(lr.device), given), hr
 
-    def _places(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw (count,) each of: picture, top, left, flips in 0..7."""
+    def _places(self, count: int) -> _Places:
         # float64: 53 bits place a patch evenly among all positions of a million pictures.
         chance = torch.rand(4, count, dtype=torch.float64, generator=self._random)
         cells = self._cells
         cell = torch.searchsorted(self._ends, chance[0] * self._ends[-1], right=True).clamp(
             max=len(self._ends) - 1
         )
-        which = cells.picture[cell]
-        step = self._steps[which]
+        picture = cells.picture[cell]
+        step = self._steps[picture]
         top = cells.top[cell] + step * (chance[1] * cells.rows[cell]).long()
         left = cells.left[cell] + step * (chance[2] * cells.columns[cell]).long()
-        return which, top, left, (chance[3] * 8).long()
+        return _Places(picture, top, left, (chance[3] * 8).long())
 
-    def _gather(
-        self, offsets: Tensor, widths: Tensor, top: Tensor, left: Tensor, flips: Tensor, side_px: int
-    ) -> Tensor:
-        """Cut (count,3,side,side) float32 in [0,1]; flips and transposition are index arithmetic."""
-        device = self._pixels.device
+    def _gather(self, places: _Places, offsets: Tensor, widths: Tensor, side_px: int) -> Tensor:
+        """Cut (count,3,side,side) float32 in [0,1] out of pictures that begin at `offsets` and are `widths` wide.
+
+        Flips and transposition are index arithmetic.
+        """
+        device, (picture, *corner_and_flips) = self._pixels.device, places
         offsets, widths, top, left, flips = (
-            column.view(-1, 1, 1).to(device) for column in (offsets, widths, top, left, flips)
+            column.view(-1, 1, 1).to(device) for column in (offsets[picture], widths[picture], *corner_and_flips)
         )
         grid, last = torch.arange(side_px, device=device), side_px - 1
         down, across = grid.view(1, -1, 1), grid.view(1, 1, -1)
@@ -111,6 +100,20 @@ class Patches:
         index = first.unsqueeze(-1) + torch.arange(3, device=device)
         patches = self._pixels[index].to(self._device)  # (count,side,side,3)
         return patches.permute(0, 3, 1, 2).float().div_(255)  # permuted NHWC is channels_last as it stands
+
+
+class _Places(NamedTuple):
+    """Where patches are cut, (count,) each: of which picture, from where, turned in which of eight ways (0..7)."""
+
+    picture: Tensor
+    top: Tensor
+    left: Tensor
+    flips: Tensor
+
+    def reduced(self, which: Tensor, margin_hr_px: int) -> _Places:
+        """Return the same places of `which` patches in their LR pictures, without the margin."""
+        top, left = ((column[which] + margin_hr_px) // SCALE for column in (self.top, self.left))
+        return _Places(self.picture[which], top, left, self.flips[which])
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,6 @@ class _Cells:
     @staticmethod
     def of(cache: PictureCache, patch_px: int, steps: Tensor, energy_weighting: float) -> _Cells:
         """Return the cells of all pictures that hold a patch; `steps`: (count,) pixels between positions."""
-        if energy_weighting and (cache.energy is None or cache.energy_offsets is None):
-            raise ValueError("energy weighting needs a cache made by build_cache")
         usable = ((cache.heights >= patch_px) & (cache.widths >= patch_px)).nonzero()[:, 0]
         step = steps[usable]
         rows = (cache.heights[usable] - patch_px) // step + 1
@@ -148,7 +149,7 @@ class _Cells:
         )
         mass = (cells.rows * cells.columns * step[picture] ** 2).double()
         detail = mass * _energies(cache, cells, patch_px) if energy_weighting else mass
-        if cache.source_weights is None or cache.sources is None:
+        if not cache.source_weights:
             return replace(cells, mass=_mixed(mass, detail, energy_weighting))
         sources = cache.sources[cells.picture]
         for source, weight in enumerate(cache.source_weights):
@@ -167,8 +168,6 @@ def _mixed(mass: Tensor, detail: Tensor, share: float) -> Tensor:
 
 def _energies(cache: PictureCache, cells: _Cells, patch_px: int) -> Tensor:
     """Mean energy of the blocks that the patches of each cell touch, (cells,) float64."""
-    assert cache.energy is not None  # noqa: S101 - checked by the caller
-    assert cache.energy_offsets is not None  # noqa: S101 - likewise
     reach = (ENERGY_BLOCK_PX + patch_px - 2) // ENERGY_BLOCK_PX + 1  # blocks under the patches of a cell
     numbers, counts = np.unique(cells.picture.numpy(), return_counts=True)
     ends, energies = counts.cumsum(), []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,9 @@ import numpy.typing as npt
 
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
+from srgan.machine import available_cores
 from srgan.networks.generator import SCALE
+from srgan.texts import one_line
 
 Pixels = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
@@ -152,7 +153,7 @@ def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, function(item)) in the order of `items`, computed by threads a few items ahead."""
-    workers = workers or min(8, os.cpu_count() or 1)
+    workers = workers or min(8, available_cores())
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
@@ -168,16 +169,9 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def shown(name: str) -> str:
-    """Return a file name that cannot change a log or a terminal: what is not printable comes escaped."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in name
-    )
-
-
 def listed(sources: Sequence[Source]) -> str:
     """Return the folders of `sources` for a message."""
-    return ", ".join(shown(str(source.folder)) for source in sources)
+    return ", ".join(one_line(str(source.folder)) for source in sources)
 
 
 def _folders_in(text: str) -> Source | None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.caches import cache_of, hr_patches
 
 from srgan import pictures
 from srgan.errors import TrainingError, UsageError
 from srgan.training import data
-from srgan.training.data import PictureCache, build_cache, split
+from srgan.training.data import build_cache, split
 from srgan.training.patches import Patches
 
 CPU = torch.device("cpu")
@@ -24,19 +25,6 @@ CPU = torch.device("cpu")
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def cache_of(*sources: np.ndarray) -> PictureCache:
-    """A cache in memory."""
-    lengths = [source.size for source in sources]
-    return PictureCache(
-        pixels=torch.from_numpy(np.concatenate([source.reshape(-1) for source in sources])),
-        offsets=torch.tensor([sum(lengths[:index]) for index in range(len(sources))]),
-        heights=torch.tensor([source.shape[0] for source in sources]),
-        widths=torch.tensor([source.shape[1] for source in sources]),
-        names=[f"{index}.png" for index in range(len(sources))],
-        sha256="0" * 64,
-    )
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -151,7 +139,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     monkeypatch.setattr(data, "write_atomically", full)
     with pytest.raises(TrainingError, match="No space left on device; make room"):
         build_cache([photos], tmp_path / "cache")
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".pixels"]
+    assert {path.suffix for path in (tmp_path / "cache").iterdir() if path.name != ".lock"} == {".pixels"}
     monkeypatch.undo()
     assert len(build_cache([photos], tmp_path / "cache")) == 2
 
@@ -186,11 +174,11 @@ def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path: Path) -> Non
         folder / "rgba.png"
     )
     cache = build_cache([folder], tmp_path / "cache")
-    found = {name: cache.picture(index).numpy() for index, name in enumerate(cache.names)}
-    assert found.keys() == {"grey.png", "palette.png", "rgba.png"}
-    assert np.array_equal(found["grey.png"], np.dstack([grey] * 3))
-    assert np.array_equal(found["palette.png"], np.asarray(Image.open(folder / "palette.png").convert("RGB")))
-    assert np.array_equal(found["rgba.png"], picture(18, 16, 7))
+    packed = {name: cache.picture(index).numpy() for index, name in enumerate(cache.names)}
+    assert packed.keys() == {"grey.png", "palette.png", "rgba.png"}
+    assert np.array_equal(packed["grey.png"], np.dstack([grey] * 3))
+    assert np.array_equal(packed["palette.png"], np.asarray(Image.open(folder / "palette.png").convert("RGB")))
+    assert np.array_equal(packed["rgba.png"], picture(18, 16, 7))
 
 
 def test_hidden_and_other_files_are_passed_over(photos: Path, tmp_path: Path) -> None:
@@ -238,13 +226,13 @@ def located(patch: np.ndarray, source: np.ndarray) -> tuple[int, int, int] | Non
 def test_patches_are_crops_of_the_sources_in_all_eight_attitudes() -> None:
     sources = [picture(21, 18, 1), picture(16, 25, 2), picture(16, 16, 3)]
     patches = Patches(cache_of(*sources), 16, CPU, seeded())
-    drawn = patches.draw(200)
+    drawn = hr_patches(patches, 200)
     assert drawn.shape == (200, 3, 16, 16)
     assert drawn.dtype == torch.float32
     attitudes, origins = set(), set()
     for patch in (drawn.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8):
-        found = [(index, located(patch, source)) for index, source in enumerate(sources)]
-        ((index, place),) = [hit for hit in found if hit[1] is not None]
+        hits = [(index, located(patch, source)) for index, source in enumerate(sources)]
+        ((index, place),) = [hit for hit in hits if hit[1] is not None]
         assert place is not None
         attitudes.add(place[2])
         origins.add(index)
@@ -253,7 +241,7 @@ def test_patches_are_crops_of_the_sources_in_all_eight_attitudes() -> None:
 
 
 def test_values_are_exact_levels_and_channels_last() -> None:
-    drawn = Patches(cache_of(picture(20, 20)), 16, CPU, seeded()).draw(4)
+    drawn = hr_patches(Patches(cache_of(picture(20, 20)), 16, CPU, seeded()), 4)
     assert torch.equal(drawn, (drawn * 255).round() / 255)
     assert drawn.is_contiguous(memory_format=torch.channels_last)
 
@@ -268,7 +256,7 @@ def test_every_position_is_equally_likely() -> None:
     """Of 3×5 positions in one picture and 1×2 in the other, all are met, edges among them, equally often."""
     count = 17_000
     patches = Patches(cache_of(marked(10, 12, 0), marked(8, 9, 1)), 8, CPU, seeded())
-    levels = (patches.draw(count) * 255).round().long()
+    levels = (hr_patches(patches, count) * 255).round().long()
     corners = levels.amin(dim=(2, 3))  # the flips move the corner about; the least row and column are its own
     places = collections.Counter(map(tuple, corners.tolist()))
     expected = {(row, column, 0) for row in range(3) for column in range(5)} | {(0, 0, 1), (0, 1, 1)}
@@ -279,7 +267,7 @@ def test_every_position_is_equally_likely() -> None:
 
 def test_flips_are_equally_likely() -> None:
     patches = Patches(cache_of(marked(8, 8, 0)), 8, CPU, seeded())
-    levels = (patches.draw(8000) * 255).round().long()
+    levels = (hr_patches(patches, 8000) * 255).round().long()
     corners = torch.stack([levels[:, :2, 0, 0], levels[:, :2, 0, 1]], dim=1).flatten(1)
     counts = collections.Counter(map(tuple, corners.tolist()))
     assert len(counts) == 8
@@ -288,7 +276,7 @@ def test_flips_are_equally_likely() -> None:
 
 def test_the_same_seed_gives_the_same_patches_and_another_does_not() -> None:
     cache = cache_of(picture(30, 30), picture(40, 20, 1))
-    one, same, other = (Patches(cache, 16, CPU, seeded(s)).draw(8) for s in (5, 5, 6))
+    one, same, other = (hr_patches(Patches(cache, 16, CPU, seeded(s)), 8) for s in (5, 5, 6))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -296,18 +284,18 @@ def test_the_same_seed_gives_the_same_patches_and_another_does_not() -> None:
 def test_drawing_resumes_from_the_generators_state() -> None:
     cache, random = cache_of(picture(30, 30)), seeded()
     patches = Patches(cache, 16, CPU, random)
-    patches.draw(5)
+    hr_patches(patches, 5)
     state = random.get_state()
-    ahead = [patches.draw(3), patches.draw(7)]
+    ahead = [hr_patches(patches, 3), hr_patches(patches, 7)]
     resumed = seeded(99)
     resumed.set_state(state)
     again = Patches(cache, 16, CPU, resumed)
-    assert all(torch.equal(again.draw(len(batch)), batch) for batch in ahead)
+    assert all(torch.equal(hr_patches(again, len(batch)), batch) for batch in ahead)
 
 
 def test_drawing_leaves_the_global_random_numbers_alone() -> None:
     before = torch.get_rng_state()
-    Patches(cache_of(picture(30, 30)), 16, CPU, seeded()).draw(4)
+    hr_patches(Patches(cache_of(picture(30, 30)), 16, CPU, seeded()), 4)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -316,7 +304,7 @@ def test_pictures_that_are_too_small_are_never_drawn(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         patches = Patches(cache_of(*sources), 16, CPU, seeded())
     assert "3 pictures are smaller" in caplog.text
-    numbers = (patches.draw(300) * 255).round()[:, 2].flatten(1)
+    numbers = (hr_patches(patches, 300) * 255).round()[:, 2].flatten(1)
     assert torch.equal(numbers.amin(1), numbers.amax(1))
     assert set(numbers[:, 0].tolist()) == {2.0, 5.0}
 
