@@ -9,7 +9,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complet
     return done
 
 
-def called(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def called(*arguments: str | Path | int, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Run the command in this process, through `main`: exit code, standard output, standard error."""
     before = sys.argv
     sys.argv = ["srgan", *map(str, arguments)]
@@ -97,19 +96,29 @@ def test_a_folder_with_bad_files(tmp_path: Path, tiny_model: Path) -> None:
     assert json.loads(again.stdout)["counts"] == {"written": 0, "skipped": 2, "failed": 1, "left": 0}
 
 
-# The command with an engine that waits, at a picture of 150 columns, until it is told to go on.
+# The command with an engine that waits, at a picture of 150 columns, until it is told to go on; the pipe `told`
+# hears of that, and of every signal that was taken without an exception.
 GATED = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from srgan.engines.openvino import OpenVinoEngine
 really_run = OpenVinoEngine.run
 def run(self, lr):
     if lr.shape[3] == 150:
-        Path("begun").touch()
-        while not Path("go").exists():
-            time.sleep(0.01)
+        tell("begun")
+        Path("go").read_text()
     return really_run(self, lr)
 OpenVinoEngine.run = run
+told = open("told", "w")
+def tell(text):
+    print(text, file=told, flush=True)
+really_signal = signal.signal
+def signal_and_tell(number, handler):
+    def handle_and_tell(*arguments):
+        handler(*arguments)
+        tell("taken")
+    return really_signal(number, handle_and_tell if callable(handler) else handler)
+signal.signal = signal_and_tell
 from srgan.commands.cli import main
 main()
 """
@@ -120,6 +129,8 @@ def test_interrupted(tmp_path: Path, tiny_model: Path, number: int, times: int) 
     picture(tmp_path / "in" / "a.png", width=150)
     for other in range(10):
         picture(tmp_path / "in" / f"b{other}.png")
+    os.mkfifo(tmp_path / "told")
+    os.mkfifo(tmp_path / "go")
     process = subprocess.Popen(
         [sys.executable, "-c", GATED, *f"upscale in -o out -n {tiny_model} --json report.json".split()],
         cwd=tmp_path,
@@ -128,13 +139,14 @@ def test_interrupted(tmp_path: Path, tiny_model: Path, number: int, times: int) 
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell passes "ignore" on
     )
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
-    for _ in range(times):
+    with (tmp_path / "told").open() as told:
+        assert told.readline() == "begun\n"
         process.send_signal(number)
-        time.sleep(0.2)  # two at once would be one
-    if times == 1:
-        (tmp_path / "go").touch()
+        assert told.readline() == "taken\n"  # two at once would be one
+    if times == 2:
+        process.send_signal(number)
+    else:
+        (tmp_path / "go").write_text("")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
     report = json.loads((tmp_path / "report.json").read_text())

@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import watchfiles
 from support.folders import NearestEngine, picture, tree
 
 from srgan.folder import watching
@@ -106,10 +108,15 @@ def test_what_failed_is_tried_again_when_it_changes(tmp_path: Path, watched: Wat
 
 
 def test_now_and_then_all_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really_watch = watching.watchfiles.watch
-    monkeypatch.setattr(
-        watching.watchfiles, "watch", lambda *a, **k: (set() for _ in really_watch(*a, **k))
-    )  # a file system that tells nothing
+    really_watch, looks = watchfiles.watch, threading.Semaphore(0)
+
+    def watch_and_tell_nothing(*arguments: Any, **options: Any) -> Iterator[set[Any]]:
+        """As on a file system that tells of no change."""
+        for _ in really_watch(*arguments, **options):
+            looks.release()
+            yield set()
+
+    monkeypatch.setattr(watchfiles, "watch", watch_and_tell_nothing)
     picture(tmp_path / "in" / "a.png")
     watched = Watched(tmp_path / "in", tmp_path / "out", rescan_s=0.5)
     assert watched.next() == ("a.png", "written")
@@ -117,7 +124,8 @@ def test_now_and_then_all_is_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
     assert watched.next() == ("b.png", "written")
     (tmp_path / "in" / "bad.png").write_bytes(b"junk")
     assert watched.next() == ("bad.png", "failed")
-    time.sleep(1.5)  # some looks more, at which there is nothing to say
+    for _ in range(10):  # at which there is nothing to say
+        assert looks.acquire(timeout=30)
     watched.end()
 
 

@@ -88,6 +88,7 @@ sys.path.insert(0, sys.argv[1])
 from support.folders import NearestEngine, Upscaler, plan, run
 class Engine(NearestEngine):
     def run(self, lr):
+        print("begun", file=sys.stderr, flush=True)
         time.sleep(float(sys.argv[4]))
         return super().run(lr)
 planned = plan([Path(sys.argv[2])], Path(sys.argv[3]), scale=4)
@@ -96,7 +97,10 @@ for report in run(planned, Upscaler(engine=Engine())):
 """
 
 
-def job(source: Path, out: Path, *, seconds: float = 0.0, **options: object) -> subprocess.Popen[str]:
-    """Start a folder job whose inference takes `seconds` a picture; it prints a line for each file."""
+def job(source: Path, out: Path, *, seconds: float = 0.0) -> subprocess.Popen[str]:
+    """Start a folder job whose inference takes `seconds` a picture.
+
+    It prints a line for each file, and to standard error one whenever an inference begins.
+    """
     command = [sys.executable, "-c", JOB, str(Path(__file__).parents[1]), str(source), str(out), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
