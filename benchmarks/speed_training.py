@@ -52,7 +52,7 @@ from srgan.errors import SrganError
 from srgan.networks.generator import SCALE
 from srgan.training import trainer
 from srgan.training.config import STAGES, Recipe, load_recipe
-from srgan.training.data import PictureCache, build_cache
+from srgan.training.data.cache import PictureCache, build_cache
 from srgan.training.losses import CONTENT_LOSSES, LpipsLoss, PerceptualLoss
 from srgan.training.processes import make_fabric, precision_of
 from srgan.training.run import Position, begin_stage, make_players, random_streams

@@ -48,11 +48,11 @@ from srgan.pictures.consistency import consistency
 from srgan.training import checkpoint, trainer
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import Recipe, validated
-from srgan.training.data import PictureCache, build_cache, split
+from srgan.training.data.cache import PictureCache, build_cache, split
+from srgan.training.data.sources import parse_source
 from srgan.training.losses import generator_terms
 from srgan.training.processes import make_fabric
 from srgan.training.run import make_players, random_streams
-from srgan.training.sources import parse_source
 from srgan.upscale import Upscaler
 from srgan.weights import find_weights
 

@@ -14,11 +14,11 @@ from srgan import pictures
 from srgan.errors import PictureError, UsageError
 from srgan.files import write_atomically
 from srgan.texts import duration, one_line
-from srgan.training import check as data_check
-from srgan.training import preview as data_preview
-from srgan.training.check import LOW_JPEG_QUALITY, Findings
 from srgan.training.config import load_recipe
-from srgan.training.sources import parse_source
+from srgan.training.data import check as data_check
+from srgan.training.data import preview as data_preview
+from srgan.training.data.check import LOW_JPEG_QUALITY, Findings
+from srgan.training.data.sources import parse_source
 
 DEFAULT_RECIPE = "srgan_x4"
 _LARGEST_SHEET = 400

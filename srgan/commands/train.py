@@ -8,11 +8,11 @@ from pathlib import Path
 
 from srgan.errors import UsageError
 from srgan.training import trainer
-from srgan.training.check import findings, summary
 from srgan.training.config import load_recipe
-from srgan.training.data import build_cache
+from srgan.training.data.cache import build_cache
+from srgan.training.data.check import findings, summary
+from srgan.training.data.sources import parse_source
 from srgan.training.processes import make_fabric, together
-from srgan.training.sources import parse_source
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from srgan.networks.generator import Generator
 from srgan.training import checkpoint
 from srgan.training.adversarial import OBJECTIVES, Objective
 from srgan.training.config import STAGES, Recipe, StageRecipe
-from srgan.training.data import PictureCache, split
+from srgan.training.data.cache import PictureCache, split
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal

@@ -15,12 +15,12 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from srgan.interrupts import Interrupt, signals_taken
-from srgan.training import degradation
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
-from srgan.training.data import PictureCache
+from srgan.training.data import degradation
+from srgan.training.data.cache import PictureCache
+from srgan.training.data.patches import Patches
 from srgan.training.losses import CONTENT_LOSSES, TermFunction, generator_terms
-from srgan.training.patches import Patches
 from srgan.training.processes import average_gradients, averaged, make_fabric
 from srgan.training.run import Players, Position, Run, Scalars
 

@@ -17,9 +17,9 @@ from srgan.evaluation import metrics
 from srgan.networks.generator import SCALE
 from srgan.pictures import Picture
 from srgan.pictures.consistency import consistency
-from srgan.training import degradation
 from srgan.training.config import DegradationRecipe
-from srgan.training.data import PictureCache
+from srgan.training.data import degradation
+from srgan.training.data.cache import PictureCache
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from srgan.training.data import PictureCache
-from srgan.training.patches import Patches
-from srgan.training.sources import ENERGY_BLOCK_PX, THUMBNAIL_PX
+from srgan.training.data.cache import PictureCache
+from srgan.training.data.patches import Patches
+from srgan.training.data.sources import ENERGY_BLOCK_PX, THUMBNAIL_PX
 
 Pixels = npt.NDArray[np.uint8]
 

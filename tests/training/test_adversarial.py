@@ -135,7 +135,7 @@ def test_penalties_are_taken_where_their_papers_say() -> None:
     torch.testing.assert_close(mix, shares.view(-1, 1, 1, 1).expand_as(mix))  # one share for each picture
     assert shares.min() > 0
     assert shares.max() < 1
-    assert len(shares.unique()) == 4  # type: ignore[no-untyped-call]
+    assert len(shares.unique()) == 4
     hr = torch.rand(4, 3, 8, 8)
     make("dragan").discriminator_loss(around, hr, torch.zeros_like(hr))
     departure = around.seen[0] - hr
@@ -147,7 +147,7 @@ def test_gradient_penalty_is_zero_at_slope_one_and_reaches_the_weights() -> None
     discriminator = MeanOf(math.sqrt(3 * 8 * 8))
     assert gradient_penalty(discriminator, HR).item() == pytest.approx(0, abs=1e-6)
     steep = MeanOf(100.0)
-    gradient_penalty(steep, HR).backward()  # type: ignore[no-untyped-call]
+    gradient_penalty(steep, HR).backward()
     assert steep.slope.grad is not None
     assert steep.slope.grad > 0
 
@@ -217,9 +217,9 @@ def test_every_objective_teaches_both_players(key: str) -> None:
     torch.manual_seed(0)
     objective, discriminator = make(key), discriminator_for(key)
     hr, sr = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32, requires_grad=True)
-    objective.discriminator_loss(discriminator, hr, sr.detach()).backward()  # type: ignore[no-untyped-call]
+    objective.discriminator_loss(discriminator, hr, sr.detach()).backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in discriminator.parameters())
-    objective.generator_loss(discriminator, hr, sr).backward()  # type: ignore[no-untyped-call]
+    objective.generator_loss(discriminator, hr, sr).backward()
     assert sr.grad is not None
     assert sr.grad.abs().sum() > 0
 
@@ -233,7 +233,7 @@ def test_descending_the_generator_loss_makes_pictures_look_more_real(key: str) -
     hr, sr = torch.rand(8, 3, 32, 32) * 0.2 + 0.6, torch.rand(8, 3, 32, 32) * 0.2 + 0.2
     for _ in range(15):
         optimizer.zero_grad()
-        objective.discriminator_loss(discriminator, hr, sr).backward()  # type: ignore[no-untyped-call]
+        objective.discriminator_loss(discriminator, hr, sr).backward()
         optimizer.step()
         objective.after_discriminator_step(discriminator)
     discriminator.requires_grad_(False)

@@ -286,7 +286,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
 def attributes_read() -> set[str]:
     """Names read as attributes in the training package, but in config.py, and by the command that trains."""
     folder = Path(srgan.training.__file__).parent
-    modules = [path for path in folder.glob("*.py") if path.name != "config.py"]
+    modules = [path for path in folder.rglob("*.py") if path.name != "config.py"]
     read: set[str] = set()
     for path in (*modules, folder.parent / "commands" / "train.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -58,7 +58,7 @@ def test_gradients_of_two_processes_equal_one_on_the_joined_batch(tmp_path: Path
     generator = Generator(blocks=1, features=4)
     random = torch.Generator().manual_seed(1)
     lr, hr = torch.rand(4, 3, 8, 8, generator=random), torch.rand(4, 3, 32, 32, generator=random)
-    torch.nn.functional.mse_loss(generator(lr), hr).backward()  # type: ignore[no-untyped-call]
+    torch.nn.functional.mse_loss(generator(lr), hr).backward()
     for rank in range(2):
         results = load_file(tmp_path / f"{rank}.safetensors")
         for name, parameter in generator.named_parameters():
@@ -120,7 +120,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from srgan.training import run, trainer
 from srgan.training.config import load_recipe
-from srgan.training.data import build_cache
+from srgan.training.data.cache import build_cache
 from srgan.training.processes import make_fabric, together
 
 folder, known = Path(sys.argv[1]), []

@@ -21,9 +21,9 @@ from srgan.pages.report import report
 from srgan.training import run, trainer
 from srgan.training.checkpoint import checkpoint_path, latest_checkpoint
 from srgan.training.config import GuardsRecipe, Recipe, validated
-from srgan.training.data import PictureCache
+from srgan.training.data.cache import PictureCache
+from srgan.training.data.patches import Patches
 from srgan.training.guards import Guards
-from srgan.training.patches import Patches
 from srgan.training.run import Position, after_rollback
 from srgan.weights import ModelMetadata
 

@@ -16,7 +16,7 @@ from srgan.training import trainer
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.checkpoint import latest_checkpoint
 from srgan.training.config import validated
-from srgan.training.data import PictureCache, split
+from srgan.training.data.cache import PictureCache, split
 from srgan.training.validation import validate
 from srgan.weights import METADATA_KEY, ModelMetadata
 

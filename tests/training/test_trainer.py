@@ -30,9 +30,9 @@ from srgan.training import run as run_module
 from srgan.training import trainer, validation
 from srgan.training.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
 from srgan.training.config import Recipe, StageRecipe, load_recipe, validated
-from srgan.training.data import PictureCache, build_cache, split
+from srgan.training.data.cache import PictureCache, build_cache, split
+from srgan.training.data.patches import Patches
 from srgan.training.losses import generator_terms
-from srgan.training.patches import Patches
 from srgan.training.processes import make_fabric, precision_of
 from srgan.training.run import Players, Position, Run, begin_stage, make_players
 from srgan.training.trainer import (
@@ -891,8 +891,8 @@ import os, signal, sys
 from pathlib import Path
 from srgan.training import trainer
 from srgan.training.config import load_recipe
-from srgan.training.data import build_cache
-from srgan.training.patches import Patches
+from srgan.training.data.cache import build_cache
+from srgan.training.data.patches import Patches
 
 def step(*arguments):
     for number in signals:

@@ -16,9 +16,9 @@ from support.caches import cache_of, hr_patches
 
 from srgan import pictures
 from srgan.errors import TrainingError, UsageError
-from srgan.training import data
-from srgan.training.data import build_cache, split
-from srgan.training.patches import Patches
+from srgan.training.data import cache as data
+from srgan.training.data.cache import build_cache, split
+from srgan.training.data.patches import Patches
 
 CPU = torch.device("cpu")
 

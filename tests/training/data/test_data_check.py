@@ -15,9 +15,11 @@ from support.photographs import photograph
 from srgan import pictures
 from srgan.commands import data
 from srgan.errors import BackboneError, PictureError, UsageError
-from srgan.training import check as data_check
 from srgan.training import trainer
-from srgan.training.check import (
+from srgan.training.config import Recipe, load_recipe
+from srgan.training.data import check as data_check
+from srgan.training.data.cache import build_cache, split
+from srgan.training.data.check import (
     NEAR_DUPLICATE,
     Findings,
     StageTiming,
@@ -26,9 +28,7 @@ from srgan.training.check import (
     near_duplicates,
     summary,
 )
-from srgan.training.config import Recipe, load_recipe
-from srgan.training.data import build_cache, split
-from srgan.training.sources import File, Source, examine
+from srgan.training.data.sources import File, Source, examine
 
 PATCH_PX = 32 + 2 * 8  # with the margin of bicubic
 

@@ -23,11 +23,11 @@ from support.threads import at_once
 
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
-from srgan.training import data
-from srgan.training.data import PictureCache, build_cache, split
-from srgan.training.degradation import Bicubic
-from srgan.training.patches import Patches
-from srgan.training.sources import (
+from srgan.training.data import cache as data
+from srgan.training.data.cache import PictureCache, build_cache, split
+from srgan.training.data.degradation import Bicubic
+from srgan.training.data.patches import Patches
+from srgan.training.data.sources import (
     ENERGY_BLOCK_PX,
     File,
     Source,
@@ -505,7 +505,8 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from srgan import pictures
-    from srgan.training import data, sources
+    from srgan.training.data import cache as data
+    from srgan.training.data import sources
 
     source, cache = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -643,5 +644,5 @@ def test_a_cache_larger_than_memory(tmp_path: Path) -> None:
     cache = build_cache([tmp_path / "in"], tmp_path / "cache")
     assert cache.pixels.numel() == size
     drawn = levels(hr_patches(Patches(cache, 64, CPU, seeded()), 3))
-    assert torch.equal(drawn.flatten().sort().values.unique(), torch.arange(256))  # type: ignore[no-untyped-call]
+    assert torch.equal(drawn.flatten().sort().values.unique(), torch.arange(256))
     assert np.array_equal(cache.picture(0).numpy(), noise(64, 64, 1))

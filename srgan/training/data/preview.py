@@ -13,11 +13,11 @@ from torch import Tensor
 
 from srgan.networks.generator import SCALE
 from srgan.pictures import Picture
-from srgan.training import degradation
 from srgan.training.config import Recipe
-from srgan.training.data import pack, weighted
-from srgan.training.patches import Patches
-from srgan.training.sources import Source, list_files
+from srgan.training.data import degradation
+from srgan.training.data.cache import pack, weighted
+from srgan.training.data.patches import Patches
+from srgan.training.data.sources import Source, list_files
 
 _GAP_PX = 4
 

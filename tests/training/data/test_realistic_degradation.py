@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from srgan.errors import RecipeError
 from srgan.training.config import DegradationRecipe, PassRecipe, load_recipe
-from srgan.training.degradation import (
+from srgan.training.data.degradation import (
     MARGIN_HR_PX,
     Bicubic,
     Realistic,

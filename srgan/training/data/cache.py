@@ -25,7 +25,7 @@ from srgan.errors import TrainingError, UsageError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.networks.generator import SCALE
 from srgan.texts import one_line
-from srgan.training.sources import THUMBNAIL_PX, File, Source, in_order, list_files, listed, try_examine
+from srgan.training.data.sources import THUMBNAIL_PX, File, Source, in_order, list_files, listed, try_examine
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from srgan.errors import UsageError
 from srgan.networks.generator import SCALE
-from srgan.training.data import PictureCache
-from srgan.training.degradation import Degradation
-from srgan.training.sources import ENERGY_BLOCK_PX
+from srgan.training.data.cache import PictureCache
+from srgan.training.data.degradation import Degradation
+from srgan.training.data.sources import ENERGY_BLOCK_PX
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from srgan.errors import BackboneError
-from srgan.training import degradation, trainer
+from srgan.training import trainer
 from srgan.training.config import AdversarialStageRecipe, Recipe
-from srgan.training.data import PictureCache, pack, split_numbers, survey
+from srgan.training.data import degradation
+from srgan.training.data.cache import PictureCache, pack, split_numbers, survey
+from srgan.training.data.sources import File, Source, list_files
 from srgan.training.processes import make_fabric
 from srgan.training.run import Position, make_players, random_streams
-from srgan.training.sources import File, Source, list_files
 
 LOW_JPEG_QUALITY = 75  # below it the 8×8 blocks show, and a generator learns to draw them
 # Correlation of two thumbnails. Over 675 unrelated photographs the highest of 227,000 is 0.91; the same
