@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openvino
@@ -195,7 +195,8 @@ def ncnn_net(lr: np.ndarray, threads: int) -> Run:
     def run() -> np.ndarray:
         extractor = net.create_extractor()
         extractor.input("in0", ncnn.Mat(lr[0]))
-        return np.array(extractor.extract("out0")[1])[None]
+        result: np.ndarray = np.array(extractor.extract("out0")[1])[None]
+        return result
 
     return run
 
@@ -207,7 +208,8 @@ def eager(generator: torch.nn.Module, lr: np.ndarray, memory_format: torch.memor
 
     @torch.inference_mode()
     def run() -> np.ndarray:
-        return generator(picture).numpy()
+        result: np.ndarray = generator(picture).numpy()
+        return result
 
     return run
 
@@ -218,7 +220,7 @@ def compiled(lr: np.ndarray, threads: int) -> Run:
 
     config.freezing = True
     generator = deployed().to(memory_format=torch.channels_last)
-    return eager(torch.compile(generator), lr, torch.channels_last)
+    return eager(cast(torch.nn.Module, torch.compile(generator)), lr, torch.channels_last)
 
 
 def deployed() -> Generator:

@@ -58,7 +58,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         # It starts near bicubic, where wrong tiles could hide: undo the tenths, so that its full reach is seen.
         for block in generator.blocks:
-            block.conv2.weight.mul_(10)
+            block.get_parameter("conv2.weight").mul_(10)
         generator.tail.weight.mul_(10)
     metadata = ModelMetadata(
         name="tiny-x4",

@@ -3,7 +3,7 @@
 What a file says about its pixels is kept, or refused with an error; what else it carries is kept as far as the
 format of the result can hold it, and what is not is told.
 
-    decode     a file, or the bytes of one, to a `Picture`: reading.py and planes.py, with formats/; errors: faults.py
+    decode     a file, or the bytes of one, to a `Picture`: reading.py, planes.py, formats/; errors: faults.py
     encode     a `Picture` to the bytes of a file: writing.py, with formats/
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
     resized    a `Picture` at another size: resampling.py

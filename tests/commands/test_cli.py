@@ -9,7 +9,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,9 @@ from support.folders import temporaries, tree
 from typer.testing import CliRunner
 
 from srgan import weights
-from srgan.commands import cli
+from srgan.commands import cli, models
+from srgan.commands.extras import needs
+from srgan.commands.options import UpscaleOptions
 from srgan.errors import UsageError
 from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
@@ -35,7 +36,7 @@ def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complet
     return done
 
 
-def called(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def called(*arguments: str | Path | int, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Run the command in this process, through `main`: exit code, standard output, standard error."""
     before = sys.argv
     sys.argv = ["srgan", *map(str, arguments)]
@@ -95,19 +96,29 @@ def test_a_folder_with_bad_files(tmp_path: Path, tiny_model: Path) -> None:
     assert json.loads(again.stdout)["counts"] == {"written": 0, "skipped": 2, "failed": 1, "left": 0}
 
 
-# The command with an engine that waits, at a picture of 150 columns, until it is told to go on.
+# The command with an engine that waits, at a picture of 150 columns, until it is told to go on; the pipe `told`
+# hears of that, and of every signal that was taken without an exception.
 GATED = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from srgan.engines.openvino import OpenVinoEngine
 really_run = OpenVinoEngine.run
 def run(self, lr):
     if lr.shape[3] == 150:
-        Path("begun").touch()
-        while not Path("go").exists():
-            time.sleep(0.01)
+        tell("begun")
+        Path("go").read_text()
     return really_run(self, lr)
 OpenVinoEngine.run = run
+told = open("told", "w")
+def tell(text):
+    print(text, file=told, flush=True)
+really_signal = signal.signal
+def signal_and_tell(number, handler):
+    def handle_and_tell(*arguments):
+        handler(*arguments)
+        tell("taken")
+    return really_signal(number, handle_and_tell if callable(handler) else handler)
+signal.signal = signal_and_tell
 from srgan.commands.cli import main
 main()
 """
@@ -118,6 +129,8 @@ def test_interrupted(tmp_path: Path, tiny_model: Path, number: int, times: int) 
     picture(tmp_path / "in" / "a.png", width=150)
     for other in range(10):
         picture(tmp_path / "in" / f"b{other}.png")
+    os.mkfifo(tmp_path / "told")
+    os.mkfifo(tmp_path / "go")
     process = subprocess.Popen(
         [sys.executable, "-c", GATED, *f"upscale in -o out -n {tiny_model} --json report.json".split()],
         cwd=tmp_path,
@@ -126,13 +139,14 @@ def test_interrupted(tmp_path: Path, tiny_model: Path, number: int, times: int) 
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell passes "ignore" on
     )
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
-    for _ in range(times):
+    with (tmp_path / "told").open() as told:
+        assert told.readline() == "begun\n"
         process.send_signal(number)
-        time.sleep(0.2)  # two at once would be one
-    if times == 1:
-        (tmp_path / "go").touch()
+        assert told.readline() == "taken\n"  # two at once would be one
+    if times == 2:
+        process.send_signal(number)
+    else:
+        (tmp_path / "go").write_text("")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
     report = json.loads((tmp_path / "report.json").read_text())
@@ -192,6 +206,7 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "--device", "tpu"], 2, "device 'tpu' is not understood"),
         (["a.png", "--precision", "int8"], 2, "precision 'int8' is not understood"),
         (["a.png", "--balance", "2"], 2, "balance 2 is out of range"),
+        (["a.png", "--balance", "0.5", "-n", "srgan-x4"], 2, "leave -n srgan-x4 away"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
         (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),
         (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
@@ -201,8 +216,8 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["junk.png"], 1, "junk.png: is not a picture"),
         (["a.png", "-o", "a.png"], 2, "would be overwritten"),
         (["a.png", "-j", "0"], 2, "give -j 1 or more"),
-        (["a.png", "--engine", "bogus"], 2, "unknown engine 'bogus'"),
-        (["a.png", "--address", "auto"], 2, "add --engine ray"),
+        (["a.png", "--runner", "bogus"], 2, "unknown runner 'bogus'"),
+        (["a.png", "--address", "auto"], 2, "add --runner ray"),
         (["a.png", "--watch"], 2, "--watch takes one folder"),
     ],
 )
@@ -361,12 +376,49 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.usefixtures("bundled")
-def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_that_a_report_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = picture(tmp_path / "a.png")
     code, _, err = called("upscale", source, "--json", tmp_path / "no" / "report.json", capsys=capsys)
-    assert code == 1
+    assert code == 2
     assert "the report cannot be written" in err
-    assert (tmp_path / "a_x4.png").exists()
+    assert not (tmp_path / "a_x4.png").exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_obstacle(tmp_path: Path, tiny_model: Path, closed: str) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    command = f"exec {sys.executable} -m srgan upscale a.png b.png -o out -n {tiny_model} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.*g")} == {"a_x4.png", "b_x4.png"}
+    assert decode(tmp_path / "out" / "a_x4.png").width == decode(tmp_path / "out" / "b_x4.png").width == 24
+
+
+def test_an_output_that_cannot_be_written_is_no_folder(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture(tmp_path / "a.png")
+    for name in ("b.jxl", "b.tga", "b.jpg_large"):
+        code, _, err = called("upscale", source, "-o", tmp_path / name, "-n", tiny_model, capsys=capsys)
+        assert code == 2
+        assert "cannot be written; choose png, jpg" in err
+        assert not (tmp_path / name).exists()
+    for name in ("v1.2", "holiday"):
+        assert called("upscale", source, "-o", tmp_path / name, "-n", tiny_model, capsys=capsys)[0] == 0
+        assert (tmp_path / name / "a_x4.png").exists()
+    (tmp_path / "made.jxl").mkdir()
+    assert called("upscale", source, "-o", tmp_path / "made.jxl", "-n", tiny_model, capsys=capsys)[0] == 0
+
+
+def test_a_file_that_begins_like_an_option_gets_a_hint(tmp_path: Path) -> None:
+    picture(tmp_path / "-dash.png")
+    command = [sys.executable, "-m", "srgan", "upscale", "-dash.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "call this file ./-dash.png" in done.stderr
 
 
 # Training and evaluation
@@ -415,7 +467,7 @@ def test_without_the_train_extra(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--engine=ray")]
+    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--runner=ray")]
 )
 def test_without_the_extras_of_folders(
     tmp_path: Path, tiny_model: Path, extra: str, package: str, option: str
@@ -430,9 +482,9 @@ def test_without_the_extras_of_folders(
 
 
 def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() -> None:
-    with pytest.raises(ModuleNotFoundError), cli._extra("train"):
+    with pytest.raises(ModuleNotFoundError), needs("train"):
         raise ModuleNotFoundError("no module", name="srgan.nonsense")
-    with pytest.raises(UsageError, match="needs torch"), cli._extra("train"):
+    with pytest.raises(UsageError, match="needs torch"), needs("train"):
         raise ModuleNotFoundError("no module", name="torch.nn")
 
 
@@ -440,14 +492,23 @@ def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() ->
     ("text", "size"), [("auto", None), ("2G", 2 * 10**9), ("800m", 8 * 10**8), ("1.5GB", 15 * 10**8)]
 )
 def test_sizes_of_memory(text: str, size: int | None) -> None:
-    assert cli._memory(text) == size
+    assert UpscaleOptions([Path("a.png")], memory=text).memory_bytes == size
+
+
+def test_the_runners_old_name_is_understood_with_a_note(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture(tmp_path / "a.png")
+    code, _, err = called("upscale", source, "-n", tiny_model, "--engine", "local", capsys=capsys)
+    assert (code, err) == (0, "srgan: note: --engine local is now called --runner local\n")
+    assert (tmp_path / "a_x4.png").exists()
 
 
 def test_an_interrupt_anywhere_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> list[object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "bundled_models", interrupt)
+    monkeypatch.setattr(models, "bundled_models", interrupt)
     assert called("models", capsys=capsys)[0] == 130
 
 

@@ -12,18 +12,17 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.folders import NearestEngine, made, picture, pictures, statuses, temporaries, tree
 
-from srgan import files
 from srgan.errors import OutputError, UsageError
 from srgan.folder import planning
-from srgan.folder.batch import FileReport, plan, run
-from srgan.folder.reporting import JsonReport
+from srgan.folder.batch import run
+from srgan.folder.planning import plan
+from srgan.folder.reporting import FileReport, JsonReport
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 
@@ -44,7 +43,7 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
             raise OSError(28, "No space left on device")
         really_sync(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     running = run(plan([source], out, scale=4), Upscaler(engine=NearestEngine()))
     reports: list[FileReport] = []
     with pytest.raises(OutputError, match="No space left on device; make room and run again"):
@@ -188,8 +187,8 @@ def test_a_name_that_is_too_long_is_refused_before_the_work_in_a_new_folder_too(
 
 def test_composed_and_decomposed_names_are_two(tmp_path: Path) -> None:
     source = tmp_path / "in"
-    for form, colour in [("NFC", (1, 1, 1)), ("NFD", (2, 2, 2))]:
-        picture(source / "x.png", colour).rename(source / (unicodedata.normalize(form, "é") + ".png"))
+    for name, colour in [("\u00e9.png", (1, 1, 1)), ("e\u0301.png", (2, 2, 2))]:  # the same é for a reader
+        picture(source / "x.png", colour).rename(source / name)
     if len(list(source.iterdir())) < 2:
         pytest.skip("this file system takes both forms for one")
     assert statuses(made(source, tmp_path / "out")) == ["written", "written"]

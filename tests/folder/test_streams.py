@@ -121,6 +121,7 @@ def test_a_picture_does_not_go_to_a_terminal(tmp_path: Path, tiny_model: Path) -
     done = subprocess.run(
         [*SRGAN, str(source), "-o", "-", "-n", str(tiny_model)], stdout=theirs, stderr=subprocess.PIPE
     )
-    os.close(theirs), os.close(ours)
+    os.close(theirs)
+    os.close(ours)
     assert done.returncode == 2
     assert b"would go to the terminal" in done.stderr

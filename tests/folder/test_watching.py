@@ -10,14 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import watchfiles
 from support.folders import NearestEngine, picture, tree
 
 from srgan.folder import watching
-from srgan.folder.batch import FileReport, Options, run
+from srgan.folder.batch import run
+from srgan.folder.desk import Options
 from srgan.folder.planning import Plan
 from srgan.folder.planning import tree as planned_tree
+from srgan.folder.reporting import FileReport
 from srgan.upscale import Upscaler
 
 
@@ -104,10 +108,15 @@ def test_what_failed_is_tried_again_when_it_changes(tmp_path: Path, watched: Wat
 
 
 def test_now_and_then_all_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really_watch = watching.watchfiles.watch
-    monkeypatch.setattr(
-        watching.watchfiles, "watch", lambda *a, **k: (set() for _ in really_watch(*a, **k))
-    )  # a file system that tells nothing
+    really_watch, looks = watchfiles.watch, threading.Semaphore(0)
+
+    def watch_and_tell_nothing(*arguments: Any, **options: Any) -> Iterator[set[Any]]:
+        """As on a file system that tells of no change."""
+        for _ in really_watch(*arguments, **options):
+            looks.release()
+            yield set()
+
+    monkeypatch.setattr(watchfiles, "watch", watch_and_tell_nothing)
     picture(tmp_path / "in" / "a.png")
     watched = Watched(tmp_path / "in", tmp_path / "out", rescan_s=0.5)
     assert watched.next() == ("a.png", "written")
@@ -115,7 +124,8 @@ def test_now_and_then_all_is_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
     assert watched.next() == ("b.png", "written")
     (tmp_path / "in" / "bad.png").write_bytes(b"junk")
     assert watched.next() == ("bad.png", "failed")
-    time.sleep(1.5)  # some looks more, at which there is nothing to say
+    for _ in range(10):  # at which there is nothing to say
+        assert looks.acquire(timeout=30)
     watched.end()
 
 
@@ -135,3 +145,19 @@ def test_an_interrupt_is_the_ordinary_end(tmp_path: Path, tiny_model: Path) -> N
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "1 written, 0 skipped, 0 failed\n", "")
+
+
+@pytest.mark.parametrize("spelling", ["relative", "dot", "link", "relative link"])
+def test_the_folder_may_be_named_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    picture(tmp_path / "in" / "sub" / "first.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    monkeypatch.chdir(tmp_path / "in" if spelling == "dot" else tmp_path)
+    named = {"relative": "in", "dot": ".", "link": str(tmp_path / "link"), "relative link": "link"}
+    watched = Watched(Path(named[spelling]), tmp_path / "out")
+    assert watched.next() == ("first.png", "written")
+    picture(tmp_path / "in" / "sub" / "second.png")
+    assert watched.next() == ("second.png", "written")
+    watched.end()
+    assert set(tree(tmp_path / "out")) == {"sub/first_x4.png", "sub/second_x4.png"}

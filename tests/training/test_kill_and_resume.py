@@ -1,0 +1,111 @@
+"""A run that is killed at any moment and resumed ends as one that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srgan.training.checkpoint import checkpoints, latest_checkpoint
+
+RECIPE = """
+checkpoint_minutes = 1e-9     # after every step
+validation_minutes = 1e-9
+log_steps = 3
+keep_checkpoints = 3
+generator = { blocks = 1, features = 4 }
+discriminator = { features = 2, normalisation = "batch" }
+losses = { perceptual = { weight = 0.0 } }
+data = { held_out = 1 }
+pretrain = { steps = STEPS, batch_size = 2, patch_hr_px = 32, learning_rate = 1e-3, warmup_steps = 3 }
+adversarial = { steps = STEPS, batch_size = 2, patch_hr_px = 32, discriminator_alone_steps = 2, ramp_steps = 3 }
+"""
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for index in range(6):
+        Image.fromarray(noise.integers(0, 256, (64, 72, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def command(photos: Path, run: Path, *more: str) -> list[str]:
+    arguments = ["train", str(photos.parent / "recipe.toml"), "--data", str(photos), "--run", str(run), *more]
+    return [sys.executable, "-m", "srgan", *arguments]
+
+
+def flat(state: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat(value, f"{prefix}/{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return {k: v for i, value in enumerate(state) for k, v in flat(value, f"{prefix}/{i}").items()}
+    return {prefix: state}
+
+
+def final_state(run: Path, steps: int) -> dict[str, Any]:
+    path, state = latest_checkpoint(run)
+    assert path.name == f"1-adversarial-{steps:09d}.pt"
+    # The clock, and what validation by the clock has counted, are not part of the promise.
+    for key in ("elapsed_s", "stage_began_s", "best", "validations_since_best"):
+        del state["position"][key]
+    return flat(state)
+
+
+def train_with_kills(photos: Path, run: Path, steps: int, kills: int, moments: random.Random) -> None:
+    for number in range(kills):
+        more = ["--resume"] if checkpoints(run) else []
+        process = subprocess.Popen(
+            command(photos, run, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # Some steps after the last one that is safe, so that the kills spread over both stages.
+        before, further = newest(run, steps), moments.randint(1, max(1, 3 * steps // 2 // kills))
+        while process.poll() is None and newest(run, steps) - before < further:
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.03)
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL), f"run {number} failed on its own"
+    more = ["--resume"] if checkpoints(run) else []
+    subprocess.run(command(photos, run, *more), check=True, capture_output=True)
+
+
+def newest(run: Path, steps: int) -> int:
+    """Steps done over both stages, by the newest checkpoint."""
+    names = [path.stem.split("-") for path in checkpoints(run)]
+    return max((int(number) * steps + int(step) for number, _, step in names), default=0)
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other[key]), key
+        else:
+            assert value == other[key], key
+
+
+@pytest.mark.parametrize(
+    ("steps", "kills"), [(10, 2), pytest.param(100, 12, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_killed_and_resumed_equals_never_stopped(photos: Path, tmp_path: Path, steps: int, kills: int) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("STEPS", str(steps)))
+    subprocess.run(command(photos, straight), check=True, capture_output=True)
+    train_with_kills(photos, killed, steps, kills, random.Random(kills))
+    assert_same(final_state(straight, steps), final_state(killed, steps))
+    exported = {path.name for path in killed.iterdir() if path.suffix in (".onnx", ".safetensors")}
+    assert {"srgan-x4.onnx", "srgan-x4.safetensors"} <= exported
+    for name in exported:
+        assert (killed / name).read_bytes() == (straight / name).read_bytes()
+    assert not [path for path in killed.rglob("*") if path.name.endswith(".srgan-part")]
