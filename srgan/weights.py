@@ -216,13 +216,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_sha256(path: Path, content: bytes, expected: str | None) -> str:
     """Return the sha256 of `content`; raise WeightsError if another is expected."""
-    found = hashlib.sha256(content).hexdigest()
-    if expected is not None and found != expected:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if expected is not None and sha256 != expected:
         raise WeightsError(
             f"{path}: its sha256 is not the one in {MANIFEST}, so the file is damaged or was exchanged; "
             "install srgan again"
         )
-    return found
+    return sha256
 
 
 def _bundled_file(model: str | Path | None, kind: str = "onnx") -> tuple[str, Path, str]:

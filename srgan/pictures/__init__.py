@@ -3,12 +3,14 @@
 What a file says about its pixels is kept, or refused with an error; what else it carries is kept as far as the
 format of the result can hold it, and what is not is told.
 
-    decode     a file, or the bytes of one, to a `Picture`: reading.py, with png.py, tiff.py, ppm.py, heic.py
-    encode     a `Picture` to the bytes of a file: writing.py, with png.py and tiff.py
+    decode     a file, or the bytes of one, to a `Picture`: reading.py, planes.py, formats/; errors: faults.py
+    encode     a `Picture` to the bytes of a file: writing.py, with formats/
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
     resized    a `Picture` at another size: resampling.py
+    guarded    decoding of files that may be hostile, in a process with limits
 """
 
+from srgan.pictures.formats.jpeg import jpeg_quality
 from srgan.pictures.picture import (
     FORMATS,
     PICTURE_SUFFIXES,
@@ -18,7 +20,7 @@ from srgan.pictures.picture import (
     losses,
     why_not,
 )
-from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode, jpeg_quality
+from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
 from srgan.pictures.resampling import resized, scaled_dpi
 from srgan.pictures.writing import encode
 

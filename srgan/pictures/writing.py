@@ -11,7 +11,9 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from srgan.errors import PictureError
-from srgan.pictures import metadata, png, tiff
+from srgan.pictures import metadata
+from srgan.pictures.faults import as_picture_errors
+from srgan.pictures.formats import png, tiff
 from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
@@ -20,7 +22,7 @@ from srgan.pictures.picture import (
     Picture,
     why_not,
 )
-from srgan.pictures.reading import guarded
+from srgan.pictures.planes import to_8_bits
 
 
 def encode(picture: Picture, format: str, *, quality: int | None = None) -> bytes:
@@ -35,7 +37,7 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
         raise PictureError(f"{reason}; choose another format, PNG holds everything but pages and TIFF those")
     target = FORMATS[format]
     exif, xmp = _metadata(picture, format)
-    with guarded(f"as {target.pillow}", "cannot be encoded"):
+    with as_picture_errors(f"as {target.pillow}", "cannot be encoded"):
         if format == "tiff":
             return tiff.write([_sheet(page) for page in picture.frames])
         if format == "ppm":
@@ -108,20 +110,13 @@ def _images(picture: Picture, format: str) -> list[Image.Image]:
 
 
 def _image(frame: Picture, *, grey: bool, clear: bool) -> Image.Image:
-    pixels = _to_8_bits(frame.pixels)
+    pixels = to_8_bits(frame.pixels)
     if frame.is_grey and not grey:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     if not clear:
         return Image.fromarray(np.ascontiguousarray(pixels))
-    alpha = np.full(pixels.shape[:2], 255, np.uint8) if frame.alpha is None else _to_8_bits(frame.alpha)
+    alpha = np.full(pixels.shape[:2], 255, np.uint8) if frame.alpha is None else to_8_bits(frame.alpha)
     return Image.fromarray(np.dstack([pixels, alpha]))
-
-
-def _to_8_bits(levels: np.ndarray) -> np.ndarray:
-    if levels.dtype == np.uint8:
-        return levels
-    rounded: np.ndarray = np.rint(levels / np.float32(257)).astype(np.uint8)
-    return rounded
 
 
 def _in_palette(image: Image.Image) -> Image.Image:

@@ -147,7 +147,7 @@ def test_without_torch_a_graphics_processor_is_refused_with_the_remedy(monkeypat
     monkeypatch.delattr(engines, "torch")
     with pytest.raises(UsageError, match=r"srgan\[cuda\]"):
         load_engine(device="cuda")
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert isinstance(load_engine()[0], OpenVinoEngine)
 
 

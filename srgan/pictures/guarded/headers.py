@@ -173,12 +173,12 @@ def _scans(file: BinaryIO, max_scans: int) -> int:
     while scans <= max_scans and (piece := file.read(_PIECE_BYTES)):
         coded = rest + piece
         position = 0
-        while scans <= max_scans and (found := _MARKER.search(coded, position)):
-            marker = coded[found.end() - 1]
+        while scans <= max_scans and (match := _MARKER.search(coded, position)):
+            marker = coded[match.end() - 1]
             if marker == _EOI:
                 return scans
             scans += marker == _SOS
-            position = found.end()
+            position = match.end()
             if marker not in _WITHOUT_LENGTH:
                 coded += file.read(2) if len(coded) < position + 2 else b""
                 position += int.from_bytes(coded[position : position + 2])

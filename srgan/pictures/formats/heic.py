@@ -52,10 +52,10 @@ def open_first(file: BinaryIO) -> First:
         ("only the first picture of the file was read; others behind it are not kept",) if len(opened) > 1 else ()
     )
     return First(
-        opened[opened.primary_index],
-        opened[opened.primary_index].size,
-        opened.info.get("exif") or b"",
-        opened.info.get("xmp") or b"",
-        opened.info.get("icc_profile") or None,
-        warnings,
+        file=opened[opened.primary_index],
+        size=opened[opened.primary_index].size,
+        exif=opened.info.get("exif") or b"",
+        xmp=opened.info.get("xmp") or b"",
+        icc=opened.info.get("icc_profile") or None,
+        warnings=warnings,
     )

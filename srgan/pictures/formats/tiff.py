@@ -54,10 +54,11 @@ _UNSIGNED, _SIGNED = 1, 2
 
 @dataclass(frozen=True)
 class Page:
-    """One page. `file`: the TIFF file with this page alone to be seen; `tags`: its directory."""
+    """One page. `file`: the TIFF file with this page alone to be seen; `tags`: its directory, found at `place`."""
 
     file: bytes
     tags: Directory
+    place: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -105,12 +106,12 @@ class Page:
 
     def exif(self) -> bytes:
         """Return an EXIF block of what the tags say of the picture; raises what Pillow does on damaged ones."""
-        found = Image.Exif()
-        found.endian, found.bigtiff = self.tags._endian, self.tags._bigtiff
-        found.load_from_fp(io.BytesIO(self.file), self.tags._offset)
+        block = Image.Exif()
+        block.endian, block.bigtiff = _order_and_size(self.file)
+        block.load_from_fp(io.BytesIO(self.file), self.place)
         described = Image.Exif()
-        for tag in sorted(_DESCRIPTIVE & set(found)):
-            described[tag] = found.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else found[tag]
+        for tag in sorted(_DESCRIPTIVE & set(block)):
+            described[tag] = block.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else block[tag]
         return described.tobytes() if len(described) else b""
 
     def unkept(self) -> list[str]:
@@ -123,11 +124,16 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
+def _order_and_size(content: bytes) -> tuple[str, bool]:
+    """Return the byte order of a TIFF file, "<" or ">", and whether it is of the big kind."""
+    return "<" if content[:2] == b"II" else ">", content[2:4] in (b"+\0", b"\0+")
+
+
 def pages(content: bytes) -> Iterator[Page]:
     """Yield the pages of a TIFF file; raises ValueError, struct.error or what Pillow does if they are damaged."""
     silence_libtiff()
     seen: set[int] = set()
-    order, big = ("<" if content[:2] == b"II" else ">"), content[2:4] in (b"+\0", b"\0+")
+    order, big = _order_and_size(content)
     if big and order == ">":
         raise UnsupportedPictureError("big-endian BigTIFF is not supported; save it as TIFF")
     word, link, entry = ("Q", 8, 20) if big else ("L", 4, 12)
@@ -149,7 +155,7 @@ def pages(content: bytes) -> Iterator[Page]:
         stream = io.BytesIO(content)
         stream.seek(place)
         tags.load(stream)
-        yield Page(alone, tags)
+        yield Page(alone, tags, place)
         place = following
 
 
@@ -180,11 +186,13 @@ def _plane(page: Page, height: int, width: int, plane: int | None, samples: int)
     """Return one plane (H,W,1), or all samples (H,W,C) of a page that keeps them together."""
     tags = page.tags
     together = samples if plane is None else 1
-    shown = _as_bytes(page, 2 * together * width, height, plane, samples, 2 * together)
+    shown = _as_bytes(
+        page, width=2 * together * width, height=height, plane=plane, samples=samples, factor=2 * together
+    )
     with Image.open(io.BytesIO(shown), formats=("TIFF",)) as image:
         image.load()
         content = np.ascontiguousarray(np.asarray(image))
-    order = ">" if page.file[:2] == b"MM" else "<"
+    order, _ = _order_and_size(page.file)
     levels = content.view(order + "u2").reshape(height, width, together).astype(np.uint16)
     predictor = _integer(tags, _PREDICTOR, 1)
     if predictor == 2:  # each sample is the difference to the one on its left, within its tile
@@ -197,7 +205,7 @@ def _plane(page: Page, height: int, width: int, plane: int | None, samples: int)
     return levels
 
 
-def _as_bytes(page: Page, width: int, height: int, plane: int | None, samples: int, factor: int) -> bytes:
+def _as_bytes(page: Page, *, width: int, height: int, plane: int | None, samples: int, factor: int) -> bytes:
     """Return the file with a new directory: its bytes, or those of one plane, as a greyscale page of 8 bits."""
     tags = page.tags
     tiled = _TILES in tags
@@ -234,7 +242,7 @@ def _as_bytes(page: Page, width: int, height: int, plane: int | None, samples: i
 
 def _with_directory(content: bytes, entries: dict[int, tuple[int, ...]]) -> bytes:
     """Return a TIFF file with a directory of these tags, all of them LONG, appended and made the only one."""
-    order, big = ("<" if content[:2] == b"II" else ">"), content[2:4] in (b"+\0", b"\0+")
+    order, big = _order_and_size(content)
     word, link = ("Q", 8) if big else ("L", 4)
     kind = 16 if big else 4
     padded = content + bytes(-len(content) % 8)
@@ -359,11 +367,11 @@ def _tags_of(sheet: Sheet) -> Directory:
 def _described(exif: bytes) -> dict[int, object]:
     if not exif:
         return {}
-    found = Image.Exif()
-    found.load(exif)
+    block = Image.Exif()
+    block.load(exif)
     return {
-        tag: dict(found.get_ifd(tag)) if tag in TiffTags.TAGS_V2_GROUPS else found[tag]
-        for tag in _DESCRIPTIVE & set(found)
+        tag: dict(block.get_ifd(tag)) if tag in TiffTags.TAGS_V2_GROUPS else block[tag]
+        for tag in _DESCRIPTIVE & set(block)
     }
 
 
@@ -415,7 +423,7 @@ def _integer(tags: Directory, tag: int, default: int | None = None) -> int:
 
 def _tuple(value: object) -> tuple[int, ...]:
     values = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(one, int) for one in values):
+    if not all(isinstance(number, int) for number in values):
         raise ValueError("a tag is no list of whole numbers")
     return values
 

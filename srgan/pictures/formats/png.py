@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ _COLOUR_CHUNKS = {b"cHRM", b"gAMA", b"sRGB", b"cICP"}
 # Samples of a pixel by PNG's colour type.
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 
-# By channels: Pillow's mode, and the raw modes by which its decoder keeps the high and the low byte of each 16-bit
-# sample. PNG is big-endian, so "little-endian, high byte" is the low one.
-_DEEP_MODES = {3: ("RGB", "RGB;16B", "RGB;16L"), 4: ("RGBA", "RGBA;16B", "RGBA;16L")}
+# By channels: the raw modes by which Pillow's decoder keeps the high and the low byte of each 16-bit sample. PNG
+# is big-endian, so "little-endian, high byte" is the low one.
+_DEEP_MODES = {3: ("RGB;16B", "RGB;16L"), 4: ("RGBA;16B", "RGBA;16L")}
 
 
 def is_deep(file: BinaryIO) -> bool:
@@ -38,39 +39,48 @@ def deep_samples(file: BinaryIO) -> tuple[np.ndarray, ImageFile.ImageFile]:
     file.seek(25)
     channels = _CHANNELS[file.read(1)[0]]
     if channels == 1:
-        image = _decoded(file, "I;16", "I;16B")
+        image = _decoded(file, "I;16B")
         return np.asarray(image)[..., None], image
-    if channels == 2:  # two samples of two bytes look like four of one
-        image = _decoded(file, "RGBA", "RGBA")
+    if channels == 2:
+        image = _decoded(_with_samples_as_bytes(file), "RGBA")
         return np.ascontiguousarray(image).view(">u2").astype(np.uint16), image
-    mode, high, low = _DEEP_MODES[channels]
-    levels = np.asarray(_decoded(file, mode, high)).astype(np.uint16) << 8
-    image = _decoded(file, mode, low)
+    high, low = _DEEP_MODES[channels]
+    levels = np.asarray(_decoded(file, high)).astype(np.uint16) << 8
+    image = _decoded(file, low)
     return levels | np.asarray(image), image
 
 
-def _decoded(file: BinaryIO, mode: str, raw_mode: str) -> ImageFile.ImageFile:
+def _decoded(file: BinaryIO, raw_mode: str) -> ImageFile.ImageFile:
     file.seek(0)
     image = Image.open(file, formats=("PNG",))
-    image._mode = mode
-    image.tile = [ImageFile._Tile(tile.codec_name, tile.extents, tile.offset, raw_mode) for tile in image.tile]
+    image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
     image.load()
     return image
+
+
+def _with_samples_as_bytes(file: BinaryIO) -> BinaryIO:
+    """Return a PNG of two samples of 16 bits as one of four of 8: to filters and interlacing they are the same."""
+    file.seek(0)
+    content = file.read()
+    start = len(SIGNATURE)
+    header = bytearray(content[start + 8 : start + 21])
+    header[8:10] = 8, 6  # bits, and the colour type of RGBA
+    return io.BytesIO(SIGNATURE + _chunk(b"IHDR", bytes(header)) + content[start + 25 :])
 
 
 def colour_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
     """Return the chunks before the pixels that say how colours are meant."""
     file.seek(len(SIGNATURE))
-    found = []
+    chunks = []
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack(">L4s", head)
         if name in (b"IDAT", b"IEND"):
             break
         if name in _COLOUR_CHUNKS and length <= 32:
-            found.append((name, file.read(length)))
+            chunks.append((name, file.read(length)))
             length = 0
         file.seek(length + 4, 1)  # its checksum, too
-    return tuple(found)
+    return tuple(chunks)
 
 
 def write(levels: np.ndarray, before: list[tuple[bytes, bytes]]) -> bytes:
