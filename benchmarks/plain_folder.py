@@ -31,8 +31,9 @@ class PublishedGenerator(Generator):
         shallow = self.head(lr)
         x = shallow + self.trunk(self.blocks(shallow))
         for step in self.upscale:
-            x = step.act(step.shuffle(step.conv(x)))
-        return F.conv2d(x, self.tail.weight, self.tail.bias, padding=4) + self.skip(lr)
+            x = step.act(step.shuffle(step.conv(x)))  # type: ignore[operator]
+        sr: torch.Tensor = F.conv2d(x, self.tail.weight, self.tail.bias, padding=4) + self.skip(lr)
+        return sr
 
 
 def load() -> PublishedGenerator:

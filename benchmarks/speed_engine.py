@@ -33,12 +33,13 @@ import numpy as np
 import openvino
 import plain_folder
 import torch
-from measuring import ROOT, first_line, in_turns, timed, write_figures
+from measuring import ROOT, in_turns, timed, write_figures
 from openvino import opset13
 
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.machine import available_bytes, available_cores
 from srgan.networks.generator import DeployedGenerator, Generator
+from srgan.texts import first_line
 
 MODEL = ROOT / "weights" / "srgan-x4.onnx"
 MATMUL_SIDE = 2048
@@ -82,7 +83,7 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
             except BenchmarkError as error:
                 contenders[name] = {"missing": str(error)}
         turns = in_turns(
-            {name: partial(one.turn, options.cpu_time) for name, one in workers.items()}, options.rounds
+            {name: partial(worker.turn, options.cpu_time) for name, worker in workers.items()}, options.rounds
         )
     for name, seconds in turns.items():
         contenders[name]["seconds"] = seconds
@@ -162,7 +163,7 @@ def openvino_engine(lr: np.ndarray, threads: int) -> Run:
 
 def onnx_runtime(lr: np.ndarray, threads: int) -> Run:
     """ONNX Runtime on the same file."""
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -173,8 +174,8 @@ def onnx_runtime(lr: np.ndarray, threads: int) -> Run:
 
 def ncnn_net(lr: np.ndarray, threads: int) -> Run:
     """ncnn, converted from TorchScript by its own tool."""
-    import ncnn
-    import pnnx
+    import ncnn  # type: ignore[import-untyped]
+    import pnnx  # type: ignore[import-untyped]
 
     with tempfile.TemporaryDirectory() as folder:
         before = Path.cwd()
@@ -199,14 +200,16 @@ def ncnn_net(lr: np.ndarray, threads: int) -> Run:
     return run
 
 
-def eager(generator: torch.nn.Module, lr: np.ndarray, memory_format: torch.memory_format) -> Run:
-    """PyTorch as it is."""
-    generator = generator.to(memory_format=memory_format)
+def eager(
+    generator: Callable[[torch.Tensor], torch.Tensor], lr: np.ndarray, memory_format: torch.memory_format
+) -> Run:
+    """PyTorch as it is; the weights of `generator` lie in `memory_format`."""
     picture = torch.from_numpy(lr).to(memory_format=memory_format)
 
     @torch.inference_mode()
     def run() -> np.ndarray:
-        return generator(picture).numpy()
+        sr: torch.Tensor = generator(picture)
+        return sr.numpy()
 
     return run
 
@@ -220,7 +223,7 @@ def compiled(lr: np.ndarray, threads: int) -> Run:
     return eager(torch.compile(generator), lr, torch.channels_last)
 
 
-def deployed() -> Generator:
+def deployed() -> torch.nn.Module:
     """Return the bundled generator as it is exported."""
     published = plain_folder.load()
     generator = Generator()
@@ -234,10 +237,12 @@ CONTENDERS: dict[str, Build] = {
     "ncnn": ncnn_net,
     "PyTorch eager, NCHW, as published": lambda lr, _: eager(plain_folder.load(), lr, torch.contiguous_format),
     "PyTorch eager, channels_last, as published": lambda lr, _: eager(
-        plain_folder.load(), lr, torch.channels_last
+        plain_folder.load().to(memory_format=torch.channels_last), lr, torch.channels_last
     ),
     "PyTorch eager, NCHW": lambda lr, _: eager(deployed(), lr, torch.contiguous_format),
-    "PyTorch eager, channels_last": lambda lr, _: eager(deployed(), lr, torch.channels_last),
+    "PyTorch eager, channels_last": lambda lr, _: eager(
+        deployed().to(memory_format=torch.channels_last), lr, torch.channels_last
+    ),
     "torch.compile, channels_last": compiled,
 }
 

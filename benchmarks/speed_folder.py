@@ -46,7 +46,7 @@ def main() -> None:
             options.rounds,
         ),
     }
-    found = []
+    found: list[dict[str, Any]] = []
     for name, (sizes, suffix, rounds) in cases.items():
         with tempfile.TemporaryDirectory() as scratch:
             folder = photographs(Path(scratch) / "in", sizes, suffix)

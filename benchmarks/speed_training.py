@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -43,13 +42,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from measuring import first_line, in_turns, photographs, write_figures
+from machine import processor
+from measuring import in_turns, photographs, write_figures
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from srgan.errors import SrganError
+from srgan.machine import available_cores
 from srgan.networks.generator import SCALE
+from srgan.texts import first_line
 from srgan.training import trainer
 from srgan.training.config import Recipe, StageRecipe, load_recipe
 from srgan.training.data import PictureCache, build_cache
@@ -133,7 +135,7 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
         def pretrain() -> None:
             lr, hr = next(batches)
             generator_optimizer.zero_grad()
-            content(generator(lr), hr).backward()
+            content(generator(lr), hr).backward()  # type: ignore[no-untyped-call]
             generator_optimizer.step()
 
         return pretrain
@@ -148,7 +150,7 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
             lr, hr = next(batches)
             sr = generator(lr)
             discriminator_optimizer.zero_grad()
-            objective.discriminator_loss(discriminator, hr, sr).backward(retain_graph=True)
+            objective.discriminator_loss(discriminator, hr, sr).backward(retain_graph=True)  # type: ignore[no-untyped-call]
             discriminator_optimizer.step()
             objective.after_discriminator_step(discriminator)
         generator_optimizer.zero_grad()
@@ -158,7 +160,7 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
             loss = loss + losses.perceptual.weight * perceptual(sr, hr)
         if lpips:
             loss = loss + losses.lpips * lpips(sr, hr)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         generator_optimizer.step()
 
     return adversarial
@@ -225,7 +227,7 @@ def compare(
     contenders = {loop: partial(seconds, run, settings.steps, fabric.device) for loop, run in steps.items()}
     contenders[DRAWING] = partial(seconds, draw, settings.steps, fabric.device)
     loops = in_turns(contenders, settings.rounds)
-    drawing = [draws * one for one in loops.pop(DRAWING)]
+    drawing = [draws * seconds_of_one for seconds_of_one in loops.pop(DRAWING)]
     return {"patches": stage.batch_size * draws, "loops": loops, "drawing": drawing}
 
 
@@ -251,14 +253,12 @@ def report(name: str, found: dict[str, Any]) -> None:
 
 def machine() -> str:
     """Return the machine in one line."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    parts = [model, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts = [
+        processor(),
+        f"{available_cores()} cores",
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__}",
+    ]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     if hasattr(os, "getloadavg"):

@@ -31,7 +31,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -74,6 +74,14 @@ class Outcome:
     gradient_norm: float = math.nan
     stable: float = math.nan
     alarms: int = 0
+
+
+class Scores(TypedDict):
+    """Means over the pictures of a test."""
+
+    psnr_y: float
+    lpips: float
+    lr_psnr: float
 
 
 def recipe_of(objective: str, seed: int, steps: int, weight: float, start: str, **changes: Any) -> Recipe:
@@ -156,10 +164,10 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
     return statistics.median(found[len(found) // 2 :])
 
 
-def judged(generator: Path, test: Path) -> dict[str, float]:
+def judged(generator: Path, test: Path) -> Scores:
     """Return the mean figures of what an exported generator makes of the pictures in `test`; LPIPS may be NaN."""
     upscaler = Upscaler(find_weights(generator))
-    scores = []
+    scores: list[tuple[float, float, float]] = []
     for pair in pairs(test):
         sr = upscaler.upscale(pair.lr)
         psnr = metrics.psnr(sr.pixels, pair.hr.pixels, border=upscaler.scale, y_only=True)
@@ -167,7 +175,8 @@ def judged(generator: Path, test: Path) -> dict[str, float]:
         with contextlib.suppress(BackboneError):
             distance = metrics.lpips(sr.pixels, pair.hr.pixels)
         scores.append((psnr, distance, consistency(pair.lr, sr).lr_psnr_db))
-    return dict(zip(("psnr_y", "lpips", "lr_psnr"), np.mean(scores, axis=0).tolist(), strict=True))
+    psnr_y, lpips, lr_psnr = (float(mean) for mean in np.mean(scores, axis=0))
+    return {"psnr_y": psnr_y, "lpips": lpips, "lr_psnr": lr_psnr}
 
 
 def series_of(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -204,7 +213,7 @@ def outcome_of(run: Path, objective: str, seed: int, weight: float, test: Path) 
 
 
 def play(
-    folder: Path, cache: PictureCache, start: Path, objective: str, seed: int, steps: int, test: Path
+    folder: Path, cache: PictureCache, start: Path, *, objective: str, seed: int, steps: int, test: Path
 ) -> Outcome:
     """Return the outcome of one run, which is trained, gone on with, or only read if it is finished."""
     run = folder / f"{objective}-{seed}"
@@ -249,21 +258,21 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = ["| objective | seeds | " + " | ".join(heading for heading, _ in _COLUMNS.values()) + " |"]
     lines.append("|---" * (len(_COLUMNS) + 2) + "|")
     for objective in dict.fromkeys(outcome.objective for outcome in outcomes):
-        own = [asdict(outcome) for outcome in outcomes if outcome.objective == objective]
+        rows = [asdict(outcome) for outcome in outcomes if outcome.objective == objective]
         cells = []
         for key, (_, form) in _COLUMNS.items():
-            values = [row[key] for row in own if math.isfinite(row[key])]
+            values = [row[key] for row in rows if math.isfinite(row[key])]
             cell = form.format(statistics.fmean(values)) if values else "–"
             if len(values) > 1 and key not in ("weight", "alarms", "stable"):
                 cell += " ± " + form.format(statistics.stdev(values))
             cells.append(cell)
-        lines.append(f"| `{objective}` | {len(own)} | " + " | ".join(cells) + " |")
+        lines.append(f"| `{objective}` | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Return, a line for each figure, how objectives differ beside how seeds do (one-way analysis of variance)."""
-    from scipy.stats import f_oneway
+    from scipy.stats import f_oneway  # type: ignore[import-untyped]
 
     lines = []
     for key in ("psnr_y", "lpips", "lr_psnr"):
@@ -394,10 +403,13 @@ def train(options: argparse.Namespace) -> None:
         recipe = recipe_of("nonsaturating", 0, 0, 1.0, "", pretrain={"steps": options.pretrain_steps})
         trainer.train(recipe, cache, before, resume=bool(checkpoint.checkpoints(before)))
     if not _known(before):
-        _kept(before, Outcome(_START, 0, **judged(start.with_suffix(".onnx"), options.test)))
+        _kept(before, Outcome(objective=_START, seed=0, **judged(start.with_suffix(".onnx"), options.test)))
     for seed in range(options.seeds):  # seed by seed, so that a run cut short still compares all
         for objective in options.objective:
-            print(play(options.run, cache, start, objective, seed, options.steps, options.test), flush=True)
+            outcome = play(
+                options.run, cache, start, objective=objective, seed=seed, steps=options.steps, test=options.test
+            )
+            print(outcome, flush=True)
 
 
 if __name__ == "__main__":
