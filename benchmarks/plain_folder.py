@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ class PublishedGenerator(Generator):
         """Return SR, not clamped."""
         shallow = self.head(lr)
         x = shallow + self.trunk(self.blocks(shallow))
+        step: Any
         for step in self.upscale:
-            x = step.act(step.shuffle(step.conv(x)))  # type: ignore[operator]
+            x = step.act(step.shuffle(step.conv(x)))
         sr: torch.Tensor = F.conv2d(x, self.tail.weight, self.tail.bias, padding=4) + self.skip(lr)
         return sr
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import plots
+from srgan.pages import plots
 
 Record = Mapping[str, Any]
 Figures = Mapping[str, Any]
@@ -75,12 +75,12 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 def _circumstances(record: Record) -> str:
     cores, others = record["machine"]["cores"], record["others_busy_cores"]
-    said = f"`{record['command']}`, {record['date']}, {record['seconds']:.0f} s."
+    origin = f"`{record['command']}`, {record['date']}, {record['seconds']:.0f} s."
     load = f"load average {record['load_average']:.1f} at the start"
     if others is None:
-        return f"{said} {load.capitalize()}."
+        return f"{origin} {load.capitalize()}."
     work = f"Other processes used {others:.2f} of {cores} cores meanwhile; {load}."
-    return f"{said} {'**Not quiet.** ' if others > QUIET_SHARE * cores else ''}{work}"
+    return f"{origin} {'**Not quiet.** ' if others > QUIET_SHARE * cores else ''}{work}"
 
 
 def engine(figures: Figures) -> Section:
@@ -99,21 +99,21 @@ def engine(figures: Figures) -> Section:
 
 def _engine_at(figures: Figures, section: Section) -> None:
     side, contenders = figures["size_lr_px"], figures["contenders"]
-    measured = {name: one["seconds"] for name, one in contenders.items() if "seconds" in one}
+    measured = {name: contender["seconds"] for name, contender in contenders.items() if "seconds" in contender}
     ours = next(iter(measured))
     fastest = min(statistics.median(seconds) for seconds in figures["products"].values())
     peak = figures["product_operations"] / fastest
     rows, drawn, short = [], [], []
-    for name, one in contenders.items():
-        if "missing" in one:
-            rows.append([name, f"not measured: {one['missing']}", "", "", ""])
+    for name, contender in contenders.items():
+        if "missing" in contender:
+            rows.append([name, f"not measured: {contender['missing']}", "", "", ""])
             continue
-        median = statistics.median(one["seconds"])
+        median = statistics.median(contender["seconds"])
         rate, per_megapixel = figures["operations"] / median, median / (16 * side**2 / 1e6)
-        faster = ratios(one["seconds"], measured[ours])
+        faster = ratios(contender["seconds"], measured[ours])
         compared = "" if name == ours else spread(faster, 2)
         speed = f"{rate / 1e9:.0f}, {rate / peak:.0%}"
-        rows.append([name, spread(one["seconds"], 3), f"{per_megapixel:.2f}", speed, compared])
+        rows.append([name, spread(contender["seconds"], 3), f"{per_megapixel:.2f}", speed, compared])
         drawn.append((name, per_megapixel, f"{per_megapixel:.2f} s"))
         if name != ours:
             short.append(f"{statistics.median(faster):.2f} ({name})")
@@ -129,23 +129,25 @@ def folder(figures: Figures) -> Section:
     """Whole processes over folders."""
     rows, drawn, short = [], [], []
     for case in figures["cases"]:
-        ours = [one["wall"] for one in case["runs"]["srgan upscale"]]
+        ours = [run["wall"] for run in case["runs"]["srgan upscale"]]
         for name, runs in case["runs"].items():
-            wall = [one["wall"] for one in runs]
-            peak = statistics.median(one["peak_bytes"] for one in runs) / 1e6
-            cpu = statistics.median(one["cpu"] for one in runs)
+            wall = [run["wall"] for run in runs]
+            peak = statistics.median(run["peak_bytes"] for run in runs) / 1e6
+            cpu = statistics.median(run["cpu"] for run in runs)
             works = name in ("srgan upscale", "plain script")
             rate = f"{case['pictures'] / statistics.median(wall):.2f}" if works else ""
             compared = "" if name == "srgan upscale" else spread(ratios(wall, ours), 2)
             rows.append([case["name"], name, spread(wall, 2), rate, f"{cpu:.1f}", f"{peak:.0f}", compared])
-        factor = statistics.median(ratios([one["wall"] for one in case["runs"]["plain script"]], ours))
+        factor = statistics.median(ratios([run["wall"] for run in case["runs"]["plain script"]], ours))
         drawn.append((case["name"].partition(",")[0], factor, f"{factor:.2f} times as fast"))
         short.append(f"{factor:.2f} ({case['name']})")
     header = ["folder", "", "seconds", "files per second", "CPU seconds", "peak MB", "`srgan upscale` is faster"]
     plot = plots.bars("Files per second over those of the plain script", drawn, ours=[row[0] for row in drawn])
     lines = ["Whole processes, from start to end, results as PNG.", "", *table(header, rows)]
-    said = f"`srgan upscale FOLDER` against a plain script of PyTorch and Pillow, faster by: {', '.join(short)}."
-    return Section(lines, {"folder.svg": plot}, [said])
+    short_line = (
+        f"`srgan upscale FOLDER` against a plain script of PyTorch and Pillow, faster by: {', '.join(short)}."
+    )
+    return Section(lines, {"folder.svg": plot}, [short_line])
 
 
 def batch(figures: Figures) -> Section:
@@ -234,8 +236,8 @@ def tiles(figures: Figures) -> Section:
     strips = next((row for row in figures["rows"] if not row["tile"]), None)
     short = []
     if strips:
-        time = statistics.median(ratios(strips["seconds"], whole))
-        short = [f"Strips of rows take {time:.2f} times as long as the whole picture, and are off by nothing."]
+        times = statistics.median(ratios(strips["seconds"], whole))
+        short = [f"Strips of rows take {times:.2f} times as long as the whole picture, and are off by nothing."]
         if strips["difference"] >= 0.05:
             short = []
     return Section(lines, {"tiles.svg": plot} if drawn else {}, short)
@@ -244,19 +246,19 @@ def tiles(figures: Figures) -> Section:
 def training(figures: Figures) -> Section:
     """Patches per second of both stages."""
     rows, drawn, short = [], [], []
-    for stage, found in figures["stages"].items():
-        if "missing" in found:
-            rows.append([stage, f"not measured: {found['missing']}", "", ""])
+    for stage, measured in figures["stages"].items():
+        if "missing" in measured:
+            rows.append([stage, f"not measured: {measured['missing']}", "", ""])
             continue
-        own = found["loops"]["ours"]
-        for loop, seconds in found["loops"].items():
-            rate = found["patches"] / statistics.median(seconds)
-            compared = "" if loop == "ours" else spread(ratios(seconds, own), 2)
+        ours = measured["loops"]["ours"]
+        for loop, seconds in measured["loops"].items():
+            rate = measured["patches"] / statistics.median(seconds)
+            compared = "" if loop == "ours" else spread(ratios(seconds, ours), 2)
             rows.append([stage, loop, f"{rate:.2f}", compared])
             drawn.append((f"{stage}: {loop}", rate, f"{rate:.1f} patches/s"))
             if loop.startswith("plain"):
-                short.append(f"{statistics.median(ratios(seconds, own)):.2f} ({stage}, {loop})")
-        share = statistics.median(found["drawing"]) / statistics.median(own)
+                short.append(f"{statistics.median(ratios(seconds, ours)):.2f} ({stage}, {loop})")
+        share = statistics.median(measured["drawing"]) / statistics.median(ours)
         rows.append([stage, "drawing and degrading a batch", f"{share:.1%} of our step", ""])
     lines = [
         f"Recipe `{figures['recipe']}`; ours computes in {figures['precision']}, the plain loop in float32.",
@@ -264,8 +266,8 @@ def training(figures: Figures) -> Section:
         *table(["stage", "loop", "patches per second", "ours is faster"], rows),
     ]
     plot = plots.bars("Training patches per second", drawn, ours=[row[0] for row in drawn if ": ours" in row[0]])
-    said = [f"Training against a plain loop, faster by: {', '.join(short)}."] if short else []
-    return Section(lines, {"training.svg": plot} if drawn else {}, said)
+    in_short = [f"Training against a plain loop, faster by: {', '.join(short)}."] if short else []
+    return Section(lines, {"training.svg": plot} if drawn else {}, in_short)
 
 
 def load(figures: Figures) -> Section:
@@ -303,7 +305,7 @@ SECTIONS: dict[str, tuple[str, Write]] = {
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
     """Return what each turn of theirs takes over the same turn of ours."""
-    return [other / own for other, own in zip(theirs, ours, strict=True)]
+    return [their_s / our_s for their_s, our_s in zip(theirs, ours, strict=True)]
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from measuring import timed, write_figures
 
 from srgan import Upscaler
-from srgan.folder.batch import DEFAULT_WORKERS, plan, run
+from srgan.folder.batch import DEFAULT_WORKERS, run
+from srgan.folder.planning import plan
 from srgan.pictures import Picture, decode, encode, resized
 
 WIDTH, HEIGHT = 120, 90

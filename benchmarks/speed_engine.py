@@ -38,7 +38,8 @@ from openvino import opset13
 
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.machine import available_bytes, available_cores
-from srgan.networks.generator import DeployedGenerator, Generator
+from srgan.networks.generator import Generator
+from srgan.networks.layers import deployed as for_inference
 from srgan.texts import first_line
 
 MODEL = ROOT / "weights" / "srgan-x4.onnx"
@@ -163,7 +164,7 @@ def openvino_engine(lr: np.ndarray, threads: int) -> Run:
 
 def onnx_runtime(lr: np.ndarray, threads: int) -> Run:
     """ONNX Runtime on the same file."""
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -174,8 +175,8 @@ def onnx_runtime(lr: np.ndarray, threads: int) -> Run:
 
 def ncnn_net(lr: np.ndarray, threads: int) -> Run:
     """ncnn, converted from TorchScript by its own tool."""
-    import ncnn  # type: ignore[import-untyped]
-    import pnnx  # type: ignore[import-untyped]
+    import ncnn
+    import pnnx
 
     with tempfile.TemporaryDirectory() as folder:
         before = Path.cwd()
@@ -195,7 +196,8 @@ def ncnn_net(lr: np.ndarray, threads: int) -> Run:
     def run() -> np.ndarray:
         extractor = net.create_extractor()
         extractor.input("in0", ncnn.Mat(lr[0]))
-        return np.array(extractor.extract("out0")[1])[None]
+        result: np.ndarray = np.array(extractor.extract("out0")[1])[None]
+        return result
 
     return run
 
@@ -208,8 +210,8 @@ def eager(
 
     @torch.inference_mode()
     def run() -> np.ndarray:
-        sr: torch.Tensor = generator(picture)
-        return sr.numpy()
+        result: np.ndarray = generator(picture).numpy()
+        return result
 
     return run
 
@@ -228,7 +230,7 @@ def deployed() -> torch.nn.Module:
     published = plain_folder.load()
     generator = Generator()
     generator.load_state_dict(published.state_dict())
-    return DeployedGenerator(generator.eval()).eval()
+    return for_inference(generator.eval())
 
 
 CONTENDERS: dict[str, Build] = {

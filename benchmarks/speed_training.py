@@ -53,11 +53,11 @@ from srgan.machine import available_cores
 from srgan.networks.generator import SCALE
 from srgan.texts import first_line
 from srgan.training import trainer
-from srgan.training.config import Recipe, StageRecipe, load_recipe
-from srgan.training.data import PictureCache, build_cache
+from srgan.training.config import STAGES, Recipe, load_recipe
+from srgan.training.data.cache import PictureCache, build_cache
 from srgan.training.losses import CONTENT_LOSSES, LpipsLoss, PerceptualLoss
-from srgan.training.processes import make_fabric
-from srgan.training.state import STAGES, Position, begin_stage, make_players, random_streams
+from srgan.training.processes import make_fabric, precision_of
+from srgan.training.run import Position, begin_stage, make_players, random_streams
 
 DRAWING = "drawing and degrading a batch"
 SAMPLES = [(904, 600), (896, 688), (1024, 684)] * 2  # what --data is without --data: JPEG files of 0.6 megapixels
@@ -69,13 +69,13 @@ Step = Callable[[], None]
 
 def ours(recipe: Recipe, name: str, cache: PictureCache, fabric: Fabric) -> tuple[Step, Step]:
     """Return the trainer's step for the stage `name`, and the drawing of its batch alone."""
-    stage: StageRecipe = getattr(recipe, name)
+    stage = recipe.stages()[name]
     torch.manual_seed(recipe.seed)
     patch_random, label_random = random_streams(recipe.seed, fabric)
     players = make_players(recipe, fabric, label_random)
     begin_stage(players, stage)
-    batch = trainer.batch_source(recipe, stage, cache, fabric, patch_random)
-    move = trainer.stage_step(name, recipe, players, fabric)
+    batch = trainer.batch_source(recipe, stage, cache, fabric.device, patch_random)
+    move = trainer.stage_step(name, recipe, players)
     # Both players move from here on, and the adversarial weight is whole.
     since = recipe.adversarial.discriminator_alone_steps + recipe.adversarial.ramp_steps
     position = Position(name, step=since if name == "adversarial" else 0)
@@ -117,7 +117,7 @@ def _tensor(picture: Image.Image) -> Tensor:
 
 def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.device) -> Step:
     """Return the plain loop's step for the stage `name`, with its own networks and loader."""
-    stage: StageRecipe = getattr(recipe, name)
+    stage = recipe.stages()[name]
     torch.manual_seed(recipe.seed)
     _, label_random = random_streams(recipe.seed, Fabric(accelerator="cpu", devices=1))
     cpu_players = make_players(recipe, Fabric(accelerator="cpu", devices=1), label_random)
@@ -135,7 +135,7 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
         def pretrain() -> None:
             lr, hr = next(batches)
             generator_optimizer.zero_grad()
-            content(generator(lr), hr).backward()  # type: ignore[no-untyped-call]
+            content(generator(lr), hr).backward()
             generator_optimizer.step()
 
         return pretrain
@@ -150,7 +150,7 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
             lr, hr = next(batches)
             sr = generator(lr)
             discriminator_optimizer.zero_grad()
-            objective.discriminator_loss(discriminator, hr, sr).backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            objective.discriminator_loss(discriminator, hr, sr).backward(retain_graph=True)
             discriminator_optimizer.step()
             objective.after_discriminator_step(discriminator)
         generator_optimizer.zero_grad()
@@ -160,7 +160,7 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
             loss = loss + losses.perceptual.weight * perceptual(sr, hr)
         if lpips:
             loss = loss + losses.lpips * lpips(sr, hr)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         generator_optimizer.step()
 
     return adversarial
@@ -215,12 +215,12 @@ def compare(
 ) -> dict[str, Any]:
     """Measure the stage `name`: patches of a step, and seconds of a step in every turn of every loop."""
     fabric = make_fabric(recipe)
-    stage: StageRecipe = getattr(recipe, name)
+    stage = recipe.stages()[name]
     draws = trainer.discriminator_steps(recipe) if name == "adversarial" else 1
     step, draw = ours(recipe, name, cache, fabric)
     steps: dict[str, Step] = {"ours": step}
-    if precision(recipe) != "32-true":
-        exact = recipe.model_copy(update={"precision": "32-true"})
+    if precision_of(recipe) != "fp32":
+        exact = recipe.model_copy(update={"precision": "fp32"})
         steps["ours, float32"], _ = ours(exact, name, cache, make_fabric(exact))
     for workers in settings.workers:
         steps[f"plain, {workers} workers"] = plain(recipe, name, folder, workers, fabric.device)
@@ -229,11 +229,6 @@ def compare(
     loops = in_turns(contenders, settings.rounds)
     drawing = [draws * seconds_of_one for seconds_of_one in loops.pop(DRAWING)]
     return {"patches": stage.batch_size * draws, "loops": loops, "drawing": drawing}
-
-
-def precision(recipe: Recipe) -> str:
-    """Return what the recipe's precision comes to on this machine."""
-    return str(make_fabric(recipe).strategy.precision.precision)
 
 
 def report(name: str, found: dict[str, Any]) -> None:
@@ -289,10 +284,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cache = build_cache([folder], Path(scratch) / "cache")
         except SrganError as error:
             raise SystemExit(str(error)) from error
-        found["precision"] = precision(recipe)
+        found["precision"] = precision_of(recipe)
         print(f"`{shlex.join(['python', *sys.argv])}`  \n{machine()}\n")
         print("| stage | loop | patches/s | ours / plain, median (lowest to highest) |\n|---|---|---|---|")
-        for name in STAGES if settings.stage == "both" else [settings.stage]:
+        for name in [name for name in recipe.stages() if settings.stage in (name, "both")]:
             try:
                 found["stages"][name] = compare(recipe, name, folder, cache, settings)
             except SrganError as error:  # the weights of VGG cannot be had: the other stage needs none

@@ -124,7 +124,7 @@ def train(
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step down the gradient of `loss`, for the parameters of this optimiser alone."""
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
 
 
@@ -152,7 +152,7 @@ def load_digits(mnist: Path | None) -> tuple[Tensor, Tensor]:
     it, both perhaps compressed (.gz).
     """
     if mnist is None:
-        from sklearn.datasets import load_digits as small_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits as small_digits
 
         images, labels = small_digits(return_X_y=True)
         images = images.reshape(-1, 8, 8) / 16

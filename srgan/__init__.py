@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Engine": "srgan.engines.openvino",
+    "Engine": "srgan.engines.protocol",
     "OpenVinoEngine": "srgan.engines.openvino",
     "Picture": "srgan.pictures",
     "Request": "srgan.upscale",

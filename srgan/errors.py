@@ -6,6 +6,7 @@
     │   └── RecipeError        a recipe that cannot be read: misspelt key, value out of range
     ├── PictureError           one picture cannot be read or written; the next one may
     │   ├── UnsupportedPictureError   a format or pixel mode that is refused rather than damaged
+    │   ├── FormatError               the format that was asked for cannot hold the result
     │   └── PictureTooLargeError      refused from its header, before any pixel is decoded
     ├── OutputError            the place of the results takes no more (full, read-only); the run cannot go on
     ├── WeightsError           a weights or checkpoint file that is damaged, foreign or does not match
@@ -42,6 +43,10 @@ class PictureError(SrganError):
 
 class UnsupportedPictureError(PictureError):
     """A picture whose format or pixel mode is not supported; nothing is converted silently."""
+
+
+class FormatError(PictureError):
+    """A result that the format it was asked for in cannot hold."""
 
 
 class PictureTooLargeError(PictureError):

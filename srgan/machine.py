@@ -1,9 +1,10 @@
-"""This machine: how many cores and how much memory the process may take."""
+"""This machine: how many cores and how much memory the process may take, and whether there is more to run on."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 
 
@@ -15,6 +16,12 @@ def available_cores() -> int:
         return min(bound, max(1, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such group, or the quota reads "max"
         return bound
+
+
+def has_graphics_driver() -> bool:
+    """Return whether there is a driver that PyTorch may run on, by its file: free where there is none."""
+    drivers = {"linux": "/dev/nvidiactl", "win32": r"C:\Windows\System32\nvcuda.dll", "darwin": "/usr/bin"}
+    return Path(drivers.get(sys.platform, "/dev/nvidiactl")).exists()
 
 
 def available_bytes() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -99,6 +99,30 @@ class Request:
         return min(sides) if sides else self.scale or model_scale
 
 
+class AnyUpscaler(Protocol):
+    """What is needed of an `Upscaler`, and what a test can fake."""
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the model says of itself."""
+        ...
+
+    @property
+    def scale(self) -> int:
+        """Output pixels per input pixel when no other scale is asked for."""
+        ...
+
+    def upscale(
+        self, picture: Picture, request: Request | float | None = None, progress: Progress | None = None
+    ) -> Picture:
+        """Return `picture` enlarged; an exception that `progress` raises stops the work between two tiles."""
+        ...
+
+    def output_size(self, picture: Picture, request: Request | float | None = None) -> tuple[int, int]:
+        """Return (height, width) that `upscale` would give, or raise what it would."""
+        ...
+
+
 class Upscaler:
     """Upscales pictures with one generator; keeps no state between calls, and any thread may call it.
 
@@ -168,8 +192,8 @@ class Upscaler:
         for frame in picture.frames:
             frame_px = frame.height * frame.width
 
-            def report_frame(fraction: float, before: int = done_px, own: int = frame_px) -> None:
-                report((before + fraction * own) / total_px)
+            def report_frame(fraction: float, before: int = done_px, share_px: int = frame_px) -> None:
+                report((before + fraction * share_px) / total_px)
 
             results.append(self._upscale_frame(frame, request, report_frame))
             done_px += frame_px
@@ -190,10 +214,6 @@ class Upscaler:
                 f"the limit of {self._max_output_megapixels:g}; cut the picture into parts"
             )
         return request.output_size(picture.height, picture.width, self.scale)
-
-    def upscale_array(self, lr: np.ndarray) -> np.ndarray:
-        """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
-        return self._inference.array(lr)
 
     def _upscale_frame(self, picture: Picture, request: Request, report: Progress) -> Picture:
         height, width = request.output_size(picture.height, picture.width, self.scale)
@@ -217,16 +237,16 @@ class Upscaler:
         """Return one frame at the model's scale; what is hidden by its alpha has been filled already."""
         height, width = picture.height * self.scale, picture.width * self.scale
         dpi = scaled_dpi(picture, height, width)
-        said: list[str] = []
+        warnings: list[str] = []
         if picture.alpha is None:
-            pixels = self._upscale_colours(picture.pixels, report, said.append)
-            return replace(picture, pixels=pixels, dpi=dpi, warnings=(*picture.warnings, *said))
-        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), said.append)
+            pixels = self._upscale_colours(picture.pixels, report, warnings.append)
+            return replace(picture, pixels=pixels, dpi=dpi, warnings=(*picture.warnings, *warnings))
+        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), warnings.append)
         opaque = _lowest_around(picture.alpha) == np.iinfo(picture.alpha.dtype).max
         _hold_within(pixels, picture.pixels, self.scale, where=~opaque)
-        alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), said.append)
-        warnings = (*picture.warnings, *dict.fromkeys(said))
-        return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi, warnings=warnings)
+        alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), warnings.append)
+        told = (*picture.warnings, *dict.fromkeys(warnings))
+        return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi, warnings=told)
 
     def _upscale_colours(self, levels: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
         """Upscale (H,W,3) or (H,W); colours that are all grey stay exactly that."""
@@ -264,9 +284,9 @@ class Upscaler:
 def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
     """Return `strength` of `result` and the rest of `smooth`, which has the same size."""
 
-    def mixed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        levels: np.ndarray = np.rint(other + np.float32(strength) * (one.astype(np.float32) - other))
-        return levels.astype(one.dtype)
+    def mixed(sharp: np.ndarray, soft: np.ndarray) -> np.ndarray:
+        levels: np.ndarray = np.rint(soft + np.float32(strength) * (sharp.astype(np.float32) - soft))
+        return levels.astype(sharp.dtype)
 
     alpha = None
     if result.alpha is not None and smooth.alpha is not None:

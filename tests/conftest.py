@@ -20,7 +20,8 @@ from srgan.conversion.exporting import onnx_from
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.evaluation import metrics
 from srgan.evaluation.backbones import FOLDER_VARIABLE
-from srgan.networks.generator import DeployedGenerator, Generator
+from srgan.networks.generator import Generator
+from srgan.networks.layers import deployed
 from srgan.weights import ModelMetadata
 
 # How long an example takes says more about the machine than about the code.
@@ -57,7 +58,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         # It starts near bicubic, where wrong tiles could hide: undo the tenths, so that its full reach is seen.
         for block in generator.blocks:
-            block.conv2.weight.mul_(10)
+            block.get_parameter("conv2.weight").mul_(10)
         generator.tail.weight.mul_(10)
     metadata = ModelMetadata(
         name="tiny-x4",
@@ -66,7 +67,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         architecture={"blocks": 2, "features": 8, "normalisation": "none"},
     )
     path = tmp_path_factory.mktemp("model") / "tiny-x4.onnx"
-    path.write_bytes(onnx_from(DeployedGenerator(generator), metadata))
+    path.write_bytes(onnx_from(deployed(generator), metadata))
     return path
 
 

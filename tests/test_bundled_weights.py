@@ -14,7 +14,7 @@ from srgan.conversion.exporting import PARITY_TOLERANCE, parity
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.evaluation.metrics import lpips, psnr
 from srgan.networks.reading import load_generator
-from srgan.training.degradation import bicubic
+from srgan.training.data.degradation import bicubic
 from srgan.upscale import Upscaler
 from srgan.weights import bundled_folder, bundled_models, find_weights
 

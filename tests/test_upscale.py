@@ -158,7 +158,7 @@ def disc(ground: tuple[int, int, int], size: int = 40) -> tuple[np.ndarray, np.n
     rows, columns = np.mgrid[0:size, 0:size] - (size - 1) / 2
     inside = rows**2 + columns**2 < (size / 3) ** 2
     colour = np.where((rows < 0)[..., None], (200, 120, 40), (150, 60, 90)).astype(np.uint8)
-    return np.where(inside[..., None], colour, np.uint8(ground)), inside * np.uint8(255), inside
+    return np.where(inside[..., None], colour, np.array(ground, np.uint8)), inside * np.uint8(255), inside
 
 
 @pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])

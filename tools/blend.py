@@ -16,8 +16,8 @@ from pathlib import Path
 from srgan.conversion.exporting import export_generator
 from srgan.networks.reading import fill, load_generator
 from srgan.training.config import DegradationRecipe
-from srgan.training.data import build_cache, split
-from srgan.training.sources import parse_source
+from srgan.training.data.cache import build_cache, split
+from srgan.training.data.sources import parse_source
 from srgan.training.validation import validate
 
 

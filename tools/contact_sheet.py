@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from srgan.evaluation.benchmark import SCALE, pairs
+from srgan.evaluation.benchmark import pairs
+from srgan.evaluation.tables import SCALE
 from srgan.files import write_atomically
 from srgan.pictures import PICTURE_SUFFIXES, Picture, decode, encode, resized
 from srgan.upscale import Upscaler
 
 GAP_PX = 4
+Crops = list[tuple[str, Picture, Picture | None]]  # name, LR, HR
 
 
 def busiest_window(picture: np.ndarray, side_px: int, step_px: int = 1) -> tuple[int, int]:
@@ -67,7 +69,7 @@ def sheet(rows: Sequence[np.ndarray]) -> Picture:
     return Picture(np.concatenate(padded))
 
 
-def without_truth(folder: Path) -> list[tuple[str, Picture, Picture | None]]:
+def without_truth(folder: Path) -> Crops:
     """Return (name, LR, None) of the coloured and opaque pictures in `folder`."""
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES]
     found = [(path.name, decode(path)) for path in paths]
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=6, help="how many pictures, evenly over the folder")
     parser.add_argument("--side", type=int, default=192, help="side of a crop in HR pixels, a multiple of 4")
     arguments = parser.parse_args()
-    every: list[tuple[str, Picture, Picture | None]]
+    every: Crops
     if arguments.hr is not None:
         every = [(pair.name, pair.lr, pair.hr) for pair in pairs(arguments.hr, arguments.lr)]
     elif arguments.lr is not None:

@@ -20,8 +20,8 @@ from PIL import Image
 
 from srgan.files import write_atomically
 from srgan.networks.generator import SCALE
-from srgan.training import degradation
 from srgan.training.config import DegradationRecipe
+from srgan.training.data import degradation
 
 
 def through_jpeg(lr: Image.Image, quality: int) -> Image.Image:

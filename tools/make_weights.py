@@ -30,16 +30,16 @@ from typing import Any
 from blend import blended
 from degrade import degrade
 
+from srgan.evaluation.measures import MEASURES
 from srgan.files import write_atomically
 from srgan.networks.reading import load_generator
 from srgan.training.checkpoint import checkpoint_path, checkpoints
-from srgan.training.state import STAGES
+from srgan.training.config import STAGES
 from srgan.weights import add_to_manifest
 
 STOPPED = (143, -signal.SIGTERM)  # the exit codes of a run that was ended with a checkpoint, and before it began
 TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 BLEND = 0.9  # of the game's weights in what is bundled: half a dB for a little LPIPS, docs/experiments.md
-FORMS = {"psnr_y": "{:.2f}", "ssim_y": "{:.4f}", "lpips": "{:.4f}", "dists": "{:.4f}", "lr_psnr": "{:.2f}"}
 DEGRADED = {  # how LR is called and which quality of JPEG it has; None: blur, noise and JPEG
     **{f"LR as JPEG of quality {quality}": quality for quality in (40, 60, 75, 90)},
     "LR with blur, noise and JPEG, as recipes draw them by default": None,
@@ -139,7 +139,7 @@ def table(reports: dict[str, dict[str, Any]], keys: Sequence[str]) -> str:
     lines = [f"| | {' | '.join(reports)} |", "|---" * (len(reports) + 1) + "|"]
     for model in next(iter(reports.values()))["means"]:
         cells = [
-            " / ".join(FORMS[key].format(means[key]["value"]) if key in means else "–" for key in keys)
+            " / ".join(MEASURES[key].text(means[key]["value"]) if key in means else "–" for key in keys)
             for means in (report["means"][model] for report in reports.values())
         ]
         lines.append(f"| `{Path(model).stem}` | {' | '.join(cells)} |")

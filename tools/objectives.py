@@ -31,7 +31,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,17 +39,20 @@ import torch
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
 from srgan.evaluation.benchmark import pairs
+from srgan.evaluation.measures import MEASURES
 from srgan.files import write_atomically
+from srgan.pages import plots
 from srgan.pages.compare import compare_command
-from srgan.pages.report import read_run
+from srgan.pages.runs import read_run
 from srgan.pictures.consistency import consistency
 from srgan.training import checkpoint, trainer
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import Recipe, validated
-from srgan.training.data import PictureCache, build_cache, split
+from srgan.training.data.cache import PictureCache, build_cache, split
+from srgan.training.data.sources import parse_source
+from srgan.training.losses import generator_terms
 from srgan.training.processes import make_fabric
-from srgan.training.sources import parse_source
-from srgan.training.state import make_players, random_streams
+from srgan.training.run import make_players, random_streams
 from srgan.upscale import Upscaler
 from srgan.weights import find_weights
 
@@ -76,20 +79,12 @@ class Outcome:
     alarms: int = 0
 
 
-class Scores(TypedDict):
-    """Means over the pictures of a test."""
-
-    psnr_y: float
-    lpips: float
-    lr_psnr: float
-
-
 def recipe_of(objective: str, seed: int, steps: int, weight: float, start: str, **changes: Any) -> Recipe:
     """Return the recipe of one run; without `steps` it is the pre-training that they all start from."""
     values: dict[str, Any] = {
         "seed": seed,
         "start": start,
-        "precision": "32-true",
+        "precision": "fp32",
         "objective": objective,
         "generator": {"blocks": 4, "features": 24},
         "discriminator": {
@@ -145,13 +140,13 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
     ):
         optimizer.param_groups[0]["lr"] = rate
     training, _ = split(cache, recipe.data.held_out, recipe.seed)
-    batch = trainer.batch_source(recipe, stage, training, fabric, random)
-    functions, weights = trainer.generator_terms(recipe.losses, players.ema, fabric.device)
+    batch = trainer.batch_source(recipe, stage, training, fabric.device, random)
+    functions, weights = generator_terms(recipe.losses, players.ema, fabric.device)
     found: list[float] = []
     for step in range(stage.discriminator_alone_steps + _PILOT_STEPS):
         lr, hr = batch()
         sr = players.generator(lr)
-        trainer.discriminator_step(fabric, players, hr, sr, stage.clip_norm)
+        trainer.discriminator_step(players, hr, sr, stage.clip_norm)
         if step < stage.discriminator_alone_steps:
             continue
         with trainer.frozen(players.discriminator):
@@ -160,11 +155,11 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
             norms = trainer.gradient_norms(terms, weights | {"adversarial": 1.0}, sr)
         found.append(_PULL * float(norms["gradient/content"] / norms["gradient/adversarial"].clamp(min=1e-12)))
         now = weights | {"adversarial": statistics.median(found[-10:])}  # one batch alone would make it jump
-        trainer.generator_step(fabric, players, functions, now, lr, hr, sr, stage.clip_norm)
+        trainer.generator_step(players, functions, now, trainer.Batch(lr, hr, sr), stage.clip_norm)
     return statistics.median(found[len(found) // 2 :])
 
 
-def judged(generator: Path, test: Path) -> Scores:
+def judged(generator: Path, test: Path) -> dict[str, float]:
     """Return the mean figures of what an exported generator makes of the pictures in `test`; LPIPS may be NaN."""
     upscaler = Upscaler(find_weights(generator))
     scores: list[tuple[float, float, float]] = []
@@ -175,8 +170,7 @@ def judged(generator: Path, test: Path) -> Scores:
         with contextlib.suppress(BackboneError):
             distance = metrics.lpips(sr.pixels, pair.hr.pixels)
         scores.append((psnr, distance, consistency(pair.lr, sr).lr_psnr_db))
-    psnr_y, lpips, lr_psnr = (float(mean) for mean in np.mean(scores, axis=0))
-    return {"psnr_y": psnr_y, "lpips": lpips, "lr_psnr": lr_psnr}
+    return dict(zip(_JUDGED, np.mean(scores, axis=0).tolist(), strict=True))
 
 
 def series_of(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -240,12 +234,14 @@ def _kept(run: Path, outcome: Outcome) -> Outcome:
     return outcome
 
 
+_JUDGED = ("psnr_y", "lpips", "lr_psnr")  # the figures of quality that are compared
 _COLUMNS = {
     "weight": ("weight", "{:.2g}"),
     "pull": ("pull", "{:.2f}"),
-    "psnr_y": ("PSNR-Y dB", "{:.2f}"),
-    "lpips": ("LPIPS", "{:.4f}"),
-    "lr_psnr": ("LR-PSNR dB", "{:.1f}"),
+    **{
+        key: (f"{MEASURES[key].name} {MEASURES[key].unit}".strip(), f"{{:.{MEASURES[key].decimals}f}}")
+        for key in _JUDGED
+    },
     "accuracy": ("D accuracy", "{:.2f}"),
     "gradient_norm": ("gradient norm", "{:.3f}"),
     "stable": ("stable", "{:.0%}"),
@@ -272,10 +268,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Return, a line for each figure, how objectives differ beside how seeds do (one-way analysis of variance)."""
-    from scipy.stats import f_oneway  # type: ignore[import-untyped]
+    from scipy.stats import f_oneway
 
     lines = []
-    for key in ("psnr_y", "lpips", "lr_psnr"):
+    for key in _JUDGED:
         heading, form = _COLUMNS[key]
         groups = {
             objective: [getattr(outcome, key) for outcome in outcomes if outcome.objective == objective]
@@ -296,63 +292,49 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def plots(folder: Path, outcomes: Sequence[Outcome]) -> bytes:
+def drawn(folder: Path, outcomes: Sequence[Outcome]) -> str:
     """Return the plots as SVG: three figures over the game, and four at its end with a dot for each seed."""
-    import io
-
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     games = [outcome for outcome in outcomes if outcome.objective != _START]
     objectives = list(dict.fromkeys(outcome.objective for outcome in games))
-    colours = dict(zip(objectives, mpl.colormaps["Dark2"].colors, strict=False))
-    # The same file from the same figures, its letters as letters.
-    mpl.rcParams.update({"svg.hashsalt": "objectives", "svg.fonttype": "none"})
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    above, below = figure.subfigures(2, 1)
-    for axes, (key, title, log) in zip(
-        above.subplots(1, 3),
-        (
+    series = {
+        objective: [
+            series_of(folder / f"{objective}-{outcome.seed}")
+            for outcome in games
+            if outcome.objective == objective
+        ]
+        for objective in objectives
+    }
+    curves = [
+        plots.Lines(title, {name: _middle([run[key] for run in runs]) for name, runs in series.items()}, log)
+        for key, title, log in (
             ("discriminator_accuracy", "accuracy of the discriminator", False),
             ("gradient_norm", "gradient norm of the generator", True),
             ("pull", "pull of the game, content = 1", True),
-        ),
-        strict=True,
-    ):
-        for objective in objectives:
-            curves = [
-                series_of(folder / f"{objective}-{outcome.seed}")[key]
-                for outcome in games
-                if outcome.objective == objective
-            ]
-            steps, middle = _middle(curves)
-            axes.plot(steps, middle, color=colours[objective], label=objective, linewidth=1.2)
-        axes.set(title=title, xlabel="step", yscale="log" if log else "linear")
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+        )
+    ]
     start = next((outcome for outcome in outcomes if outcome.objective == _START), None)
-    for axes, key in zip(below.subplots(1, 4, sharey=True), ("psnr_y", "lpips", "lr_psnr", "stable"), strict=True):
-        for place, objective in enumerate(objectives):
-            values = [getattr(outcome, key) for outcome in games if outcome.objective == objective]
-            axes.plot(values, [place] * len(values), "o", color=colours[objective], alpha=0.8)
-            axes.plot(statistics.fmean(values), place, "|", color="black", markersize=14)
-        if start is not None and math.isfinite(getattr(start, key)):
-            axes.axvline(getattr(start, key), color="grey", linestyle=":")
-        axes.set(title=_COLUMNS[key][0], yticks=range(len(objectives)), yticklabels=objectives)
-        axes.grid(alpha=0.3, axis="x")
-    axes.invert_yaxis()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    ends = [
+        plots.Dots(
+            _COLUMNS[key][0],
+            {
+                objective: [getattr(outcome, key) for outcome in games if outcome.objective == objective]
+                for objective in objectives
+            },
+            getattr(start, key, math.nan),
+        )
+        for key in (*_JUDGED, "stable")
+    ]
+    return plots.sheet("The games over time, and what they end in", curves, ends, x_name="step")
 
 
-def _middle(curves: Sequence[Sequence[tuple[int, float]]], width: int = 7) -> tuple[list[int], list[float]]:
-    """Return the steps that all curves have, and their median over the seeds, a moving one over `width` points."""
+def _middle(curves: Sequence[Sequence[tuple[int, float]]], width: int = 7) -> list[tuple[float, float]]:
+    """Return the median of the curves at the steps that all have, a moving one over `width` points."""
     steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
     values = [[dict(curve)[step] for curve in curves] for step in steps]
     half = width // 2
     windows = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
-    return steps, [statistics.median(value for row in window for value in row) for window in windows]
+    medians = [statistics.median(value for row in window for value in row) for window in windows]
+    return list(zip(steps, medians, strict=True))
 
 
 def report(folder: Path, objectives: Sequence[str]) -> str:
@@ -366,7 +348,7 @@ def report(folder: Path, objectives: Sequence[str]) -> str:
     text = "\n\n".join(filter(None, (table(outcomes), verdict(outcomes)))) + "\n"
     write_atomically(folder / "objectives.md", text.encode())
     if any(outcome.objective != _START for outcome in outcomes):
-        write_atomically(folder / "objectives.svg", plots(folder, outcomes))
+        write_atomically(folder / "objectives.svg", drawn(folder, outcomes).encode())
     firsts = [folder / f"{outcome.objective}-0" for outcome in outcomes if outcome.seed == 0]
     firsts = [run for run in firsts if run.is_dir() and (run / "outcome.json").is_file()]
     if len(firsts) > 1:
@@ -403,7 +385,7 @@ def train(options: argparse.Namespace) -> None:
         recipe = recipe_of("nonsaturating", 0, 0, 1.0, "", pretrain={"steps": options.pretrain_steps})
         trainer.train(recipe, cache, before, resume=bool(checkpoint.checkpoints(before)))
     if not _known(before):
-        _kept(before, Outcome(objective=_START, seed=0, **judged(start.with_suffix(".onnx"), options.test)))
+        _kept(before, Outcome(_START, 0, alarms=0, **judged(start.with_suffix(".onnx"), options.test)))
     for seed in range(options.seeds):  # seed by seed, so that a run cut short still compares all
         for objective in options.objective:
             outcome = play(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import structlog
@@ -18,17 +16,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from srgan.interrupts import signals_taken
+from srgan.upscale import AnyUpscaler
 from srgan_service import logs
 from srgan_service.http import job_routes, openapi, routes
 from srgan_service.http.job_routes import JobDesk
-from srgan_service.http.middleware import Around
+from srgan_service.http.middleware import RequestMiddleware
 from srgan_service.http.parameters import describe_errors
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.jobs import Jobs
 from srgan_service.settings import Settings
-from srgan_service.work.models import AnyUpscaler
 from srgan_service.work.service import Service
-from srgan_service.work.work import Decode
+from srgan_service.work.upscaling import Decode
 
 _log = structlog.stdlib.get_logger("srgan_service")
 _STATIC = Path(__file__).parent / "static"
@@ -67,7 +66,7 @@ def create_app(
     _add_page(app)
     openapi.finish(app)
     _answer_with_problems(app)
-    app.add_middleware(Around, metrics=service.metrics, limit_header_bytes=settings.limit_header_bytes)
+    app.add_middleware(RequestMiddleware, metrics=service.metrics, limit_header_bytes=settings.limit_header_bytes)
     return app
 
 
@@ -93,10 +92,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     jobs: Jobs | None = app.state.jobs
     loading = asyncio.create_task(_load(app, service, jobs))
-    with _noticing_signals(service):
+    with _drained_by_signals(service):
         yield
     service.drain()
-    service.wanted.end()
+    service.cancellation.end()
     loading.cancel()
     if app.state.desk is not None and jobs is not None:
         await asyncio.to_thread(jobs.stop)
@@ -108,40 +107,34 @@ async def _load(app: FastAPI, service: Service, jobs: Jobs | None) -> None:
     try:
         await asyncio.to_thread(service.models.prove)
         _log.info("ready", model=service.models.default)
-    except Exception:  # noqa: BLE001  # said in the log; the service stays not ready
+    except Exception:  # noqa: BLE001  # logged; the service stays not ready
         _log.exception("the model cannot be used")
         return
     while jobs is not None and app.state.desk is None:
         try:
             await asyncio.to_thread(jobs.start)
             app.state.desk = JobDesk(service, jobs)
-        except Exception:  # noqa: BLE001  # said in the log; a database may come back
+        except Exception:  # noqa: BLE001  # logged; a database may come back
             _log.exception("the jobs' database cannot be used")
             await asyncio.sleep(5)
 
 
 @contextlib.contextmanager
-def _noticing_signals(service: Service) -> Iterator[None]:
-    """Learn of SIGTERM and SIGINT at once; the server tells its application only after all requests are done."""
-    if threading.current_thread() is not threading.main_thread():
+def _drained_by_signals(service: Service) -> Iterator[None]:
+    """Learn of signals at once; the server, which takes them too, tells its application after all requests."""
+    if threading.current_thread() is not threading.main_thread():  # such a server gets no signals
         yield
         return
     loop = asyncio.get_running_loop()
-    before: dict[int, Any] = {}
 
-    def notice(number: int, frame: FrameType | None) -> None:
+    def take(number: int) -> None:
         loop.call_soon_threadsafe(service.drain)
-        if callable(before[number]):
-            before[number](number, frame)
+        server = before[number]
+        if callable(server):
+            server(number, None)
 
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        before[wanted] = signal.signal(wanted, notice)
-    try:
+    with signals_taken(take) as before:
         yield
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is notice:
-                signal.signal(number, handler)
 
 
 def _answer_with_problems(app: FastAPI) -> None:
@@ -159,11 +152,11 @@ def _answer_with_problems(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
         code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "malformed-request")
-        said = {404: "no such address", 405: "this address takes other methods"}.get(error.status_code)
+        detail = {404: "no such address", 405: "this address takes other methods"}.get(error.status_code)
         headers = dict(error.headers or {})
         if methods := openapi.allowed(app, request.url.path):
             headers["Allow"] = methods
-        return await answer(request, Problem(code, said or "the request cannot be understood", headers=headers))
+        return await answer(request, Problem(code, detail or "the request cannot be understood", headers=headers))
 
     app.add_exception_handler(Problem, answer)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
 
 from srgan.errors import UsageError
+from srgan.interrupts import signals_taken
 from srgan_service import logs
 from srgan_service.app import create_app
 from srgan_service.http import protocol
@@ -40,10 +40,9 @@ def serve(settings: Settings) -> None:
     app = create_app(settings)
     server = uvicorn.Server(config(settings, app))
     # uvicorn raises the signal again when all is done; then it has been obeyed.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    _raise_file_limit(settings.connections)
-    server.run()
+    with signals_taken(lambda number: None):
+        _raise_file_limit(settings.connections)
+        server.run()
     if not server.started:
         raise UsageError(f"cannot listen on {settings.host}:{settings.port}; choose another --port")
 
@@ -84,7 +83,7 @@ def _raise_file_limit(connections: int) -> None:
     except ImportError:  # Windows
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 256
-    if soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = connections + 256
+    if soft < needed:
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

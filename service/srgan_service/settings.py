@@ -17,8 +17,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SRGAN_", extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any.")
     insecure: bool = Field(False, description="Serve other machines without API keys.")
 
     model: str | None = Field(
@@ -36,11 +36,11 @@ class Settings(BaseSettings):
         None, ge=1, le=64, description="Tiles of several requests run together; by default as the device likes it."
     )
 
-    limit_bytes: int = Field(32 * 2**20, ge=1, description="Of one upload.")
-    limit_megapixels: float = Field(16.0, gt=0)
-    limit_side_px: int = Field(16_384, ge=1)
+    limit_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of one upload.")
+    limit_megapixels: float = Field(16.0, gt=0, description="Pixels of one upload.")
+    limit_side_px: int = Field(16_384, ge=1, description="Longer side of one upload.")
     limit_frames: int = Field(100, ge=1, description="Of an animation, or pages; together within the pixels.")
-    limit_output_megapixels: float = Field(256.0, gt=0)
+    limit_output_megapixels: float = Field(256.0, gt=0, description="Pixels of one result.")
 
     queue_requests: int = Field(64, ge=1, description="Requests inside at once, their uploads included.")
     queue_megapixels: float = Field(64.0, gt=0, description="Decoded and not yet answered, in all.")
@@ -56,8 +56,8 @@ class Settings(BaseSettings):
     body_bytes_per_s: int = Field(256 * 1024, ge=1, description="The slowest upload or download that goes on.")
     write_timeout_s: float = Field(30.0, gt=0, description="How long a client may leave an answer untouched.")
     grace_s: float = Field(20.0, gt=0, description="After SIGTERM, for what is being worked on.")
-    connections: int = Field(4096, ge=1)
-    limit_header_bytes: int = Field(64 * 1024, ge=1024)
+    connections: int = Field(4096, ge=1, description="Open at once.")
+    limit_header_bytes: int = Field(64 * 1024, ge=1024, description="Of a request's head.")
 
     keys: Annotated[str, NoDecode] = Field(
         "", description="API keys as name:key, separated by commas; key may be sha256:HEX.", repr=False
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     database_timeout_s: float = Field(10.0, gt=0, description="How long a request waits for the database.")
     data_dir: str = Field("srgan-data", description="Folder or fsspec URL for the pictures of jobs.")
     jobs: bool = Field(True, description="Offer /v1/jobs.")
-    jobs_at_once: int = Field(1, ge=1)
+    jobs_at_once: int = Field(1, ge=1, description="Jobs that this process works on at once.")
     job_files: int = Field(100, ge=1, description="Pictures in one job.")
     job_bytes: int = Field(512 * 2**20, ge=1, description="Upload bytes of one job.")
     job_queue: int = Field(1000, ge=1, description="Jobs waiting or running, in all.")
@@ -78,4 +78,4 @@ class Settings(BaseSettings):
     )
     job_poll_s: float = Field(0.5, gt=0, description="How often the database is asked for jobs to do.")
     lease_s: float = Field(15.0, gt=0, description="After this long without a sign of life, others take over.")
-    log_level: str = "INFO"
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")

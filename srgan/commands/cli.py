@@ -6,38 +6,21 @@ codes: 0 all done, 1 something failed, 2 the request made no sense, 130 interrup
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import io
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from srgan.commands.terminal import say
+from srgan.commands.extras import needs
+from srgan.commands.options import HALO_HELP, EvaluateOptions, TrainOptions, UpscaleOptions, taking
+from srgan.commands.terminal import FAILED, INTERRUPTED, USAGE, say
 from srgan.errors import SrganError, UsageError
 from srgan.texts import one_line
-
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
-
-# What only training and evaluation, or the service, need; where one of them is missing, the extra is.
-_EXTRAS = {
-    "train": {
-        *("lightning", "lpips", "onnx", "onnxscript", "skimage", "tensorboard"),
-        *("torch", "torchmetrics", "torchvision"),
-    },
-    "watch": {"watchfiles"},
-    "cluster": {"ray", "pyarrow", "pandas"},
-    "service": {
-        *("dbos", "fastapi", "fsspec", "h11", "prometheus_client", "pydantic_settings", "python_multipart"),
-        *("starlette", "structlog", "uvicorn"),
-    },
-}
-
-_HALO = "Context of a tile, in pixels of the input, for a network of another program; default: measured."
 
 app = typer.Typer(
     help="Photographs four times larger, by SRGAN.",
@@ -54,12 +37,14 @@ app.add_typer(data, name="data")
 
 def main() -> None:
     """Run the command line and exit with its code; the entry point of `srgan`."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may not be able to show every name
     # Pillow's notes on odd metadata; what matters of them comes as an error or as a warning of our own.
     warnings.filterwarnings("ignore", module="PIL")
     try:
+        _refuse_files_that_look_like_options(sys.argv[1:])
         app(prog_name="srgan")
     except SrganError as error:
         say("error", str(error))
@@ -68,8 +53,32 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _open_closed_streams() -> None:
+    """Open what was closed before the start (`2>&-`, a service without a console): what is said there is lost.
+
+    Else the next file that is opened would be taken for it, and printed into.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # for the whole life
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _refuse_files_that_look_like_options(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if argument.startswith("-") and Path(argument).is_file():
+            raise UsageError(f"{argument}: begins like an option; call this file ./{argument}")
+
+
+def _version(asked: bool) -> None:
+    if asked:
         from importlib.metadata import version
 
         print(f"srgan {version('srgan')}")
@@ -86,159 +95,36 @@ def _srgan(
 
 
 @app.command()
-def upscale(
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Pictures, or folders of them.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="Folder for the results, or a file for one picture."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-n", "--model", help="Bundled model (see `srgan models`), or the path of a file (.onnx, ...)."
-        ),
-    ] = None,
-    scale: Annotated[
-        float | None, typer.Option("-s", "--scale", help="Times larger, 1 to 16; default: the model's own.")
-    ] = None,
-    long_side: Annotated[
-        int | None, typer.Option("--long-side", metavar="PX", help="Longer side of the result, instead of -s.")
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option("--width", metavar="PX", help="Width of the result; with --height, the box it fits into."),
-    ] = None,
-    height: Annotated[int | None, typer.Option("--height", metavar="PX", help="Height of the result.")] = None,
-    strength: Annotated[
-        float, typer.Option("--strength", help="1: the model's result, 0: bicubic, between: a blend.")
-    ] = 1.0,
-    tile: Annotated[
-        str, typer.Option("-t", "--tile", metavar="auto|off|N", help="Side of a tile, in pixels of the input.")
-    ] = "auto",
-    memory: Annotated[
-        str, typer.Option("--memory", metavar="auto|SIZE", help="Most memory to work in, such as 800M or 2G.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option("--device", metavar="auto|cpu|cuda[:N]|mps", help="Where to compute; GPUs need torch.")
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option("--precision", metavar="auto|fp32|fp16|bf16", help="Of the computation on a GPU.")
-    ] = "auto",
-    balance: Annotated[
-        float | None,
-        typer.Option("--balance", help="Instead of -n: 0 is srresnet-x4 (true), 1 srgan-x4 (sharp), or between."),
-    ] = None,
-    halo: Annotated[int | None, typer.Option("--halo", metavar="PX", help=_HALO)] = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            "-f", "--format", help="auto (that of the input), png, jpg, webp, avif, tiff, gif, bmp or ppm."
-        ),
-    ] = "auto",
-    quality: Annotated[
-        int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make finished files again, and replace any that are in the way.")
-    ] = False,
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Follow symbolic links out of a folder.")
-    ] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first file that fails.")] = False,
-    max_megapixels: Annotated[
-        float, typer.Option("--max-megapixels", metavar="N", help="Refuse larger pictures before decoding them.")
-    ] = 200.0,
-    workers: Annotated[
-        int, typer.Option("-j", "--workers", help="Files that are decoded or encoded beside the one in inference.")
-    ] = 2,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write what became of each file; - for stdout.")
-    ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Go on with what appears in the folder, until Ctrl-C.")
-    ] = False,
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="local|ray", help="Work here, or on a Ray cluster.")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of the Ray cluster; default: one on this machine alone.")
-    ] = None,
-) -> None:
+@taking(UpscaleOptions)
+def upscale(options: UpscaleOptions) -> None:
     """Upscale pictures: photo.jpg becomes photo_x4.jpg, a folder becomes the same tree in OUT.
 
     Files that are finished already are skipped, so an interrupted run is taken up by the same command. As INPUT or
     OUT, - is standard input or output.
     """
-    from srgan.commands import upscale as commands
-    from srgan.folder import batch
-    from srgan.upscale import Request, Upscaler
+    from srgan.commands.upscale import upscale as run_upscale
 
-    request = Request(scale, long_side, width, height, strength)
-    options = batch.Options(request, quality, overwrite, fail_fast, json_path is not None, max_megapixels)
-    work = commands.Work(inputs, out, format, follow_links, workers, watch, json_path, engine, address)
-    make_upscaler = functools.partial(
-        Upscaler,
-        model,
-        tile_lr_px=_tile(tile),
-        memory_bytes=_memory(memory),
-        device=device,
-        precision=precision,
-        balance=balance,
-        halo_lr_px=halo,
-    )
-    with _extra("watch"), _extra("cluster"):
-        raise typer.Exit(commands.upscale(work, make_upscaler, options))
+    with needs("watch"), needs("cluster"):
+        raise typer.Exit(run_upscale(options))
 
 
 @app.command()
 def models() -> None:
     """List the bundled models and check that their files are intact."""
-    from srgan.weights import bundled_models, find_weights
+    from srgan.commands.models import models as list_models
 
-    damaged = 0
-    for model in bundled_models():
-        state = "intact"
-        try:
-            find_weights(model.name)
-        except SrganError as error:
-            state = "DAMAGED"
-            damaged += 1
-            say("error", str(error))
-        default = " (default)" if model.is_default else ""
-        print(one_line(f"{model.name}{default}  x{model.scale}  {state}  {model.description}"))
-    if damaged:
+    if not list_models():
         raise typer.Exit(FAILED)
 
 
 @app.command()
-def train(
-    recipe: Annotated[
-        str, typer.Argument(help="tiny, srresnet_x4, srgan_x4 or the path of a TOML file.", show_default=False)
-    ],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            "--data", metavar="DIR[=WEIGHT]", help="Folder of pictures, or HR_DIR:LR_DIR; may be given again."
-        ),
-    ],
-    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder for checkpoints, logs and results.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe.")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", help="Finish in this time, with the schedule fitted to it.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run.")] = False,
-    devices: Annotated[int, typer.Option("--devices", help="GPUs, or processes on a CPU, per machine.")] = 1,
-    nodes: Annotated[int, typer.Option("--nodes", help="Machines.")] = 1,
-) -> None:
+@taking(TrainOptions)
+def train(options: TrainOptions) -> None:
     """Train a generator on folders of pictures."""
-    with _extra("train"):
+    with needs("train"):
         from srgan.commands.train import train as run_training
 
-        run_training(recipe, data, run, overrides or [], minutes, resume, devices, nodes)
+        run_training(**vars(options) | {"overrides": options.overrides or []})
 
 
 @app.command()
@@ -263,7 +149,7 @@ def export(
     opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="Version of ONNX's operators.")] = None,
 ) -> None:
     """Write a generator as files for this and other programs, each checked against the original."""
-    with _extra("train"):
+    with needs("train"):
         from srgan.commands.export import export as export_model
 
         export_model(model, out, name, kinds or [], fp16, opset)
@@ -276,10 +162,10 @@ def import_(
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the files.")] = Path(),
     name: Annotated[str | None, typer.Option("--name", help="Name of the model; default: the file's.")] = None,
-    halo: Annotated[int | None, typer.Option("--halo", metavar="PX", help=_HALO)] = None,
+    halo: Annotated[int | None, typer.Option("--halo", metavar="PX", help=HALO_HELP)] = None,
 ) -> None:
     """Make a generator that another program trained usable here. Code in its file is never run."""
-    with _extra("train"):
+    with needs("train"):
         from srgan.commands.import_ import import_ as import_model
 
         import_model(file, out, name, halo)
@@ -293,7 +179,7 @@ def report(
     ] = None,
 ) -> None:
     """Show a training run as one HTML page: curves, samples over time, recipe and final figures."""
-    with _extra("train"):
+    with needs("train"):
         from srgan.pages.report import report_command
 
         print(one_line(str(report_command(run, out))))
@@ -307,63 +193,20 @@ def compare(
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page.")] = Path("compare.html"),
 ) -> None:
     """Show training runs side by side as one HTML page: figures, recipes, curves and samples."""
-    with _extra("train"):
+    with needs("train"):
         from srgan.pages.compare import compare_command
 
         print(one_line(str(compare_command(runs, out))))
 
 
 @app.command()
-def evaluate(
-    hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of true high-resolution pictures.")],
-    lr: Annotated[
-        Path | None,
-        typer.Option("--lr", metavar="DIR", help="Their low-resolution versions; default: made by bicubic."),
-    ] = None,
-    models: Annotated[
-        list[str] | None, typer.Option("-n", "--model", help="Model to measure; may be given again.")
-    ] = None,
-    sr: Annotated[
-        list[str] | None,
-        typer.Option("--sr", metavar="[NAME=]DIR", help="Pictures that another program made; may be given again."),
-    ] = None,
-    border: Annotated[
-        int | None, typer.Option("--border", help="Pixels shaved before PSNR and SSIM; default: the scale.")
-    ] = None,
-    luma: Annotated[
-        str, typer.Option("--luma", metavar="studio|rounded|full", help="Range of Y; rounded is MATLAB's.")
-    ] = "studio",
-    perceptual_border: Annotated[
-        int, typer.Option("--perceptual-border", help="Pixels shaved before LPIPS and DISTS.")
-    ] = 0,
-    fid: Annotated[bool, typer.Option("--fid", help="FID, too; needs torch-fidelity and its weights.")] = False,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")
-    ] = None,
-    csv_path: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write a row for each picture there.")
-    ] = None,
-    html_path: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the pictures there.")
-    ] = None,
-) -> None:
+@taking(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> None:
     """Measure models on pictures whose truth is known: PSNR, SSIM, LPIPS, DISTS, LR-PSNR and time."""
-    with _extra("train"):
-        from srgan.commands import evaluate as commands
+    with needs("train"):
+        from srgan.commands.evaluate import evaluate_command
 
-        commands.evaluate_command(
-            hr,
-            lr,
-            models or [],
-            sr or [],
-            border=border,
-            luma=luma,
-            perceptual_border=perceptual_border,
-            fid=fid,
-            json_path=json_path,
-            csv_path=csv_path,
-            html_path=html_path,
-        )
+        evaluate_command(**vars(options) | {"models": options.models or [], "sr": options.sr or []})
 
 
 @app.command()
@@ -382,7 +225,7 @@ def serve(
     insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without API keys.")] = False,
 ) -> None:
     """Serve the upscaler over HTTP. Every setting is also SRGAN_NAME in the environment (docs/deployment.md)."""
-    with _extra("service"):
+    with needs("service"):
         from srgan_service.server import serve_command
 
         given = {"host": host, "port": port, "model": model, "data_dir": data_dir, "keys_file": keys_file}
@@ -404,10 +247,10 @@ def check(
     ] = None,
 ) -> None:
     """Find what would spoil a run (unreadable, small, doubled, badly paired) and how long it will take."""
-    with _extra("train"):
-        from srgan.training import check as data_check
+    with needs("train"):
+        from srgan.commands import data as data_commands
 
-        if data_check.check_command(folders, lr, json_path, recipe):
+        if data_commands.check(folders, lr, json_path, recipe):
             raise typer.Exit(FAILED)
 
 
@@ -423,41 +266,7 @@ def preview(
     count: Annotated[int, typer.Option("--count", help="How many patches.")] = 16,
 ) -> None:
     """Draw a sheet of patches as a run will see them: HR beside the LR made from it."""
-    with _extra("train"):
-        from srgan.training import check as data_check
+    with needs("train"):
+        from srgan.commands import data as data_commands
 
-        data_check.preview_command(folders, out, recipe, seed, count)
-
-
-def _tile(text: str) -> int | Literal["auto", "off"]:
-    if text == "auto":
-        return "auto"
-    if text == "off":
-        return "off"
-    if text.isascii() and text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise UsageError(f"tile {text!r} is not understood: give auto, off or the side of a tile in pixels")
-
-
-def _memory(text: str) -> int | None:
-    """Return the bytes that "800M" or "2G" stand for; None for "auto"."""
-    if text == "auto":
-        return None
-    units = {"K": 10**3, "M": 10**6, "G": 10**9}
-    size = text.upper().removesuffix("B")
-    with contextlib.suppress(ValueError):
-        if size[-1:] in units and 0 < float(size[:-1]) < 1e6:
-            return int(float(size[:-1]) * units[size[-1:]])
-    raise UsageError(f"memory {text!r} is not understood: give auto or a size such as 800M or 2G")
-
-
-@contextlib.contextmanager
-def _extra(extra: str) -> Iterator[None]:
-    """Turn the absence of a package that only `extra` brings into what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS[extra]:
-            raise
-        raise UsageError(f'this needs {missing}, which is not installed: pip install "srgan[{extra}]"') from error
+        data_commands.preview(folders, out, recipe, seed, count)

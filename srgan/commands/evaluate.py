@@ -6,17 +6,26 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from srgan.errors import SrganError, UsageError
-from srgan.evaluation import metrics
-from srgan.evaluation.benchmark import BASELINE, MEASURES, SCALE, Mean, Measured, Protocol, Table, evaluate
+from srgan.evaluation.benchmark import Upscale, evaluate
+from srgan.evaluation.measures import MEASURES
+from srgan.evaluation.tables import BASELINE, SCALE, Luma, Mean, Measured, Protocol, Table
 from srgan.files import write_atomically
 from srgan.pages.gallery import Gallery, evaluation_page
 from srgan.pages.layout import write_page
+from srgan.upscale import Upscaler
+from srgan.weights import is_file_name
+
+if TYPE_CHECKING:
+    from srgan.evaluation.frechet import FrechetDistance
 
 
 def evaluate_command(
@@ -36,7 +45,7 @@ def evaluate_command(
     """Print the means over all pictures and write all figures to the files that are given.
 
     `sr`: folders of pictures that other programs made, as DIR or NAME=DIR. The other options: see
-    `benchmark.Protocol` and `benchmark.evaluate`. Raises UsageError for what cannot be compared, SrganError if
+    `tables.Protocol` and `benchmark.evaluate`. Raises UsageError for what cannot be compared, SrganError if
     a file cannot be written.
     """
     protocol = _protocol(border, luma, perceptual_border)
@@ -45,13 +54,15 @@ def evaluate_command(
         raise UsageError("two --sr folders have the same name: give them others, as NAME=DIR")
     table = Table(protocol)
     gallery = Gallery() if html_path else None
-    distances = _FrechetDistances(fid)
-    for measured in evaluate(models, hr, lr, folders, protocol, table.notes):
+    distances = _FrechetDistances() if fid else None
+    for measured in evaluate(_upscalers(models), hr, lr, sr_folders=folders, protocol=protocol, notes=table.notes):
         table.add(measured)
-        distances.add(measured)
+        if distances:
+            distances.add(measured)
         if gallery:
             gallery.offer(measured)
-    table.fid = distances.values(table.notes)
+    if distances:
+        table.fid = distances.values(table.notes)
     _print(table, hr)
     if json_path:
         _write(json_path, json.dumps(_as_json(table), indent=1, allow_nan=False) + "\n")
@@ -63,11 +74,24 @@ def evaluate_command(
 
 def _protocol(border: int | None, luma: str, perceptual_border: int) -> Protocol:
     border = SCALE if border is None else border
-    if luma not in get_args(metrics.Luma):
-        raise UsageError(f"--luma {luma!r}: choose {', '.join(get_args(metrics.Luma))}")
+    if luma not in get_args(Luma):
+        raise UsageError(f"--luma {luma!r}: choose {', '.join(get_args(Luma))}")
     if border < 0 or perceptual_border < 0:
         raise UsageError("a border is a number of pixels, 0 or more")
     return Protocol(border, luma, perceptual_border)  # type: ignore[arg-type]
+
+
+def _upscalers(models: Sequence[str]) -> dict[str, Upscale]:
+    """Return the models by what they are called in the table: files by their names, unless two have the same."""
+    models = list(dict.fromkeys(models))
+    names = [Path(model).name if is_file_name(model) else model for model in models]
+    upscalers: dict[str, Upscale] = {}
+    for name, model in zip(names, models, strict=True):
+        upscaler = Upscaler(model)
+        if upscaler.scale != SCALE:
+            raise UsageError(f"{name} enlarges {upscaler.scale} times, and the benchmark is for {SCALE}")
+        upscalers[name if names.count(name) == 1 else model] = upscaler.upscale
+    return upscalers
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -79,28 +103,30 @@ def _named_folder(text: str) -> tuple[str, Path]:
 
 
 class _FrechetDistances:
-    """FID of each contender, where it is wanted."""
+    """FID of each contender, all on one network."""
 
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-        self._distances: dict[str, metrics.FrechetDistance] = {}
+    def __init__(self) -> None:
+        """Fetch the network: what is missing is said before the work, not after."""
+        try:
+            from srgan.evaluation import frechet
+        except ModuleNotFoundError as error:
+            if error.name != "torch_fidelity":
+                raise
+            raise UsageError("FID needs a package that is not installed: pip install torch-fidelity") from error
+        network = frechet.inception_network()
+        self._make: Callable[[], FrechetDistance] = lambda: frechet.FrechetDistance(network)
+        self._distances: dict[str, FrechetDistance] = {}
         self._pictures = 0
-        if wanted:
-            self._spare = metrics.FrechetDistance()  # what is missing is said before the work, not after
 
     def add(self, measured: Measured) -> None:
-        if not self._wanted:
-            return
         self._pictures += 1
         for contender, sr in measured.results.items():
             if contender not in self._distances:
-                self._distances[contender] = self._spare if not self._distances else metrics.FrechetDistance()
+                self._distances[contender] = self._make()
             self._distances[contender].add(measured.pair.hr.pixels, real=True)
             self._distances[contender].add(sr.pixels, real=False)
 
     def values(self, notes: list[str]) -> dict[str, float]:
-        if not self._wanted:
-            return {}
         if self._pictures < 2:
             notes.append("without FID: it needs at least two pictures")
             return {}
@@ -110,32 +136,27 @@ class _FrechetDistances:
 
 
 def _print(table: Table, hr: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
     console = Console(highlight=False, markup=False)
-    shown = RichTable(title=f"{hr}, {len(table.names)} pictures", caption=str(table.protocol))
+    columns = RichTable(title=f"{hr}, {len(table.names)} pictures", caption=str(table.protocol))
     for heading in ("mean", *table.rows):
-        shown.add_column(heading, justify="left" if heading == "mean" else "right", overflow="fold")
+        columns.add_column(heading, justify="left" if heading == "mean" else "right", overflow="fold")
     for key in table.known_keys():
-        measure = MEASURES[key]
-        shown.add_row(measure.heading, *(said(table.mean(name, key), measure.decimals) for name in table.rows))
+        columns.add_row(MEASURES[key].name, *(_mean_text(table.mean(name, key), key) for name in table.rows))
     if table.fid:
-        shown.add_row("FID", *(f"{table.fid[name]:.2f}" for name in table.rows))
-    console.print(shown)
+        columns.add_row(MEASURES["fid"].name, *(MEASURES["fid"].text(table.fid[name]) for name in table.rows))
+    console.print(columns)
     if len(table.names) > 1:
         console.print("± is half of the 95 % interval of the mean, by bootstrap over the pictures")
     for note in table.notes:
         console.print(note, soft_wrap=True)
 
 
-def said(mean: Mean | None, decimals: int) -> str:
+def _mean_text(mean: Mean | None, key: str) -> str:
     """Return a mean with half the width of its interval, as "27.98 ±0.61"; "–" for none."""
     if mean is None:
         return "–"
-    if math.isnan(mean.low):
-        return f"{mean.value:.{decimals}f}"
-    return f"{mean.value:.{decimals}f} ±{(mean.high - mean.low) / 2:.{decimals}f}"
+    text = MEASURES[key].text(mean.value)
+    return text if math.isnan(mean.margin) else f"{text} ±{MEASURES[key].text(mean.margin)}"
 
 
 def _as_json(table: Table) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from srgan.errors import UsageError, WeightsError
 from srgan.networks import reading
 from srgan.networks.generator import Generator
 from srgan.networks.residual import ResidualNetwork
-from srgan.training import checkpoint, trainer
+from srgan.training import checkpoint
 from srgan.training.config import validated
 from srgan.weights import ModelMetadata, bundled_tensors
 
@@ -37,10 +37,10 @@ def export(
     if opset is not None and "onnx" not in kinds:
         raise UsageError("--opset is for --to onnx")
     network, metadata = _network_of(source)
-    own_name = name or metadata.name + ("-fp16" if fp16 else "")
-    contents = exported(network, replace(metadata, name=own_name), kinds, fp16=fp16, opset=opset)
-    for written in write_files(contents, out, own_name):
-        print(written)
+    name = name or metadata.name + ("-fp16" if fp16 else "")
+    contents = exported(network, replace(metadata, name=name), kinds, fp16=fp16, opset=opset)
+    for path in write_files(contents, out, name):
+        print(path)
 
 
 def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata]:
@@ -58,8 +58,8 @@ def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata
     try:
         recipe = validated(state["recipe"], str(path))
         weights = reading.averaged_weights(state, path)
-        name: str = getattr(recipe, state["position"]["stage"]).export_name
+        name = recipe.stages()[state["position"]["stage"]].export_name
         data_sha256: str = state["data_sha256"]
     except (KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is not a training checkpoint: it lacks {error}") from error
-    return trainer.described(weights, recipe, name, data_sha256, {})
+    return checkpoint.described(weights, recipe, name, data_sha256, {})

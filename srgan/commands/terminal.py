@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from srgan.texts import one_line
 
+# Exit codes beside 0: something failed, the request made no sense, Ctrl-C.
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
 if TYPE_CHECKING:
     from srgan.folder.reporting import FileReport
 

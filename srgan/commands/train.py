@@ -8,11 +8,11 @@ from pathlib import Path
 
 from srgan.errors import UsageError
 from srgan.training import trainer
-from srgan.training.check import report_of, summary
 from srgan.training.config import load_recipe
-from srgan.training.data import build_cache
+from srgan.training.data.cache import build_cache
+from srgan.training.data.check import findings, summary
+from srgan.training.data.sources import parse_source
 from srgan.training.processes import make_fabric, together
-from srgan.training.sources import parse_source
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,6 @@ def train(
             cache = build_cache(sources, run.parent / "cache", max_bad_share=settings.data.max_bad_share)
         if not fabric.is_global_zero:
             logging.getLogger("srgan").setLevel(logging.WARNING)
-        log.info("%s", summary(report_of(cache, settings)))
+        log.info("%s", summary(findings(cache, settings)))
         for path in trainer.train(settings, cache, run, minutes=minutes, resume=resume, fabric=fabric):
             log.info("written: %s", path)

@@ -3,129 +3,167 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
+from dataclasses import replace
+from typing import Any, TextIO
 
-from srgan.commands.terminal import Bar, progress_bar, say, tell
+from srgan.commands.options import UpscaleOptions
+from srgan.commands.terminal import FAILED, INTERRUPTED, Bar, progress_bar, say, tell
 from srgan.engines.inference import Progress
 from srgan.errors import OutputError, UsageError
 from srgan.folder import batch, planning, streams
+from srgan.folder.desk import Options
+from srgan.folder.making import Order, known_format
 from srgan.folder.reporting import FileReport, JsonReport
 from srgan.interrupts import interruptible
-from srgan.upscale import Upscaler
-
-FAILED, INTERRUPTED = 1, 130
-
-
-@dataclass(frozen=True)
-class Work:
-    """What to upscale and where to; the fields are the options of the command."""
-
-    inputs: list[Path]
-    out: Path | None
-    format: str = planning.AUTO
-    follow_links: bool = False
-    workers: int = batch.DEFAULT_WORKERS
-    watch: bool = False
-    json_path: Path | None = None
-    engine: str = "local"
-    address: str | None = None
-
+from srgan.texts import one_line
+from srgan.upscale import Request, Upscaler
 
 # Begins the work: takes what is to be told of progress, and what says that it is to stop.
 _Start = Callable[[Progress, threading.Event], Generator[FileReport]]
 
 
-def upscale(work: Work, make_upscaler: Callable[[], Upscaler], options: batch.Options) -> int:
+def upscale(options: UpscaleOptions) -> int:
     """Do all the work, say what becomes of each file, and return the exit code.
 
     Raises UsageError before any work if the request makes no sense.
     """
-    one = streams.is_asked_for(work.inputs, work.out)
-    picture_to_stdout = one and work.out in (None, streams.STREAM)
-    _refuse_contradictions(work, one, picture_to_stdout)
+    options = _with_runner(options)
+    settings = _settings(options)
+    is_stream = streams.is_asked_for(options.inputs, options.out)
+    picture_to_stdout = is_stream and options.out in (None, streams.STREAM)
+    _refuse_contradictions(options, is_stream=is_stream, picture_to_stdout=picture_to_stdout)
+    make_upscaler = _upscaler_maker(options)
     upscaler = make_upscaler()
-    if one:
-        start, total = _stream(work, upscaler, options), 1
-    elif work.watch:
-        start, total = _watch(work, make_upscaler, upscaler, options), None
+    passed_over = planning.PassedOver()
+    if is_stream:
+        start, total = _stream(options, upscaler, settings), 1
+    elif options.watch:
+        start, total = _watch(options, make_upscaler, upscaler, settings), None
     else:
-        plan = batch.plan(
-            work.inputs,
-            work.out,
-            scale=options.request.label(upscaler.scale),
-            format=work.format,
-            follow_links=work.follow_links,
-        )
+        plan = planning.plan(options.inputs, options.out, **_planned(options, settings, upscaler))
         if plan.links_left:
             say("note", f"{plan.links_left} symbolic links lead out and were left; --follow-links follows them")
-        start, total = _folder(work, make_upscaler, upscaler, options, plan), plan.total
-    facts = {"model": upscaler.metadata.name, "model_sha256": upscaler.model_sha256}
-    log = JsonReport(work.json_path, {**facts, "settings": options.settings(work.format)})
-    to_stderr = picture_to_stdout or work.json_path == streams.STREAM
-    return _carried_out(start, total, log, sys.stderr if to_stderr else sys.stdout)
+        passed_over = plan.passed_over
+        start, total = _folder(options, make_upscaler, upscaler, settings, plan), plan.total
+    facts = {
+        "model": upscaler.metadata.name,
+        "model_sha256": upscaler.model_sha256,
+        "settings": settings.order.settings(),
+        "passed_over": {"count": passed_over.count, "first": list(map(str, passed_over.first))},
+    }
+    log = JsonReport(options.json_path, facts)
+    to_stderr = picture_to_stdout or options.json_path == streams.STREAM
+    return _carried_out(start, total, log, sys.stderr if to_stderr else sys.stdout, passed_over)
 
 
-def _refuse_contradictions(work: Work, one: bool, picture_to_stdout: bool) -> None:
-    if work.workers < 1:
-        raise UsageError(f"{work.workers} workers are none: give -j 1 or more")
-    if picture_to_stdout and work.json_path == streams.STREAM:
+def _with_runner(options: UpscaleOptions) -> UpscaleOptions:
+    if options.engine is None:
+        return options
+    say("note", f"--engine {options.engine} is now called --runner {options.engine}")
+    return replace(options, runner=options.engine, engine=None)
+
+
+def _settings(options: UpscaleOptions) -> Options:
+    """Return how every file is to be made."""
+    request = Request(
+        scale=options.scale,
+        long_side_px=options.long_side,
+        width_px=options.width,
+        height_px=options.height,
+        strength=options.strength,
+    )
+    return Options(
+        Order(request, format=known_format(options.format), quality=options.quality),
+        overwrite=options.overwrite,
+        fail_fast=options.fail_fast,
+        measured=options.json_path is not None,
+        max_megapixels=options.max_megapixels,
+    )
+
+
+def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
+    return functools.partial(
+        Upscaler,
+        options.model,
+        tile_lr_px=options.tile_lr_px,
+        memory_bytes=options.memory_bytes,
+        device=options.device,
+        precision=options.precision,
+        balance=options.balance,
+        halo_lr_px=options.halo,
+    )
+
+
+def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_to_stdout: bool) -> None:
+    if options.workers < 1:
+        raise UsageError(f"{options.workers} workers are none: give -j 1 or more")
+    if picture_to_stdout and options.json_path == streams.STREAM:
         raise UsageError("the picture and the report cannot both go to standard output; give --json a file")
-    if one and (work.watch or work.engine != "local"):
-        raise UsageError("- is one picture: leave --watch and --engine away")
-    if work.engine not in ("local", "ray"):
-        raise UsageError(f"unknown engine {work.engine!r}: choose local or ray")
-    if work.address is not None and work.engine != "ray":
-        raise UsageError("--address is that of a cluster: add --engine ray")
+    if is_stream and (options.watch or options.runner != "local"):
+        raise UsageError("- is one picture: leave --watch and --runner away")
+    if options.balance is not None and options.model is not None:
+        raise UsageError(f"--balance lies between two models and takes no third; leave -n {options.model} away")
+    if options.runner not in ("local", "ray"):
+        raise UsageError(f"unknown runner {options.runner!r}: choose local or ray")
+    if options.address is not None and options.runner != "ray":
+        raise UsageError("--address is that of a cluster: add --runner ray")
 
 
-def _stream(work: Work, upscaler: Upscaler, options: batch.Options) -> _Start:
+def _planned(options: UpscaleOptions, settings: Options, upscaler: Upscaler) -> dict[str, Any]:
+    """Return what planning is told beside the inputs and their place."""
+    order = settings.order
+    label = order.request.label(upscaler.scale)
+    return {"scale": label, "format": order.format, "follow_links": options.follow_links}
+
+
+def _stream(options: UpscaleOptions, upscaler: Upscaler, settings: Options) -> _Start:
     def start(progress: Progress, stop: threading.Event) -> Generator[FileReport]:
-        return streams.run(work.inputs, work.out, upscaler, options, format=work.format, progress=progress)
+        return streams.run(options.inputs, options.out, upscaler, settings, progress)
 
     return start
 
 
 def _folder(
-    work: Work,
+    options: UpscaleOptions,
     make_upscaler: Callable[[], Upscaler],
     upscaler: Upscaler,
-    options: batch.Options,
+    settings: Options,
     plan: planning.Plan,
 ) -> _Start:
     def start(progress: Progress, stop: threading.Event) -> Generator[FileReport]:
-        if work.engine == "ray":
+        if options.runner == "ray":
             from srgan.folder import cluster
 
-            return cluster.run(plan, make_upscaler, upscaler, options, address=work.address, stop=stop)
-        return batch.run(plan, upscaler, options, workers=work.workers, progress=progress, stop=stop)
+            return cluster.run(plan, make_upscaler, upscaler, settings, address=options.address, stop=stop)
+        return batch.run(plan, upscaler, settings, workers=options.workers, progress=progress, stop=stop)
 
     return start
 
 
 def _watch(
-    work: Work, make_upscaler: Callable[[], Upscaler], upscaler: Upscaler, options: batch.Options
+    options: UpscaleOptions, make_upscaler: Callable[[], Upscaler], upscaler: Upscaler, settings: Options
 ) -> _Start:
     from srgan.folder import watching
 
-    label = options.request.label(upscaler.scale)
-    tree = planning.tree(work.inputs, work.out, scale=label, format=work.format, follow_links=work.follow_links)
+    tree = planning.tree(options.inputs, options.out, **_planned(options, settings, upscaler))
 
     def start(progress: Progress, stop: threading.Event) -> Generator[FileReport]:
         def carry_out(plan: planning.Plan) -> Generator[FileReport]:
-            return _folder(work, make_upscaler, upscaler, options, plan)(progress, stop)
+            return _folder(options, make_upscaler, upscaler, settings, plan)(progress, stop)
 
         return watching.run(tree, carry_out, stop)
 
     return start
 
 
-def _carried_out(start: _Start, total: int | None, log: JsonReport, lines: TextIO) -> int:
+def _carried_out(
+    start: _Start, total: int | None, log: JsonReport, lines: TextIO, passed_over: planning.PassedOver
+) -> int:
     """Tell of each file as it is finished, close the log whatever the end is, and return the exit code.
 
     `total`: None if there is no end but an interrupt, which is then as good as any.
@@ -150,9 +188,12 @@ def _carried_out(start: _Start, total: int | None, log: JsonReport, lines: TextI
                 raise
             abandoned = True
         left = (total or 0) - log.counts.total() if total is not None else 0
-        if total != 1 or log.counts["skipped"]:
+        if total != 1 or log.counts["skipped"] or passed_over.count:
             counted = ", ".join(f"{count} {status}" for status, count in log.counts.items())
-            print(counted + f", {left} left" * bool(left), file=lines, flush=True)
+            counted += f", {left} left" * bool(left)
+            if passed_over.count:  # by their names, which are not those of pictures
+                counted += f", {passed_over.count} passed over ({one_line(str(passed_over))})"
+            print(counted, file=lines, flush=True)
         if interrupt.exit_code is not None and (total is not None or abandoned):
             error = error or "interrupted"
             say("interrupted", f"{left} of {total} not done; the same command goes on" if total else "in its work")

@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from srgan.engines.openvino import OpenVinoEngine, openvino_ir, run_openvino_ir
+from srgan.engines.graphs import openvino_ir
+from srgan.engines.openvino import OpenVinoEngine, run_openvino_ir
 from srgan.errors import UsageError, WeightsError
 from srgan.files import write_atomically
 from srgan.networks.generator import Generator
-from srgan.networks.residual import ResidualNetwork, deployed
+from srgan.networks.layers import deployed
+from srgan.networks.residual import ResidualNetwork
 from srgan.weights import METADATA_KEY, ModelMetadata
 
 PARITY_TOLERANCE = 1e-4  # of [0,1]: a fortieth of a grey level, far above float32 rounding and far below sight

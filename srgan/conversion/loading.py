@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from srgan.engines.openvino import OpenVinoEngine
-from srgan.engines.protocol import Engine
+from srgan.engines.protocol import Engine, Precision
 from srgan.errors import UnknownModelError, UsageError
+from srgan.machine import has_graphics_driver
 from srgan.weights import TENSOR_SUFFIXES, ModelMetadata, Weights, balance_models, find_weights, tensors_of
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
     from srgan.networks.foreign import ForeignNetwork
 
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # those of `Precision` that an engine here computes in
 
 
 def load_engine(
@@ -48,30 +51,31 @@ def load_engine(
         raise UsageError(f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}")
     if balance is None and is_weights_alone(model):
         return _of_weights_alone(Path(str(model)), device, precision, halo_lr_px)
+    blend: tuple[Weights, float] | None = None
     if balance is None:
-        one, other, share = model if isinstance(model, Weights) else find_weights(model), None, 0.0
+        weights = model if isinstance(model, Weights) else find_weights(model)
     elif isinstance(model, Weights):
         raise UsageError(f"balance is for the bundled models; leave {model.path} away")
     else:
-        one, other, share = *map(find_weights, _balanced(model, balance)), balance
+        content, adversarial = map(find_weights, _balanced(model, balance))
+        weights, blend = content, (adversarial, balance)
     if device == "auto":
-        from srgan.engines.torch import accelerator
-
         # PyTorch needs the weights beside the ONNX file, which a network of another program does not have.
-        known = halo_lr_px is None and one.path.with_suffix(".safetensors").is_file()
-        device = (accelerator() if known else None) or "cpu"
+        has_tensors = halo_lr_px is None and weights.path.with_suffix(".safetensors").is_file()
+        device = _best_device() if has_tensors else "cpu"
     if device == "cpu":
         _refuse_half(precision)
-        return _on_cpu(one, other, share, halo_lr_px), _sha256(one, other, share)
-    from srgan.engines.torch import TorchEngine
-
-    if precision == "auto":
-        precision = "fp16" if device.startswith("cuda") else "fp32"
-    blend = None if other is None else (tensors_of(other), share)
-    engine = TorchEngine(tensors_of(one), device=device, precision=precision, blend=blend)
-    if other is not None:
-        engine.metadata = replace(engine.metadata, name=_name(one, other, share))
-    return engine, _sha256(one, other, share, "" if precision == "fp32" else precision)
+        return _on_cpu(weights, blend, halo_lr_px), _sha256(weights, blend)
+    exact = _chosen(precision, "fp16" if device.startswith("cuda") else "fp32")
+    engine = _torch_engines().TorchEngine(
+        tensors_of(weights),
+        device=device,
+        precision=exact,
+        blend=None if blend is None else (tensors_of(blend[0]), blend[1]),
+    )
+    if blend is not None:
+        engine.metadata = replace(engine.metadata, name=_name(weights, *blend))
+    return engine, _sha256(weights, blend, "" if exact == "fp32" else exact)
 
 
 def is_weights_alone(model: object) -> bool:
@@ -80,26 +84,42 @@ def is_weights_alone(model: object) -> bool:
 
 
 def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int | None) -> tuple[Engine, str]:
-    from srgan.engines.torch import TorchEngine, accelerator
-
     if not path.is_file():
         raise UnknownModelError(f"{path}: no such file; `srgan models` lists the bundled models")
-    found = _read_weights(path)
-    if isinstance(found, tuple) and halo_lr_px is not None:
-        raise UsageError(f"{path}: its halo is known to be {found[1].halo_lr_px}; leave --halo out")
+    network = _read_weights(path)
+    if isinstance(network, tuple) and halo_lr_px is not None:
+        raise UsageError(f"{path}: its halo is known to be {network[1].halo_lr_px}; leave --halo out")
     if device == "auto":
-        device = accelerator() or "cpu"
+        device = _best_device()
     if device == "cpu":
         _refuse_half(precision)
-        if isinstance(found, tuple):
-            content = _as_onnx(*found)
+        if isinstance(network, tuple):
+            content = _as_onnx(*network)
             return OpenVinoEngine(content, name=str(path)), hashlib.sha256(content).hexdigest()
-    if precision == "auto":
-        half = device.startswith("cuda") and (isinstance(found, tuple) or found.half_will_do)
-        precision = "fp16" if half else "fp32"
-    engine = TorchEngine(found, device=device, precision=precision, name=str(path), halo_lr_px=halo_lr_px)
-    facts = [hashlib.sha256(path.read_bytes()).hexdigest(), precision, str(engine.metadata.halo_lr_px)]
+    half = device.startswith("cuda") and (isinstance(network, tuple) or network.half_will_do)
+    exact = _chosen(precision, "fp16" if half else "fp32")
+    engine: Engine = _torch_engines().TorchEngine(
+        network, device=device, precision=exact, name=str(path), halo_lr_px=halo_lr_px
+    )
+    facts = [hashlib.sha256(path.read_bytes()).hexdigest(), exact, str(engine.metadata.halo_lr_px)]
     return engine, hashlib.sha256(" ".join(facts).encode()).hexdigest()
+
+
+def _best_device() -> str:
+    """Return a graphics processor if PyTorch is there and can use one, else "cpu"; fast where there is none."""
+    if not has_graphics_driver() or importlib.util.find_spec("torch") is None:
+        return "cpu"
+    device: str | None = _torch_engines().accelerator()
+    return device or "cpu"
+
+
+def _torch_engines() -> ModuleType:
+    """Return the module of PyTorch's engine, which takes a second to import and may lack its library."""
+    try:
+        from srgan.engines import torch as torch_engines
+    except ModuleNotFoundError as error:
+        raise UsageError('this device needs PyTorch, which is not installed: pip install "srgan[cuda]"') from error
+    return torch_engines
 
 
 def _read_weights(path: Path) -> tuple[torch.nn.Module, ModelMetadata] | ForeignNetwork:
@@ -124,6 +144,11 @@ def _as_onnx(network: torch.nn.Module, metadata: ModelMetadata) -> bytes:
     return exported(network, metadata, kinds=("onnx",))["onnx"]  # type: ignore[arg-type]  # of these two kinds
 
 
+def _chosen(precision: str, automatic: Precision) -> Precision:
+    """Return a precision of `PRECISIONS`, `automatic` for "auto"."""
+    return automatic if precision == "auto" else cast(Precision, precision)
+
+
 def _refuse_half(precision: str) -> None:
     if precision not in ("auto", "fp32"):
         raise UsageError(f"the cpu runs in fp32, not {precision}; choose --device cuda or leave --precision away")
@@ -139,25 +164,26 @@ def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:
     return pair
 
 
-def _on_cpu(one: Weights, other: Weights | None, share: float, halo_lr_px: int | None) -> OpenVinoEngine:
-    if other is None:
-        return OpenVinoEngine(one.onnx, name=str(one.path), halo_lr_px=halo_lr_px)
-    return _blended(one, other, share)
+def _on_cpu(weights: Weights, blend: tuple[Weights, float] | None, halo_lr_px: int | None) -> OpenVinoEngine:
+    if blend is None:
+        return OpenVinoEngine(weights.onnx, name=str(weights.path), halo_lr_px=halo_lr_px)
+    return _blended(weights, *blend)
 
 
 @lru_cache(maxsize=4)
-def _blended(one: Weights, other: Weights, share: float) -> OpenVinoEngine:
-    engine = OpenVinoEngine(one.onnx, name=str(one.path), blend=(other.onnx, share))
-    engine.metadata = replace(engine.metadata, name=_name(one, other, share))
+def _blended(weights: Weights, towards: Weights, share: float) -> OpenVinoEngine:
+    engine = OpenVinoEngine(weights.onnx, name=str(weights.path), blend=(towards.onnx, share))
+    engine.metadata = replace(engine.metadata, name=_name(weights, towards, share))
     return engine
 
 
-def _name(one: Weights, other: Weights, share: float) -> str:
-    return f"{one.name}+{other.name}@{share:g}"
+def _name(weights: Weights, towards: Weights, share: float) -> str:
+    return f"{weights.name}+{towards.name}@{share:g}"
 
 
-def _sha256(one: Weights, other: Weights | None, share: float, precision: str = "") -> str:
-    if other is None and not precision:
-        return one.sha256
-    parts = [one.sha256, other.sha256 if other else "", repr(share), precision]
+def _sha256(weights: Weights, blend: tuple[Weights, float] | None, precision: str = "") -> str:
+    if blend is None and not precision:
+        return weights.sha256
+    towards, share = ("", 0.0) if blend is None else (blend[0].sha256, blend[1])
+    parts = [weights.sha256, towards, repr(share), precision]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

@@ -96,11 +96,11 @@ class Inference:
         """
         report = _rising(report) if report is not None else _ignore
         limit: float = self._memory_bytes or min(self._free_bytes() / 3, _MOST_BYTES)
-        said: list[str] = []
+        precision_errors: list[str] = []
         for retry in itertools.count():
             plan = self.plan(height, width, limit)
             try:
-                self._carry_out(plan, read, write, report, said)
+                self._carry_out(plan, read, write, report, precision_errors)
                 break
             except OutOfMemoryError as error:
                 if self._tile_lr_px != "auto":
@@ -112,18 +112,18 @@ class Inference:
                 if isinstance(self.engine, StripEngine | DeviceEngine):
                     self.engine.forget()
                 limit = min(limit, plan.needed_bytes) / 2
-        if said and warn is not None:
-            warn(f"{said[0]}, so parts were run again in float32")
+        if precision_errors and warn is not None:
+            warn(f"{precision_errors[0]}, so parts were run again in float32")
 
     def array(self, lr: np.ndarray) -> np.ndarray:
         """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
         batch, channels, height, width = lr.shape
         scale = self.engine.metadata.scale
         sr = np.empty((batch, channels, height * scale, width * scale), np.float32)
-        for one, out in zip(lr, sr, strict=True):
+        for picture, out in zip(lr, sr, strict=True):
 
-            def read(rows: slice, columns: slice, one: np.ndarray = one) -> np.ndarray:
-                return one[None, :, rows, columns]
+            def read(rows: slice, columns: slice, picture: np.ndarray = picture) -> np.ndarray:
+                return picture[None, :, rows, columns]
 
             def write(rows: slice, columns: slice, piece: np.ndarray, out: np.ndarray = out) -> None:
                 out[:, rows, columns] = piece[0]
@@ -173,7 +173,9 @@ class Inference:
     def _scaled(self, bytes_at_x4: int) -> float:
         return bytes_at_x4 * self.engine.metadata.scale**2 / 4**2
 
-    def _carry_out(self, plan: Plan, read: Read, write: Write, report: Progress, said: list[str]) -> None:
+    def _carry_out(
+        self, plan: Plan, read: Read, write: Write, report: Progress, precision_errors: list[str]
+    ) -> None:
         scale = self.engine.metadata.scale
         if plan.strip_rows:
             for done, tile in enumerate(plan.tiles):
@@ -186,17 +188,17 @@ class Inference:
         for done in range(0, len(plan.tiles), together):
             tiles = plan.tiles[done : done + together]
             lr = np.ascontiguousarray(np.concatenate([read(*tile.read) for tile in tiles]))
-            for tile, sr in zip(tiles, self._run(lr, said), strict=True):
+            for tile, sr in zip(tiles, self._run(lr, precision_errors), strict=True):
                 write(*tile.target(scale), sr[None, :, *tile.kept(scale)])
             report((done + len(tiles)) / len(plan.tiles))
 
-    def _run(self, lr: np.ndarray, said: list[str]) -> np.ndarray:
+    def _run(self, lr: np.ndarray, precision_errors: list[str]) -> np.ndarray:
         try:
             return self.engine.run(lr)
         except PrecisionError as error:
             if not isinstance(self.engine, DeviceEngine):
                 raise
-            said.append(str(error))
+            precision_errors.append(str(error))
             return self.engine.run_precisely(lr)
 
     def _tiles_at_once(self, tile_px: int) -> int:

@@ -68,7 +68,7 @@ def likeness(run: Run, scale: int) -> float:
     """Return how far the result for a smooth picture, reduced again, is from it; mean, in units of [0,1]."""
     lr = _smooth(48, 40)
     sr = run(lr)
-    reduced = sr.reshape(1, 3, 48, scale, 40, scale).mean(axis=(3, 5))
+    reduced = sr.reshape((1, 3, 48, scale, 40, scale)).mean(axis=(3, 5))
     return float(np.abs(reduced - lr).mean())
 
 

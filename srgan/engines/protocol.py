@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from srgan.weights import ModelMetadata
 
 if TYPE_CHECKING:
     import numpy as np
+
+# In what a generator is computed, by the same word wherever one is named: recipes, commands, engines. No engine
+# takes all of them.
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 ReadRows = Callable[[int, int], "np.ndarray"]
 

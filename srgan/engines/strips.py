@@ -11,13 +11,12 @@ The columns are padded as ever. The sums are those of the whole picture in the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import openvino
-    from openvino import Node, Output
+import openvino
+from openvino import Node, Output, PartialShape
+from openvino import opset13 as ops
+from openvino.passes import ConstantFolding, Manager
 
 # Graph operations that work on each pixel alone.
 _PIXELWISE = {"Add", "Subtract", "Multiply", "Divide", "PRelu", "Relu", "Sigmoid", "Tanh", "Clamp", "Negative"}
@@ -57,14 +56,55 @@ class StripGraph:
         return sum(4 * int(np.prod(shape)) for shape in self.states)
 
 
+class StripTask:
+    """One picture on its way through a strip graph: the rows that are kept, and where the next ones go."""
+
+    def __init__(self, graph: StripGraph, compiled: openvino.CompiledModel, height: int, width: int) -> None:
+        self._graph, self._height = graph, height
+        self._request = compiled.create_infer_request()
+        self._lr = [openvino.Tensor(np.zeros((1, 3, graph.rows, width), np.float32)) for _ in range(2)]
+        self._masks = [
+            openvino.Tensor(np.zeros(graph.mask(scale, 0, height).shape, np.float32))
+            for scale in graph.mask_scales
+        ]
+        # What one strip leaves is what the next one takes: two sets that change places.
+        self._states, self._next = (
+            [openvino.Tensor(np.zeros(shape, np.float32)) for shape in graph.states] for _ in range(2)
+        )
+        for port, tensor in enumerate([*self._lr, *self._masks]):
+            self._request.set_input_tensor(port, tensor)
+
+    def next(self, number: int, lr: np.ndarray | None) -> np.ndarray:
+        """Run strip `number`, whose rows inside the picture are `lr`; return its output, good until the next."""
+        graph, (strip, edges) = self._graph, (tensor.data for tensor in self._lr)
+        inside = 0 if lr is None else lr.shape[2]
+        if lr is not None:
+            strip[:, :, :inside] = edges[:, :, :inside] = lr
+            edges[:, :, inside:] = lr[:, :, -1:]
+        else:
+            edges[:] = edges[:, :, -1:]
+        strip[:, :, inside:] = 0
+        if number == 0 and lr is not None:
+            for index in graph.edge_states:
+                self._states[index].data[:] = lr[:, :, :1].transpose(0, 2, 3, 1)
+        for scale, mask in zip(graph.mask_scales, self._masks, strict=True):
+            mask.data[:] = graph.mask(scale, number, self._height)
+        for port, tensor in enumerate(self._states, start=len(self._lr) + len(self._masks)):
+            self._request.set_input_tensor(port, tensor)
+        for port, tensor in enumerate(self._next):
+            self._request.set_output_tensor(port, tensor)
+        self._request.infer()
+        self._states, self._next = self._next, self._states
+        sr: np.ndarray = self._request.get_output_tensor(len(self._next)).data
+        return sr
+
+
 def strip_graph(model: openvino.Model, rows: int, width: int) -> StripGraph:
     """Return `model`, with one input (N,3,H,W) and one output, for strips of `rows` × `width` LR pixels.
 
     `model` itself is left alone. Raises UnsuitableGraphError if an operation is not known here, or a convolution
     is not one of stride 1 whose output is as large as its input.
     """
-    from openvino.passes import ConstantFolding, Manager
-
     model = model.clone()
     model.reshape([1, 3, rows, width])
     folding = Manager()  # what the graph computes from its own shapes becomes constant
@@ -89,13 +129,10 @@ class _Rewriting:
     """One graph while it is rewritten, operation by operation from the input to the output."""
 
     def __init__(self, model: openvino.Model, rows: int, width: int) -> None:
-        from openvino import opset13
-
-        self.ops = opset13
         self.rows = rows
         self.model = model
         (self.lr,) = model.get_parameters()
-        self.edges = self.ops.parameter([1, 3, rows, width], np.float32, name="lr_edges")
+        self.edges = ops.parameter([1, 3, rows, width], np.float32, name="lr_edges")
         self.places: dict[tuple[str, int], _Place] = {}
         self.masks: dict[int, Node] = {}
         self.mask_slices: list[tuple[Node, int, int]] = []  # to be set once the largest lag is known
@@ -106,8 +143,6 @@ class _Rewriting:
 
     def finished(self) -> StripGraph:
         """Rewrite all and return the result."""
-        import openvino
-
         self._put(self.lr.output(0), _Place(1, 0))
         self._put(self.edges.output(0), _Place(1, 0))
         steps = {"Convolution": self._convolution, "Pad": self._pad, "DepthToSpace": self._shuffle}
@@ -123,30 +158,37 @@ class _Rewriting:
         largest_lag = self._cut_masks()
         inputs = [self.lr, self.edges, *self.masks.values(), *self.states]
         # Kept rows first: OpenVINO computes in this order, and rows are cut out before what held them is given up.
-        outputs = [*(self.ops.result(state) for state in self.next_states), result]
+        outputs = [*(ops.result(state) for state in self.next_states), result]
         return StripGraph(
-            openvino.Model(outputs, inputs, "strips"),
-            self.rows,
-            end.scale,
-            end.lag,
-            tuple(self.masks),
-            largest_lag,
-            tuple(tuple(state.get_output_shape(0)) for state in self.states),
-            tuple(self.edge_states),
+            model=openvino.Model(outputs, inputs, "strips"),
+            rows=self.rows,
+            scale=end.scale,
+            lag=end.lag,
+            mask_scales=tuple(self.masks),
+            largest_lag=largest_lag,
+            states=tuple(tuple(state.get_output_shape(0)) for state in self.states),
+            edge_states=tuple(self.edge_states),
         )
 
     def _convolution(self, op: Node) -> None:
         source, kernel = op.input_value(0), op.input_value(1)
         place = self._place(source)
-        said = op.get_attributes()
+        facts = op.get_attributes()
         reach, odd = divmod(kernel.get_shape()[2] - 1, 2)
-        above, beside = said["pads_begin"]
-        plain = said["pads_begin"] == said["pads_end"] and said["strides"] == said["dilations"] == [1, 1]
+        above, beside = facts["pads_begin"]
+        plain = facts["pads_begin"] == facts["pads_end"] and facts["strides"] == facts["dilations"] == [1, 1]
         if not plain or odd or above + place.padded != reach or (above and place.padded):
             raise UnsuitableGraphError(f"{op.get_friendly_name()}: a convolution of another kind")
         if above:
             source = self._join(source, 2 * reach, masked=source.get_node() != self.lr)
-        new = self.ops.convolution(source, kernel, [1, 1], [0, beside], [0, beside], [1, 1])
+        new = ops.convolution(
+            source,
+            kernel,
+            strides=[1, 1],
+            pads_begin=[0, beside],
+            pads_end=[0, beside],
+            dilations=[1, 1],
+        )
         self._replace(op, new, _Place(place.scale, place.lag + (reach if above else 0)))
 
     def _pad(self, op: Node) -> None:
@@ -159,7 +201,7 @@ class _Rewriting:
         self.edge_states.append(len(self.states))
         source = self._join(self.edges.output(0), 2 * height, masked=False)
         columns = np.array([0, 0, 0, width])
-        new = self.ops.pad(source, columns, columns, "edge", np.float32(0))
+        new = ops.pad(source, columns, columns, "edge", np.float32(0))
         self._replace(op, new, _Place(1, height, padded=height))
 
     def _shuffle(self, op: Node) -> None:
@@ -197,12 +239,12 @@ class _Rewriting:
         if key not in self.joined:
             _, channels, rows, width = tensor.get_shape()
             # Rows outermost in memory, as OpenVINO has them within: otherwise each strip would reorder them all.
-            state = self.ops.parameter([1, kept, width, channels], np.float32, name=f"kept_{len(self.states)}")
-            earlier = self.ops.transpose(state, np.array([0, 3, 1, 2]))
-            joined = self.ops.concat([earlier.output(0), self._masked(tensor) if masked else tensor], 2).output(0)
+            state = ops.parameter([1, kept, width, channels], np.float32, name=f"kept_{len(self.states)}")
+            earlier = ops.transpose(state, np.array([0, 3, 1, 2]))
+            joined = ops.concat([earlier.output(0), self._masked(tensor) if masked else tensor], 2).output(0)
             last = self._rows(joined, rows, rows + kept)
             self.states.append(state)
-            self.next_states.append(self.ops.transpose(last, np.array([0, 2, 3, 1])))
+            self.next_states.append(ops.transpose(last, np.array([0, 2, 3, 1])))
             self.joined[key] = joined
         return self.joined[key]
 
@@ -210,26 +252,24 @@ class _Rewriting:
         """Return `tensor` with zeros in the rows that lie outside the picture."""
         place = self._place(tensor)
         if place.scale not in self.masks:
-            self.masks[place.scale] = self.ops.parameter([1, 1, -1, 1], np.float32, name=f"mask_{place.scale}")
-        inside = self.ops.slice(self.masks[place.scale], *map(np.array, ([0], [1], [1], [2])))
+            self.masks[place.scale] = ops.parameter([1, 1, -1, 1], np.float32, name=f"mask_{place.scale}")
+        inside = ops.slice(self.masks[place.scale], *map(np.array, ([0], [1], [1], [2])))
         self.mask_slices.append((inside, place.scale, place.lag))
-        product: Output = self.ops.multiply(tensor, inside).output(0)
+        product: Output = ops.multiply(tensor, inside).output(0)
         return product
 
     def _cut_masks(self) -> int:
         """Give every mask its length and cut each tensor's part out of it; return the largest lag."""
-        from openvino import PartialShape
-
         largest = max((lag for _, _, lag in self.mask_slices), default=0)
         for scale, mask in self.masks.items():
             mask.set_partial_shape(PartialShape([1, 1, self.rows * scale + largest, 1]))
         for node, scale, lag in self.mask_slices:
             for port, row in ((1, largest - lag), (2, largest - lag + self.rows * scale)):
-                node.input(port).replace_source_output(self.ops.constant(np.array([row])).output(0))
+                node.input(port).replace_source_output(ops.constant(np.array([row])).output(0))
         return largest
 
     def _rows(self, tensor: Output, start: int, stop: int) -> Output:
-        rows: Output = self.ops.slice(tensor, *map(np.array, ([start], [stop], [1], [2]))).output(0)
+        rows: Output = ops.slice(tensor, *map(np.array, ([start], [stop], [1], [2]))).output(0)
         return rows
 
     def _replace(self, old: Node, new: Node, place: _Place) -> None:

@@ -1,31 +1,32 @@
 """The engine for graphics processors: the same generator, run by PyTorch. Needs the `cuda` extra.
 
-torch is imported when an engine is made and not before: on a machine without it, or without a graphics processor,
-nothing here costs anything.
+Whoever may do without torch imports this module late: where it is not installed, the import fails.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from srgan.engines.probing import measured_part
+from srgan.engines.protocol import Precision
 from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError, WeightsError
 from srgan.machine import available_bytes
+from srgan.networks.foreign import ForeignNetwork
+from srgan.networks.layers import deployed
+from srgan.networks.reading import load_network
 from srgan.texts import first_line
 from srgan.weights import ModelMetadata
 
-if TYPE_CHECKING:
-    import torch
-
-    from srgan.networks.foreign import ForeignNetwork
+# In which type each precision computes the convolutions.
+_HALF_TYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # A result's squares of 4×4 have the mean of the pixel that they came from, but for a few hundredths. A tile that
 # is further off than this on average has collapsed: black, or all one value.
@@ -42,40 +43,44 @@ class TorchEngine:
     called `name`, whose halo is measured unless `halo_lr_px` says it. `precision`: "fp32", "fp16" or "bf16"; in
     the latter two the convolutions are in half precision and the last sum, which decides grey levels, is in
     float32. `blend`: a second file of the same architecture, and its share of every weight, 0..1.
-    `compile`: let torch.compile optimise the network, which takes a minute for each shape of tile.
     Any number of threads may call `run`; they take turns, so that memory is needed once. Raises UsageError if
-    there is no torch or no such device, WeightsError if a file is damaged or the two differ.
+    there is no such device or precision, WeightsError if a file is damaged or the two differ.
     """
 
     def __init__(
         self,
-        source: Path | tuple[torch.nn.Module, ModelMetadata] | ForeignNetwork,
+        source: Path | tuple[nn.Module, ModelMetadata] | ForeignNetwork,
         *,
         device: str,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         blend: tuple[Path, float] | None = None,
-        compile: bool = False,
         name: str = "the model",
         halo_lr_px: int | None = None,
     ) -> None:
-        self._torch = _import_torch()
-        self._device = _checked_device(self._torch, device)
-        self._half = {"fp32": None, "fp16": self._torch.float16, "bf16": self._torch.bfloat16}[precision]
+        if precision not in _HALF_TYPES:
+            raise UsageError(f"PyTorch runs in {', '.join(_HALF_TYPES)}, not in {precision}")
         self.precision = precision
+        self._half = _HALF_TYPES[precision]
+        self._device = _checked_device(device)
         self._lock = threading.Lock()
-        # Channels last is how tensor cores and processors want their convolutions; other layers may not take it.
-        self._layout = self._torch.contiguous_format if _is_foreign(source) else self._torch.channels_last
-        network, known = _network(source, blend)
-        network = network.to(self._device).to(memory_format=self._layout)
-        self._network = self._torch.compile(network) if compile else network
-        self.metadata = known or self._measured(network, name, halo_lr_px)
+        if isinstance(source, ForeignNetwork):
+            self._layout = torch.contiguous_format  # not all of its layers may take another
+            self._network: nn.Module = self._placed(source)
+            self.metadata = self._measured(source, name, halo_lr_px)
+        else:
+            self._layout = torch.channels_last  # how tensor cores and processors want their convolutions
+            network, self.metadata = _blended(source, blend)
+            self._network = self._placed(deployed(network).eval())
 
-    def _measured(self, network: Any, name: str, halo_lr_px: int | None) -> ModelMetadata:
-        """Return what a `ForeignNetwork` does not say of itself, or says in its own words."""
-        from srgan.engines.probing import measured_part
+    def _placed(self, network: nn.Module) -> nn.Module:
+        placed: nn.Module = network.to(self._device).to(memory_format=self._layout)
+        return placed
+
+    def _measured(self, network: ForeignNetwork, name: str, halo_lr_px: int | None) -> ModelMetadata:
+        """Return what a network of another architecture does not say of itself, or says in its own words."""
 
         def run(lr: np.ndarray) -> np.ndarray:
-            with _torch_errors(self._torch, f"a tile of shape {lr.shape}"):
+            with _torch_errors(f"a tile of shape {lr.shape}"):
                 return self._forward(lr, None)
 
         return measured_part(
@@ -115,7 +120,6 @@ class TorchEngine:
 
     def free_bytes(self) -> int:
         """Return how much of the device's memory may be taken."""
-        torch = self._torch
         if self._device.type == "cuda":
             kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
             return int(torch.cuda.mem_get_info(self._device)[0] + kept)
@@ -126,14 +130,14 @@ class TorchEngine:
     def forget(self) -> None:
         """Give memory that torch keeps for later back to the device."""
         if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
         elif self._device.type == "mps":
-            self._torch.mps.empty_cache()
+            torch.mps.empty_cache()
 
     def _checked(self, lr: np.ndarray, half: torch.dtype | None) -> np.ndarray:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.dtype != np.float32 or 0 in lr.shape:
             raise EngineError(f"expected (N,3,H,W) float32, got {lr.shape} {lr.dtype}")
-        with self._lock, _torch_errors(self._torch, f"a tile of shape {lr.shape}"):
+        with self._lock, _torch_errors(f"a tile of shape {lr.shape}"):
             sr = self._forward(lr, half)
         scale = self.metadata.scale
         expected = (lr.shape[0], 3, lr.shape[2] * scale, lr.shape[3] * scale)
@@ -142,7 +146,6 @@ class TorchEngine:
         return sr
 
     def _forward(self, lr: np.ndarray, half: torch.dtype | None) -> np.ndarray:
-        torch = self._torch
         on_device = torch.from_numpy(lr).to(self._device).contiguous(memory_format=self._layout)
         autocast = torch.autocast(self._device.type, dtype=half, enabled=half is not None)
         # cuDNN would compute float32 in TF32, with three digits.
@@ -152,26 +155,13 @@ class TorchEngine:
 
 
 def accelerator() -> str | None:
-    """Return "cuda" or "mps" if torch is installed and can use one, else None; fast where there is none."""
-    driver = {"linux": "/dev/nvidiactl", "win32": r"C:\Windows\System32\nvcuda.dll", "darwin": "/usr/bin"}
-    if not Path(driver.get(sys.platform, "/dev/nvidiactl")).exists() or not importlib.util.find_spec("torch"):
-        return None
-    import torch
-
+    """Return "cuda" or "mps" if torch can use one, else None."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else None
 
 
-def _import_torch() -> Any:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise UsageError('this device needs PyTorch, which is not installed: pip install "srgan[cuda]"') from error
-    return torch
-
-
-def _checked_device(torch: Any, name: str) -> Any:
+def _checked_device(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
         raise UsageError(f"there is no device {name} that PyTorch could use; choose --device cpu")
@@ -180,34 +170,22 @@ def _checked_device(torch: Any, name: str) -> Any:
     return torch.device(name)
 
 
-def _is_foreign(source: object) -> bool:
-    return not isinstance(source, Path | tuple)
-
-
-def _network(
-    source: Path | tuple[torch.nn.Module, ModelMetadata] | ForeignNetwork, blend: tuple[Path, float] | None
-) -> tuple[torch.nn.Module, ModelMetadata | None]:
-    """Return the network to run, in the form that is fastest, and what it says of itself."""
-    from srgan.networks.reading import load_network
-    from srgan.networks.residual import deployed
-
-    if isinstance(source, Path):
-        generator, metadata = load_network(source)
-    elif isinstance(source, tuple):
-        generator, metadata = source  # type: ignore[assignment]  # any network will do
-    else:
-        return source, None
+def _blended(
+    source: Path | tuple[nn.Module, ModelMetadata], blend: tuple[Path, float] | None
+) -> tuple[nn.Module, ModelMetadata]:
+    """Return the network of `source`, moved towards that of `blend` by its share, and its metadata."""
+    network, metadata = load_network(source) if isinstance(source, Path) else source
     if blend is not None:
         other, share = load_network(blend[0])[0].state_dict(), blend[1]
-        own = generator.state_dict()
-        if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in other.items()}:
+        state = network.state_dict()
+        if {name: tensor.shape for name, tensor in state.items()} != {name: t.shape for name, t in other.items()}:
             raise WeightsError(f"{metadata.name} and {blend[0].name} are of two architectures")
-        generator.load_state_dict({name: tensor.lerp(other[name], share) for name, tensor in own.items()})
-    return deployed(generator).eval(), metadata
+        network.load_state_dict({name: tensor.lerp(other[name], share) for name, tensor in state.items()})
+    return network, metadata
 
 
 @contextlib.contextmanager
-def _torch_errors(torch: Any, piece: str) -> Iterator[None]:
+def _torch_errors(piece: str) -> Iterator[None]:
     """Turn what torch raises while it works on `piece` into errors of this package."""
     try:
         yield
@@ -226,5 +204,5 @@ def _is_finite(sr: np.ndarray) -> bool:
 def _follows(sr: np.ndarray, lr: np.ndarray) -> bool:
     """Return whether the squares of `sr` that came from one pixel have, nearly, the mean of that pixel."""
     n, channels, height, width = lr.shape
-    means = sr.reshape(n, channels, height, sr.shape[2] // height, width, -1).mean(axis=(3, 5))
+    means = sr.reshape((n, channels, height, sr.shape[2] // height, width, -1)).mean(axis=(3, 5))
     return bool(np.abs(means - lr).mean(axis=(1, 2, 3)).max() < _COLLAPSED)

@@ -1,15 +1,18 @@
-"""Pre-trained ImageNet backbones: VGG for the perceptual loss, AlexNet for LPIPS. Imports torch when called."""
+"""Pre-trained ImageNet backbones: VGG for the perceptual loss, AlexNet for LPIPS, VGG16 for DISTS."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
 
 from srgan.errors import BackboneError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Network = Literal["vgg19", "vgg16", "alexnet"]
 FOLDER_VARIABLE = "SRGAN_BACKBONES"
@@ -22,9 +25,6 @@ def load_features(network: Network, file: str | Path = "") -> nn.Sequential:
     NETWORK_features.safetensors in the folder that SRGAN_BACKBONES names; torchvision's own download. Raises
     BackboneError, naming these ways, if none gives them.
     """
-    import torch
-    import torchvision
-
     path = _local_file(network, file)
     build = getattr(torchvision.models, network)
     if path is None:
@@ -53,9 +53,6 @@ def _local_file(network: Network, file: str | Path) -> Path | None:
 
 
 def _filled(features: nn.Sequential, path: Path, network: Network) -> nn.Sequential:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         state = {name.removeprefix("features."): tensor.float() for name, tensor in load_file(path).items()}
         features.load_state_dict(state)

@@ -1,11 +1,9 @@
-"""Models, and pictures of any other program, measured against the truth in the field's protocol."""
+"""Upscalers, and pictures of any other program, measured against the truth in the field's protocol."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,137 +11,14 @@ import numpy as np
 from srgan import pictures
 from srgan.errors import BackboneError, UsageError
 from srgan.evaluation import metrics
+from srgan.evaluation.measures import MEASURES
+from srgan.evaluation.tables import BASELINE, FIELD, SCALE, Measured, Pair, Protocol
 from srgan.pictures import Picture
 from srgan.pictures.consistency import consistency
-from srgan.upscale import Upscaler
-from srgan.weights import is_file_name
 
-BASELINE = "bicubic"  # always in the table
-SCALE = 4  # of the benchmarks
-_RESAMPLES = 2000  # of the bootstrap: the ends of its intervals then move by a few hundredths of their width
+Upscale = Callable[[Picture], Picture]
 _LR_ENDINGS = ("", f"x{SCALE}")
 _SR_ENDINGS = ("", f"_x{SCALE}", f"x{SCALE}", "_out", "_SR", "_sr")  # what programs append to a picture's name
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How pictures are compared; the defaults are the field's.
-
-    `border_px`: shaved from each side before PSNR and SSIM. `luma`: range of the Y in PSNR-Y and SSIM-Y.
-    `perceptual_border_px`: shaved before LPIPS and DISTS.
-    """
-
-    border_px: int = SCALE
-    luma: metrics.Luma = "studio"
-    perceptual_border_px: int = 0
-
-    def __str__(self) -> str:
-        """Say it in a line."""
-        return (
-            f"×{SCALE}, 8 bits, Y of BT.601 {self.luma} range, border {self.border_px} for PSNR and SSIM and "
-            f"{self.perceptual_border_px} for LPIPS and DISTS"
-        )
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column: its heading, the sign that makes the larger value the better one, and its decimals."""
-
-    heading: str
-    hint: str
-    sign: int
-    decimals: int
-
-
-# Every figure that a picture gets, by key. LPIPS and DISTS are left out where their networks cannot be had.
-MEASURES = {
-    "psnr_y": Measure("PSNR-Y", "dB, higher is better", 1, 2),
-    "ssim_y": Measure("SSIM-Y", "1 is identical", 1, 4),
-    "psnr_rgb": Measure("PSNR-RGB", "dB, higher is better", 1, 2),
-    "ssim_rgb": Measure("SSIM-RGB", "1 is identical", 1, 4),
-    "lpips": Measure("LPIPS", "lower is better", -1, 4),
-    "dists": Measure("DISTS", "lower is better", -1, 4),
-    "lr_psnr": Measure("LR-PSNR", "dB, SR reduced again against LR", 1, 2),
-    "colour_shift": Measure("Colour shift", "grey levels of 255, the worst channel", -1, 2),
-    "seconds_per_megapixel": Measure("s/MP", "seconds for a megapixel of output", -1, 2),
-}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One test picture: `hr` (4h,4w,3) uint8 and the `lr` (h,w,3) uint8 it was reduced to."""
-
-    name: str
-    hr: Picture
-    lr: Picture
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One picture, with what each contender made of it and the figures that it got, by key of `MEASURES`."""
-
-    pair: Pair
-    results: dict[str, Picture]
-    scores: dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean of a figure over the pictures; `low` to `high`: its 95 % confidence interval, NaN with one picture."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass
-class Table:
-    """Figures of all pictures: `rows[contender][key]` is one number for each of `names`."""
-
-    protocol: Protocol
-    names: list[str] = field(default_factory=list)
-    rows: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what was not measured, and why
-    fid: dict[str, float] = field(default_factory=dict)  # of each contender, where it was asked for
-
-    def add(self, measured: Measured) -> None:
-        """Take the figures of one more picture."""
-        self.names.append(measured.pair.name)
-        for contender, scores in measured.scores.items():
-            columns = self.rows.setdefault(contender, {})
-            for key, value in scores.items():
-                columns.setdefault(key, []).append(value)
-
-    def known_keys(self) -> list[str]:
-        """Return the keys that any contender has, in the order of `MEASURES`."""
-        return [key for key in MEASURES if any(key in columns for columns in self.rows.values())]
-
-    def mean(self, contender: str, key: str) -> Mean | None:
-        """Return the mean of a figure, or None if the contender has none."""
-        values = self.rows[contender].get(key)
-        return None if values is None else bootstrap(values)
-
-    def advantage(self, contender: str, over: str, key: str) -> Mean | None:
-        """Return by how much `contender` is better than `over`, picture by picture, above 0 if it is.
-
-        The interval is far narrower than those of both means: what makes a picture hard does so for both.
-        """
-        ours, theirs = self.rows[contender].get(key), self.rows[over].get(key)
-        if ours is None or theirs is None:
-            return None
-        return bootstrap([MEASURES[key].sign * (a - b) for a, b in zip(ours, theirs, strict=True)])
-
-
-def bootstrap(values: Sequence[float]) -> Mean:
-    """Return the mean of `values` with its percentile bootstrap interval (Efron 1979), the same at every call."""
-    array = np.asarray(values, dtype=np.float64)
-    mean = float(array.mean())
-    if len(array) < 2 or not np.isfinite(array).all():
-        return Mean(mean, math.nan, math.nan)
-    random, count = np.random.default_rng(0), len(array)
-    means = [array[random.integers(0, count, count)].mean() for _ in range(_RESAMPLES)]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return Mean(mean, float(low), float(high))
 
 
 def pairs(hr_folder: Path, lr_folder: Path | None = None) -> Iterator[Pair]:
@@ -171,37 +46,34 @@ def pairs(hr_folder: Path, lr_folder: Path | None = None) -> Iterator[Pair]:
 
 
 def evaluate(
-    models: Sequence[str],
+    upscalers: Mapping[str, Upscale],
     hr_folder: Path,
     lr_folder: Path | None = None,
     sr_folders: Mapping[str, Path] | None = None,
-    protocol: Protocol = Protocol(),
+    protocol: Protocol = FIELD,
     notes: list[str] | None = None,
 ) -> Iterator[Measured]:
-    """Yield every picture, in the order of the names, with what bicubic, the models and the folders have of it.
+    """Yield every picture, in the order of the names, with what bicubic, the upscalers and the folders have of it.
 
-    `sr_folders`: pictures that another program made, by the name that it gets in the table; each under the HR's
-    name, perhaps with "_x4", "x4", "_out" or "_SR" behind it, in any format. `notes`: gets what cannot be
-    measured, and why. Raises UsageError for what is missing or of another scale, before anything is
-    computed; for a picture of another size when its turn comes.
+    `upscalers`: what makes SR, of HR's size, of an LR (h,w,3) uint8, by the name that it gets in the table; it is
+    timed. `sr_folders`: pictures that another program made, by name likewise; each under the HR's name, perhaps
+    with "_x4", "x4", "_out" or "_SR" behind it, in any format. `notes`: gets what cannot be measured, and why.
+    Raises UsageError for what is missing, before anything is computed; for a picture of another size when its turn
+    comes.
     """
-    upscalers = {name: Upscaler(model) for name, model in _named(models).items()}
-    for name, upscaler in upscalers.items():
-        if upscaler.scale != SCALE:
-            raise UsageError(f"{name} enlarges {upscaler.scale} times, and the benchmark is for {SCALE}")
     paths = _pictures_in(hr_folder, "--hr")
     if lr_folder is not None:  # so that what is missing is said before networks are fetched
         _partners(paths, lr_folder, "--lr", _LR_ENDINGS)
     made = {name: _partners(paths, folder, "--sr", _SR_ENDINGS) for name, folder in (sr_folders or {}).items()}
     if clash := ({BASELINE, *upscalers} & made.keys()):
         raise UsageError(f"two contenders are called {clash.pop()}: give --sr another name, as NAME=DIR")
-    perceptual = _perceptual_metrics([] if notes is None else notes)
+    perceptual = perceptual_metrics([] if notes is None else notes)
     for path, pair in zip(paths, pairs(hr_folder, lr_folder), strict=True):
         results = {BASELINE: pictures.resized(pair.lr, pair.hr.height, pair.hr.width)}
         seconds: dict[str, float] = {}
-        for name, upscaler in upscalers.items():
+        for name, upscale in upscalers.items():
             began = time.perf_counter()
-            results[name] = upscaler.upscale(pair.lr)
+            results[name] = upscale(pair.lr)
             seconds[name] = time.perf_counter() - began
         for name, files in made.items():
             results[name] = _of_size(files[path], pair.hr)
@@ -211,16 +83,28 @@ def evaluate(
         yield Measured(pair, results, scores)
 
 
-def _named(models: Sequence[str]) -> dict[str, str]:
-    """Return the models by what they are called in the table: files by their names, unless two have the same."""
-    names = [Path(model).name if is_file_name(model) else model for model in dict.fromkeys(models)]
-    return {
-        name if names.count(name) == 1 else model: model
-        for name, model in zip(names, dict.fromkeys(models), strict=True)
-    }
+def perceptual_metrics(notes: list[str]) -> dict[str, Callable[..., float]]:
+    """Return those of LPIPS and DISTS whose networks can be had, by key; `notes` gets why one cannot.
+
+    Asked once for a benchmark, since a download may fail slowly.
+    """
+    available: dict[str, Callable[..., float]] = {}
+    for key, network, metric in (
+        ("lpips", metrics.lpips_network, metrics.lpips),
+        ("dists", metrics.dists_network, metrics.dists),
+    ):
+        try:
+            network("")
+        except BackboneError as error:
+            notes.append(f"without {MEASURES[key].name}: {error}")
+        else:
+            available[key] = metric
+    return available
 
 
-def _scores(sr: Picture, pair: Pair, protocol: Protocol, perceptual: Sequence[str]) -> dict[str, float]:
+def _scores(
+    sr: Picture, pair: Pair, protocol: Protocol, perceptual: Mapping[str, Callable[..., float]]
+) -> dict[str, float]:
     both, border = (sr.pixels, pair.hr.pixels), protocol.border_px
     try:
         scores = {
@@ -229,25 +113,12 @@ def _scores(sr: Picture, pair: Pair, protocol: Protocol, perceptual: Sequence[st
             "psnr_rgb": metrics.psnr(*both, border=border, y_only=False),
             "ssim_rgb": metrics.ssim(*both, border=border, y_only=False),
         }
-        for key in perceptual:
-            scores[key] = getattr(metrics, key)(*both, border=protocol.perceptual_border_px)
+        for key, metric in perceptual.items():
+            scores[key] = metric(*both, border=protocol.perceptual_border_px)
     except (ValueError, RuntimeError) as error:  # a border that leaves too little; AlexNet says it as torch does
         raise UsageError(f"{pair.name} cannot be judged with these borders: {error}") from error
-    kept = consistency(pair.lr, sr)
-    return scores | {"lr_psnr": kept.lr_psnr_db, "colour_shift": kept.colour_shift}
-
-
-def _perceptual_metrics(notes: list[str]) -> list[str]:
-    """Those of LPIPS and DISTS whose networks can be had; asked once, since a download may fail slowly."""
-    known = []
-    for key, network in (("lpips", metrics.lpips_network), ("dists", metrics.dists_network)):
-        try:
-            network("")
-        except BackboneError as error:
-            notes.append(f"without {MEASURES[key].heading}: {error}")
-        else:
-            known.append(key)
-    return known
+    against_lr = consistency(pair.lr, sr)
+    return scores | {"lr_psnr": against_lr.lr_psnr_db, "colour_shift": against_lr.colour_shift}
 
 
 def _rgb(path: Path) -> Picture:
@@ -278,10 +149,10 @@ def _pictures_in(folder: Path, option: str) -> list[Path]:
 def _partners(paths: Sequence[Path], folder: Path, option: str, endings: Sequence[str]) -> dict[Path, Path]:
     """Find each picture's counterpart in `folder` by its name without suffix, perhaps with an ending."""
     by_stem = {path.stem: path for path in reversed(_pictures_in(folder, option))}
-    found = {}
+    partners = {}
     for path in paths:
         partner = next((by_stem[f"{path.stem}{end}"] for end in endings if f"{path.stem}{end}" in by_stem), None)
         if partner is None:
             raise UsageError(f"no picture for {path.name} in {folder}, which {option} names")
-        found[path] = partner
-    return found
+        partners[path] = partner
+    return partners

@@ -1,27 +1,24 @@
-"""PSNR, SSIM, LPIPS, DISTS and FID as the field takes them: border shaved, BT.601 studio-range luma, 8 bits."""
+"""PSNR, SSIM, LPIPS and DISTS as the field takes them: border shaved, BT.601 studio-range luma, 8 bits."""
 
 from __future__ import annotations
 
 import functools
-import os
-import pickle
+import warnings
+from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Literal
 
+import lpips as lpips_package
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor, nn
 
-from srgan.errors import BackboneError, UsageError
 from srgan.evaluation import backbones
-
-if TYPE_CHECKING:
-    from torch import nn
+from srgan.evaluation.tables import Luma
 
 Pixels = npt.NDArray[np.uint8]
-# studio: 16 to 235, as MATLAB's rgb2ycbcr computes it; rounded: to whole levels, as it returns it for 8 bits;
-# full: 0 to 255, as JPEG has it, which reads 1.3 dB lower.
-Luma = Literal["studio", "rounded", "full"]
 LEAST_PX = 32  # a side of a picture that every metric can judge: AlexNet has no output below 31
 
 
@@ -32,8 +29,6 @@ def psnr(sr: Pixels, hr: Pixels, *, border: int, y_only: bool, luma: Luma = "stu
     `y_only`: compare BT.601 luma, of studio range (MATLAB rgb2ycbcr) unless `luma` says otherwise. The peak is
     255. Identical pictures give inf. Raises ValueError if the shapes differ or nothing is left after shaving.
     """
-    from skimage.metrics import peak_signal_noise_ratio
-
     a, b = _comparable(sr, hr, border, y_only, luma)
     if np.array_equal(a, b):
         return float("inf")
@@ -46,8 +41,6 @@ def ssim(sr: Pixels, hr: Pixels, *, border: int, y_only: bool, luma: Luma = "stu
     Arguments and errors as in `psnr`; also raises ValueError if less than 11 pixels a side are left. RGB is the
     mean over the channels.
     """
-    from skimage.metrics import structural_similarity
-
     a, b = _comparable(sr, hr, border, y_only, luma)
     if min(a.shape[:2]) < 11:
         raise ValueError(f"SSIM needs 11 pixels a side after shaving, not {a.shape[0]}x{a.shape[1]}")
@@ -71,8 +64,6 @@ def lpips(sr: Pixels, hr: Pixels, *, border: int = 0, file: str | Path = "") -> 
     side, by default none as in the published tables. `file`: AlexNet's weights, see `backbones.load_features`.
     Raises ValueError as `psnr` does, BackboneError if AlexNet cannot be had.
     """
-    import torch
-
     a, b = _comparable(sr, hr, border, y_only=False)
     tensors = [torch.from_numpy(x / 127.5 - 1).permute(2, 0, 1)[None].float() for x in (a, b)]
     with torch.inference_mode():
@@ -82,16 +73,13 @@ def lpips(sr: Pixels, hr: Pixels, *, border: int = 0, file: str | Path = "") -> 
 @functools.cache
 def lpips_network(file: str = "") -> nn.Module:
     """Return the `lpips` package's AlexNet network, frozen: two (N,3,H,W) pictures in [-1,1] to (N,1,1,1)."""
-    import warnings
-
-    import lpips as package
-
     features = backbones.load_features("alexnet", file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package calls torchvision by its old argument names
-        network: nn.Module = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    own = [layer for name, layer in network.net.named_modules() if name.split(".")[-1].isdigit()]  # type: ignore[union-attr]
-    for target, source in zip(own, features, strict=False):  # the package stops before the last pooling
+        network: nn.Module = lpips_package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    # The package numbers AlexNet's layers as torchvision does, and stops before the last pooling.
+    layers = [layer for name, layer in network.net.named_modules() if name.split(".")[-1].isdigit()]  # type: ignore[union-attr]
+    for target, source in zip(layers, features, strict=False):
         target.load_state_dict(source.state_dict())
     return network.eval().requires_grad_(False)
 
@@ -102,8 +90,6 @@ def dists(sr: Pixels, hr: Pixels, *, border: int = 0, file: str | Path = "") -> 
     `file`: VGG16's weights, see `backbones.load_features`; the channels' weights come with torchmetrics.
     Arguments and errors otherwise as in `lpips`.
     """
-    import torch
-
     a, b = _comparable(sr, hr, border, y_only=False)
     tensors = [torch.from_numpy(x / 255).permute(2, 0, 1)[None].float() for x in (a, b)]
     with torch.inference_mode():
@@ -112,59 +98,80 @@ def dists(sr: Pixels, hr: Pixels, *, border: int = 0, file: str | Path = "") -> 
 
 @functools.cache
 def dists_network(file: str = "") -> nn.Module:
-    """Return torchmetrics' DISTS network, frozen: two (N,3,H,W) pictures in [0,1] to (N,)."""
-    from unittest import mock
-
-    from torchmetrics.functional.image import dists as package
-
+    """Return the DISTS network with its published weights, frozen: two (N,3,H,W) pictures in [0,1] to (N,)."""
     features = backbones.load_features("vgg16", file)
-    # It would download VGG16, dense layers and all, whatever is at hand.
-    with mock.patch.object(package, "vgg16", return_value=SimpleNamespace(features=features)):
-        network: nn.Module = package.DISTSNetwork()
-    return network.eval().requires_grad_(False)
+    path = resources.files("torchmetrics.functional.image").joinpath("dists_models/weights.pt")
+    with path.open("rb") as stream:
+        weights = torch.load(stream, map_location="cpu", weights_only=True)
+    return _Dists(features, weights["alpha"], weights["beta"]).eval().requires_grad_(False)
 
 
-class FrechetDistance:
-    """FID (Heusel et al. 2017) between all SR and all HR, on the features of the original Inception network.
+class _Dists(nn.Module):
+    """Ding et al. 2020, eq. 4 to 6, of two (N,3,H,W) pictures in [0,1], as (N,).
 
-    Needs the torch-fidelity package, and its Inception weights: a file of that name in the folder that
-    SRGAN_BACKBONES names, or their download. Raises UsageError without the first, BackboneError without the
-    second. With fewer pictures than some thousands it says little: patches are better than whole pictures.
+    torchmetrics' own class downloads VGG16, dense layers and all, whatever is at hand. `features`: VGG16's;
+    `alpha`, `beta`: (1,1475,1,1), how much texture and structure count in each channel.
     """
 
-    WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+    alpha: Tensor
+    beta: Tensor
+    mean: Tensor
+    deviation: Tensor
+    window: Tensor
 
-    def __init__(self) -> None:
-        from unittest import mock
+    CHANNELS = (3, 64, 128, 256, 512, 512)  # of the picture itself and of five stages
+    STAGES = (
+        slice(0, 4),
+        slice(5, 9),
+        slice(10, 16),
+        slice(17, 23),
+        slice(24, 30),
+    )  # of VGG16, between its poolings
 
-        import torch
-        from torchmetrics.image.fid import FrechetInceptionDistance
+    def __init__(self, features: nn.Sequential, alpha: Tensor, beta: Tensor) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(features[stage] for stage in self.STAGES)
+        hanning = torch.tensor([0.5, 1.0, 0.5])
+        window = torch.outer(hanning, hanning)
+        for name, values in {
+            "alpha": alpha,
+            "beta": beta,
+            "mean": torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
+            "deviation": torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1),
+            "window": window / window.sum(),
+        }.items():
+            self.register_buffer(name, values)
 
-        path = Path(os.environ.get(backbones.FOLDER_VARIABLE, "")) / self.WEIGHTS
-        known = str(path) if path.is_file() else None
-        # torch-fidelity would let a weights file run code.
-        safely = functools.partial(torch.load, map_location="cpu")
-        try:
-            with mock.patch.object(torch, "load", lambda file, **_: safely(file, weights_only=True)):
-                self._distance = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=known)
-        except ModuleNotFoundError as error:
-            raise UsageError("FID needs a package that is not installed: pip install torch-fidelity") from error
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())
-            raise BackboneError(
-                f"FID: the Inception network cannot be had ({reason}). Put {self.WEIGHTS}, of torch-fidelity's "
-                f"releases, into a folder and set {backbones.FOLDER_VARIABLE} to it"
-            ) from error
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Return 0 for identical pictures, at most 1."""
+        total = self.alpha.sum() + self.beta.sum()
+        alphas, betas = (
+            torch.split(weights / total, list(self.CHANNELS), dim=1) for weights in (self.alpha, self.beta)
+        )
+        textures = structures = torch.zeros(len(sr), 1, 1, 1, device=sr.device)
+        for a, b, alpha, beta in zip(self._maps(sr), self._maps(hr), alphas, betas, strict=True):
+            mean_a, mean_b = a.mean((2, 3), keepdim=True), b.mean((2, 3), keepdim=True)
+            variance_a = (a - mean_a).square().mean((2, 3), keepdim=True)
+            variance_b = (b - mean_b).square().mean((2, 3), keepdim=True)
+            covariance = (a * b).mean((2, 3), keepdim=True) - mean_a * mean_b
+            texture = (2 * mean_a * mean_b + 1e-6) / (mean_a.square() + mean_b.square() + 1e-6)
+            structure = (2 * covariance + 1e-6) / (variance_a + variance_b + 1e-6)
+            textures = textures + (alpha * texture).sum(1, keepdim=True)
+            structures = structures + (beta * structure).sum(1, keepdim=True)
+        return 1 - (textures + structures).flatten()
 
-    def add(self, picture: Pixels, *, real: bool) -> None:
-        """Take (H,W,3) uint8 RGB, of HR if `real`, else of SR."""
-        import torch
-
-        self._distance.update(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], real=real)
-
-    def value(self) -> float:
-        """Return the distance of what was taken; at least two pictures of each kind are needed."""
-        return float(self._distance.compute())
+    def _maps(self, picture: Tensor) -> list[Tensor]:
+        """The picture, then what each stage makes of it; L2 pooling stands before all but the first."""
+        maps = [picture]
+        x = (picture - self.mean) / self.deviation
+        for number, stage in enumerate(self.stages):
+            if number:
+                window = self.window.expand(x.shape[1], 1, 3, 3)
+                x = F.conv2d(x.square(), window, stride=2, padding=1, groups=x.shape[1])
+                x = (x + 1e-12).sqrt()
+            x = stage(x)
+            maps.append(x)
+        return maps
 
 
 def luma_of(rgb: Pixels, luma: Luma = "studio") -> npt.NDArray[np.float64]:

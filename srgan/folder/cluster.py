@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -24,10 +23,13 @@ import ray.data
 
 from srgan.errors import OutputError, SrganError, UsageError
 from srgan.files import removed_on_error
-from srgan.folder.batch import Desk, FileReport, Options, destination, failure, write_result, written
+from srgan.folder.desk import Desk, Options, failure, unlisted, write_result
+from srgan.folder.making import decide, make
 from srgan.folder.manifest import Origin
 from srgan.folder.planning import Job, Plan
-from srgan.pictures import encode
+from srgan.folder.reporting import FileReport
+from srgan.interrupts import handlers_kept
+from srgan.texts import first_line
 from srgan.upscale import Upscaler
 
 # Files that are handed to Ray at once: enough that the end of one lot, where actors idle, hardly shows, and few
@@ -52,8 +54,7 @@ def run(
     this one, which is asked about the model only. `address`: of a running cluster ("auto": the one that this
     machine belongs to); None starts one on this machine for the time of the run.
     """
-    for folder, reason in plan.unreadable:
-        yield FileReport(folder, None, "failed", f"{folder}: cannot be listed: {reason}")
+    yield from unlisted(plan)
     if plan.unreadable and options.fail_fast:
         return
     stop = stop or threading.Event()
@@ -158,12 +159,11 @@ class _Worker:
 
     def _made(self, job: Job, temporary: Path) -> FileReport:
         options = self._options
-        picture = options.decode(job.source)
-        size = self._upscaler.output_size(picture, options.request)
-        format, target, warnings = destination(picture, job, size)
-        result = self._upscaler.upscale(picture, options.request)
-        write_result(temporary, target, encode(result, format, quality=options.quality))
-        return written(job, target, picture, result, warnings, options)
+        decision = decide(options.decode(job.source), options.order_of(job), self._upscaler)
+        decision, target = decision.named(job.target)
+        made = make(decision, self._upscaler)
+        write_result(temporary, target, made.content)
+        return options.report(job, target, decision, made)
 
 
 def _put(row: _Row, job: Job, origin: Origin, desk: Desk) -> FileReport:
@@ -200,12 +200,12 @@ def _connected(address: str | None) -> bool:
         return False
     # Neither figures for its makers nor a web page that anybody on the network could use.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     dashboard = None if address else False  # of another's cluster, that is for others to say
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+        with handlers_kept():  # it takes the one for SIGTERM
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"no Ray cluster at {address}: {next(iter(str(error).splitlines()), '')}") from error
-    for number, handler in before.items():  # it takes the one for SIGTERM
-        signal.signal(number, handler)
+        raise UsageError(f"no Ray cluster at {address}: {first_line(error)}") from error
     return True

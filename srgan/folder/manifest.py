@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import sqlite3
 import stat
@@ -17,18 +18,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from filelock import FileLock
 
 from srgan.errors import OutputError, PictureError
 from srgan.files import TEMPORARY_SUFFIX, put_in_place, removed_on_error, temporary_beside
 
-if os.name != "nt":
-    import fcntl
-
 FOLDER = ".srgan"
 _DATABASE = "manifest.sqlite"
 _LOCK_SUFFIX = ".run"
+_RUN = re.compile(r"[0-9a-f]{8}")
 _FORMAT = 1
 
 # Two processes write in turn, each for a few milliseconds; on a network, for longer.
@@ -67,7 +67,8 @@ class Manifest:
         self._hidden = root / FOLDER
         self._lock = threading.RLock()
         self._folders: set[Path] = set()
-        self._run, self._held = "", -1  # until something is to be written
+        self._run = ""  # until something is to be written
+        self._alive: FileLock | None = None
         self._database: sqlite3.Connection | None = None
         with self._explained():
             if self._hidden.is_symlink() or (self._hidden / _DATABASE).is_symlink():
@@ -81,21 +82,15 @@ class Manifest:
         or by the next run.
         """
         with self._lock, contextlib.suppress(OSError, OutputError, sqlite3.Error):
-            if self._database is not None and self._run:
+            if self._database is not None and self._alive is not None:
                 if abandoned:
+                    _abandoned.append(self._alive)
                     self._remove_temporaries_of(self._run)
                 else:
                     self._fetched("DELETE FROM folders WHERE run = ?", self._run)
-                    os.close(self._held)
-                    (self._hidden / f"{self._run}{_LOCK_SUFFIX}").unlink(missing_ok=True)
+                    _given_up(self._alive)
         if self._database is not None and not abandoned:
             self._database.close()
-
-    def __enter__(self) -> Manifest:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self.close()
 
     def finished(self, planned: Path, origin: Origin, settings: str) -> Path | None:
         """Return where the result of `origin` with these settings lies, or None if it has yet to be made.
@@ -155,7 +150,12 @@ class Manifest:
         with removed_on_error(temporary), self._lock, explained(target):
             made = temporary.lstat()
             row = _Result(
-                self._name(target), made.st_size, made.st_mtime_ns, self._name(planned), settings, origin
+                target=self._name(target),
+                size=made.st_size,
+                mtime_ns=made.st_mtime_ns,
+                planned=self._name(planned),
+                settings=settings,
+                origin=origin,
             )
             with self._explained():
                 self._begun().execute(
@@ -165,10 +165,10 @@ class Manifest:
 
     def _begun(self) -> sqlite3.Connection:
         """Return the database after the hidden folder is made and this run has its lock."""
-        if self._database is None or not self._run:
+        if self._database is None or self._alive is None:
             with self._explained():
                 self._hidden.mkdir(parents=True, exist_ok=True)
-                self._run, self._held = _claim_run(self._hidden)
+                self._run, self._alive = _claimed_run(self._hidden)
                 self._database = self._database or self._opened()
         return self._database
 
@@ -188,12 +188,19 @@ class Manifest:
 
     def _clean_up_after_the_dead(self) -> None:
         """Remove the temporaries of runs that are no more: of those whose lock nobody holds."""
-        for lock in self._hidden.glob(f"*{_LOCK_SUFFIX}"):
-            run = lock.name.removesuffix(_LOCK_SUFFIX)
-            with _locked_if_dead(lock) as dead:
-                if dead:
-                    self._remove_temporaries_of(run)
-                    self._fetched("DELETE FROM folders WHERE run = ?", run)
+        runs = {lock.stem for lock in self._hidden.glob(f"*{_LOCK_SUFFIX}")}
+        runs |= {run for (run,) in self._fetched("SELECT DISTINCT run FROM folders")}
+        for run in filter(_RUN.fullmatch, runs):
+            lock = _lock_of(self._hidden, run)
+            try:
+                lock.acquire()
+            except OSError:  # Timeout, since the run lives, or a folder that cannot be written
+                continue
+            try:
+                self._remove_temporaries_of(run)
+                self._fetched("DELETE FROM folders WHERE run = ?", run)
+            finally:
+                _given_up(lock)
 
     def _remove_temporaries_of(self, run: str) -> None:
         for (name,) in self._fetched("SELECT folder FROM folders WHERE run = ?", run):
@@ -206,9 +213,9 @@ class Manifest:
         query = f"SELECT * FROM results WHERE {column} = ?"  # noqa: S608  # a constant
         return [_Result.of(row) for row in self._fetched(query, self._name(path))]
 
-    def _fetched(self, query: str, parameter: str | bytes) -> list[Any]:
+    def _fetched(self, query: str, *parameters: str | bytes) -> list[Any]:
         with self._lock, self._explained():
-            return self._database.execute(query, (parameter,)).fetchall() if self._database is not None else []
+            return self._database.execute(query, parameters).fetchall() if self._database is not None else []
 
     def _name(self, path: Path) -> bytes:
         return os.fsencode(os.path.relpath(path, self.root))
@@ -259,7 +266,9 @@ class _Result:
     def of(cls, row: tuple[Any, ...]) -> _Result:
         target, size, mtime_ns, planned, settings, *source = row
         origin = Origin(os.fsdecode(source[0]), *map(int, source[1:]))
-        return cls(target, size, int(mtime_ns), planned, settings, origin)
+        return cls(
+            target=target, size=size, mtime_ns=int(mtime_ns), planned=planned, settings=settings, origin=origin
+        )
 
     def flat(self) -> tuple[object, ...]:
         result = self.target, self.size, str(self.mtime_ns), self.planned, self.settings
@@ -292,40 +301,30 @@ def explained(target: Path) -> Iterator[None]:
         raise PictureError(f"{target}: cannot be written: {error.strerror}") from error
 
 
-def _claim_run(folder: Path) -> tuple[str, int]:
-    """Return the name of a new run and the open file whose lock says that it is alive, whatever kills it."""
+# Locks of runs whose threads may still be writing: held until this process ends.
+_abandoned: list[FileLock] = []
+
+
+def _claimed_run(folder: Path) -> tuple[str, FileLock]:
+    """Return the name of a new run and the lock that says that it lives: whatever kills it gives that up."""
     while True:
         run = secrets.token_hex(4)
-        lock = folder / f"{run}{_LOCK_SUFFIX}"
-        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-        if os.name == "nt":
-            return run, descriptor
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:  # nobody took it for a dead one's in between
-                return run, descriptor
-        except BlockingIOError:
-            pass
-        os.close(descriptor)
+        lock = _lock_of(folder, run)
+        # Between its making and its locking somebody may have taken the file for a dead run's.
+        with contextlib.suppress(TimeoutError):
+            lock.acquire()
+            if Path(lock.lock_file).exists():
+                return run, lock
+            lock.release()
 
 
-@contextlib.contextmanager
-def _locked_if_dead(lock: Path) -> Iterator[bool]:
-    """Yield whether the run with that lock is no more; if so, nobody else can take it, and it goes after."""
-    try:
-        if os.name == "nt":
-            lock.unlink()  # refused as long as somebody holds it open
-            yield True
-            return
-        descriptor = os.open(lock, os.O_RDWR)
-    except OSError:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-        lock.unlink(missing_ok=True)
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(descriptor)
+def _lock_of(folder: Path, run: str) -> FileLock:
+    # Not of a thread: whichever comes last closes the folder.
+    return FileLock(folder / f"{run}{_LOCK_SUFFIX}", blocking=False, thread_local=False)
+
+
+def _given_up(lock: FileLock) -> None:
+    """Release `lock` and remove its file, in this order for Windows, which removes nothing that is open."""
+    lock.release()
+    with contextlib.suppress(OSError):  # it is gone, or another run looks whether this one lives
+        Path(lock.lock_file).unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import re
 import sqlite3
 import threading
 import unicodedata
@@ -14,9 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from srgan.errors import UsageError
+from srgan.folder.making import AUTO, format_of_name, known_format
 from srgan.pictures import FORMATS, PICTURE_SUFFIXES, format_of_suffix
 
-AUTO = "auto"  # the format of the input
+# Files that are passed over and named; the others are counted.
+_NAMED = 10
 
 # Suffixes of results whose input has a suffix that is read but not written.
 _RESULT_SUFFIXES = {".pbm": ".ppm"}
@@ -61,6 +64,10 @@ def plan(
         made.add(0, _job_with_named_target(inputs, out, format))
     elif out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file, neither a folder nor the name of a picture; give another -o")
+    elif out is not None and _looks_like_a_file(out) and [path.is_dir() for path in inputs] == [False]:
+        raise UsageError(
+            f"{out}: {out.suffix} cannot be written; choose {', '.join(FORMATS)}, or make that folder"
+        )
     else:
         for position, path in enumerate(inputs):
             if path.is_dir():
@@ -89,17 +96,34 @@ def tree(
     return Tree(inputs[0], target, tag, known_format(format), follow_links=follow_links)
 
 
+@dataclass(frozen=True)
+class PassedOver:
+    """Files that nothing is done about: how many, and the first of them."""
+
+    count: int = 0
+    first: tuple[Path, ...] = ()
+
+    def __add__(self, other: PassedOver) -> PassedOver:
+        return PassedOver(self.count + other.count, (*self.first, *other.first)[:_NAMED])
+
+    def __str__(self) -> str:
+        names = ", ".join(path.name for path in self.first)
+        return names if self.count == len(self.first) else f"{names} and {self.count - len(self.first)} more"
+
+
 class Plan:
     """All jobs, in the order of the inputs and their names; iterate over it as often as you like.
 
     `unreadable`: folders that could not be listed, each with the reason. `links_left`: how many symbolic links
-    were not followed. The jobs lie in a temporary database, so that a hundred thousand of them take no memory,
-    are sorted, and are compared with each other by whoever does that best. Any thread may call.
+    were not followed. `passed_over`: files in folders whose names are not those of pictures. The jobs lie in a
+    temporary database, so that a hundred thousand of them take no memory, are sorted, and are compared with each
+    other by whoever does that best. Any thread may call.
     """
 
     def __init__(self) -> None:
         self.unreadable: tuple[tuple[Path, str], ...] = ()
         self.links_left = 0
+        self.passed_over = PassedOver()
         # An empty name: a file of SQLite's own that goes when the connection does.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._lock = threading.Lock()
@@ -142,6 +166,7 @@ class Plan:
         """Take what was met on the way through a folder beside its pictures."""
         self.unreadable += tuple(tree.unreadable)
         self.links_left += tree.links_left
+        self.passed_over += tree.passed_over
 
     def refuse_overwritten_inputs(self) -> None:
         """Raise UsageError if a target is one of the inputs."""
@@ -194,7 +219,8 @@ class Plan:
 class Tree:
     """The pictures below `folder` and where each goes in the same tree below `target`; a walk in constant memory.
 
-    `unreadable`, `links_left`: as in `Plan`, after the walk. Raises UsageError if both folders are the same.
+    `unreadable`, `links_left`, `passed_over`: as in `Plan`, after the walk. Raises UsageError if both folders are
+    the same.
     """
 
     def __init__(self, folder: Path, target: Path, tag: str, format: str, *, follow_links: bool = False) -> None:
@@ -203,6 +229,7 @@ class Tree:
         self.folder, self.target = folder, target
         self.unreadable: list[tuple[Path, str]] = []
         self.links_left = 0
+        self.passed_over = PassedOver()
         self._tag, self._format, self._follow_links = tag, format, follow_links
         self._inside, self._results = os.path.realpath(folder), os.path.realpath(target)
 
@@ -210,16 +237,26 @@ class Tree:
         """Yield the jobs of the whole tree, in no particular order."""
         yield from self._below(self.folder, ())
 
+    def spelt(self, path: Path) -> Path:
+        """Return `path`, which lies in the folder by its absolute or its real name, as `jobs_at` takes it."""
+        for spelling in (self.folder, self.folder.absolute(), Path(self._inside)):
+            if path.is_relative_to(spelling):
+                return self.folder / path.relative_to(spelling)
+        return self.folder
+
     def jobs_at(self, path: Path) -> Iterator[Job]:
-        """Yield the job of a file in the tree or those of a folder in it, if they are not to be left alone."""
+        """Yield the job of a file in the tree or those of a folder in it, if they are not to be left alone.
+
+        `path`: `folder` itself, or a path that begins with it.
+        """
         inside = path.relative_to(self.folder).parts
         real = Path(os.path.realpath(path.parent if inside else path))
         if any(part.startswith(".") for part in inside) or real.is_relative_to(self._results):
             return
         if path.is_dir():
-            if self._follow_links or not path.is_symlink():
+            if self._follow_links or not inside or not path.is_symlink():
                 yield from self._below(path, ())
-        elif self._is_wanted(path, path.is_symlink()):
+        elif path.suffix.lower() in PICTURE_SUFFIXES and self._is_inside(path, path.is_symlink()):
             yield self._job(path)
 
     def _below(self, folder: Path, above: tuple[str, ...]) -> Iterator[Job]:
@@ -234,7 +271,9 @@ class Tree:
                         continue
                     if _is_folder(entry):
                         folders.append((entry.name, entry.is_symlink()))
-                    elif self._is_wanted(Path(entry), entry.is_symlink()):
+                    elif Path(entry).suffix.lower() not in PICTURE_SUFFIXES:
+                        self.passed_over += PassedOver(1, (Path(entry),))
+                    elif self._is_inside(Path(entry), entry.is_symlink()):
                         yield self._job(Path(entry))
         except OSError as error:
             self.unreadable.append((folder, error.strerror or str(error)))
@@ -244,9 +283,7 @@ class Tree:
             else:
                 yield from self._below(folder / name, (*above, here))
 
-    def _is_wanted(self, path: Path, is_link: bool) -> bool:
-        if path.suffix.lower() not in PICTURE_SUFFIXES:
-            return False
+    def _is_inside(self, path: Path, is_link: bool) -> bool:
         if self._follow_links or not is_link:
             return True
         inside = Path(os.path.realpath(path)).is_relative_to(self._inside)
@@ -280,16 +317,6 @@ def ignores_case(folder: Path) -> bool:
     return False
 
 
-def known_format(format: str) -> str:
-    """Return the key in `FORMATS` that "jpeg" or "TIF" stand for, or `AUTO`; raises UsageError for others."""
-    if format == AUTO:
-        return format
-    known = format_of_suffix(f".{format}")
-    if not known:
-        raise UsageError(f"unknown format {format!r}: choose {AUTO}, {', '.join(FORMATS)}")
-    return known
-
-
 def _job(source: Path, folder: Path, tag: str, format: str, root: Path) -> Job:
     suffix = source.suffix.lower()
     stem = source.stem if suffix in PICTURE_SUFFIXES else source.name  # "photo.v2" is all stem
@@ -306,18 +333,13 @@ def _job_with_named_target(inputs: Sequence[Path], out: Path, format: str) -> Jo
     return Job(inputs[0], out, format_of_name(out, format), out.parent)
 
 
-def format_of_name(out: Path, format: str) -> str:
-    """Return the format that the name `out` asks for; raises UsageError if `format` says another one."""
-    named = format_of_suffix(out.suffix)
-    if named is None:
-        raise UsageError(f"{out}: {out.suffix} cannot be written; choose {', '.join(FORMATS)}")
-    if format not in (AUTO, named):
-        raise UsageError(f"{out}: the name says {named} but -f says {format}; leave one of them away")
-    return named
-
-
 def _names_a_picture(out: Path) -> bool:
     return out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir()
+
+
+def _looks_like_a_file(out: Path) -> bool:
+    """Return whether `out`, which is not there, has what is more likely a suffix than part of a name."""
+    return not out.exists() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9_]{1,8}", out.suffix) is not None
 
 
 def _beside(folder: Path, tag: str) -> Path:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from srgan.errors import OutputError
-from srgan.files import written_whole
+from srgan.errors import OutputError, UsageError
+from srgan.files import removed_on_error, temporary_beside, written_whole
 
 Status = Literal["written", "skipped", "failed"]
 STATUSES: tuple[Status, ...] = ("written", "skipped", "failed")
@@ -49,6 +49,7 @@ class JsonReport:
     Files go to a nameless file as they come, so a run of any length takes no memory and leaves no litter, and to
     their place, whole, on `close`. `facts`: what is true for all files. Names that are not text have their odd
     bytes as lone surrogates, as `os.fsdecode` gives them.
+    Raises UsageError if there is no place for the report.
     """
 
     def __init__(self, path: Path | None, facts: Mapping[str, object]) -> None:
@@ -56,6 +57,7 @@ class JsonReport:
         self._started = time.time()
         self.counts: Counter[Status] = Counter(dict.fromkeys(STATUSES, 0))
         if path is not None:
+            _refuse_hopeless(path)
             self._spool = tempfile.TemporaryFile("w+b")  # noqa: SIM115  # closed by `close`
             self._write(json.dumps(facts)[:-1] + ', "files": [')
 
@@ -93,3 +95,16 @@ class JsonReport:
 
     def _write(self, text: str) -> None:
         self._spool.write(text.encode())
+
+
+def _refuse_hopeless(path: Path) -> None:
+    """Find out now, and not after the work, that there is no place for the report."""
+    if str(path) == "-":
+        return
+    probe = temporary_beside(path)
+    try:
+        with removed_on_error(probe):
+            probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{path}: the report cannot be written: {error.strerror}") from error

@@ -11,11 +11,11 @@ from pathlib import Path
 from srgan.engines.inference import Progress
 from srgan.errors import OutputError, PictureError, SrganError, UsageError
 from srgan.files import write_atomically
-from srgan.folder.batch import MAX_SOURCE_BYTES, Options, destination, failure, written
+from srgan.folder.desk import MAX_SOURCE_BYTES, Options, failure
+from srgan.folder.making import decide, format_of_name, make
 from srgan.folder.manifest import explained
-from srgan.folder.planning import AUTO, Job, format_of_name, known_format
+from srgan.folder.planning import Job
 from srgan.folder.reporting import FileReport
-from srgan.pictures import FORMATS, encode
 from srgan.upscale import Upscaler
 
 STREAM = Path("-")
@@ -31,8 +31,6 @@ def run(
     out: Path | None,
     upscaler: Upscaler,
     options: Options,
-    *,
-    format: str = AUTO,
     progress: Progress | None = None,
 ) -> Generator[FileReport]:
     """Upscale the one picture of `inputs` to `out`, by default to standard output, and yield what became of it.
@@ -41,7 +39,7 @@ def run(
     options say so. Raises UsageError before any work if the request makes no sense, OutputError if standard output
     takes no more.
     """
-    job = _job(inputs, out, format)
+    job = _job(inputs, out, options.order.format)
     started = time.perf_counter()
     try:
         report, data = _made(job, upscaler, options, progress)
@@ -52,18 +50,15 @@ def run(
                 raise PictureError(f"{job.target}: exists; choose another name, or --overwrite to replace it")
             with explained(job.target):
                 write_atomically(job.target, data)
-    except (PictureError, MemoryError) as error:
-        report = failure(job, error)
     except OutputError:
         raise
-    except SrganError as error:
+    except (SrganError, MemoryError) as error:
         report = failure(job, error)
     yield replace(report, seconds=time.perf_counter() - started)
 
 
 def _job(inputs: list[Path], out: Path | None, format: str) -> Job:
     out = out or STREAM
-    format = known_format(format)
     if len(inputs) != 1 or inputs[0].is_dir():
         raise UsageError("- stands for one picture: give one input and one output")
     if out != STREAM:
@@ -81,15 +76,9 @@ def _job(inputs: list[Path], out: Path | None, format: str) -> Job:
 
 def _made(job: Job, upscaler: Upscaler, options: Options, progress: Progress | None) -> tuple[FileReport, bytes]:
     picture = options.decode(_received() if job.source == STREAM else job.source)
-    named = job
-    if job.target == STREAM:  # by a name that fits the picture, so that there is nothing to be said of it
-        format = picture.format if job.format == AUTO else job.format
-        suffix = FORMATS[format].suffixes[0] if format in FORMATS else ".png"
-        named = replace(job, target=STREAM.with_suffix(suffix))
-    format, _, warnings = destination(picture, named, upscaler.output_size(picture, options.request))
-    result = upscaler.upscale(picture, options.request, progress)
-    data = encode(result, format, quality=options.quality)
-    return written(job, job.target, picture, result, warnings, options), data
+    decision = decide(picture, options.order_of(job), upscaler)
+    made = make(decision, upscaler, progress)
+    return options.report(job, job.target, decision, made), made.content
 
 
 def _received() -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 import watchfiles
 
 from srgan.errors import UsageError
-from srgan.folder.batch import FileReport, Plan
-from srgan.folder.planning import Job, Tree
+from srgan.folder.planning import Job, Plan, Tree
+from srgan.folder.reporting import FileReport
 
 # A file whose size and time stay as they are for so long is taken to be whole.
 SETTLE_S = 1.0
@@ -50,7 +50,7 @@ def run(
         stop_event=stop,
     ):
         for _, path in changes:
-            waiting.look_below(Path(path))
+            waiting.look_below(tree.spelt(Path(path)))
         if time.monotonic() >= next_scan:
             waiting.look_below(tree.folder)
             next_scan = time.monotonic() + rescan_s

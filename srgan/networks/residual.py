@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Annotated, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from srgan.networks.generator import DeployedGenerator, Generator, Tail
+from srgan.networks.layers import Interpolation, ResidualBlock, SubPixelStep, Tail
 
 Kernel = Literal[1, 3, 5, 7, 9]
 
@@ -63,7 +61,7 @@ class ResidualNetwork(nn.Module):
     """A generator as `architecture` describes it: LR (N,3,H,W) in [0,1] to SR (N,3,sH,sW), not clamped.
 
     Batch normalisation is folded into the convolutions, and every activation is a PReLU: one with slope 0 is a
-    ReLU, with slope 1 none at all. A sub-pixel step is activated before its shuffle, as in `models.SubPixelStep`.
+    ReLU, with slope 1 none at all. A sub-pixel step is activated before its shuffle, as in `SubPixelStep`.
     """
 
     mean: Tensor
@@ -75,17 +73,19 @@ class ResidualNetwork(nn.Module):
         features = architecture.features
         self.head = _convolution(3, features, architecture.head_kernel)
         self.head_act = nn.PReLU()
-        self.blocks = nn.Sequential(*(_Block(features) for _ in range(architecture.blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(architecture.blocks)))
         self.trunk = _convolution(features, features, 3) if architecture.long_skip else None
-        self.steps = nn.ModuleList(_Step(features, factor) for factor in architecture.factors)
+        self.steps = nn.ModuleList(SubPixelStep(features, factor) for factor in architecture.factors)
         self.hr = _convolution(features, features, 3) if architecture.hr_convolution else None
         self.hr_act = nn.PReLU() if architecture.hr_convolution else None
-        # The same function, computed at half the size: `models.Tail` says why.
+        # The same function, computed at half the size: `Tail` says why.
         self.early_tail = (
             architecture.tail_kernel == 9 and architecture.factors[-1] == 2 and not architecture.hr_convolution
         )
         self.tail = Tail(features) if self.early_tail else _convolution(features, 3, architecture.tail_kernel)
-        self.skip = BilinearUpscale(architecture.scale) if architecture.picture_skip == "bilinear" else None
+        self.skip = (
+            Interpolation("bilinear", architecture.scale) if architecture.picture_skip == "bilinear" else None
+        )
         # ImageNet's mean and deviation, as torchvision gives them.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1), persistent=False)
@@ -97,82 +97,16 @@ class ResidualNetwork(nn.Module):
         features = self.blocks(shallow)
         if self.trunk is not None:
             features = shallow + self.trunk(features)
-        steps = [cast(_Step, step) for step in self.steps]
-        for before, step in zip([None, *steps], steps, strict=False):
-            features = step(features if before is None else before.shuffle(features))
-        if not self.early_tail:
-            features = steps[-1].shuffle(features)
+        *steps, last = (cast(SubPixelStep, step) for step in self.steps)
+        for step in steps:
+            features = step(features)
+        features = last.before_shuffle(features) if self.early_tail else last(features)
         if self.hr is not None and self.hr_act is not None:
             features = self.hr_act(self.hr(features))
         sr: Tensor = self.tail(features)
         if self.architecture.output == "tanh":
             sr = (torch.tanh(sr) + 1) / 2
         return sr if self.skip is None else sr + self.skip(lr)
-
-    def deployed(self) -> ResidualNetwork:
-        """Return the same function for inference, its tail moved before the last shuffle where that can be."""
-        copied = copy.deepcopy(self)
-        if isinstance(self.tail, Tail):
-            copied.tail = self.tail.moved()  # type: ignore[assignment]  # same input, same output
-        return copied
-
-
-def deployed(network: nn.Module) -> nn.Module:
-    """Return the same function in the form in which an inference engine runs it fastest."""
-    if isinstance(network, Generator):
-        return DeployedGenerator(network)
-    return network.deployed() if isinstance(network, ResidualNetwork) else network
-
-
-class BilinearUpscale(nn.Module):
-    """Bilinear interpolation with replicated edges as one fixed convolution; (N,3,H,W) to (N,3,sH,sW).
-
-    What `F.interpolate(align_corners=False)` does, in operations that every engine computes alike.
-    """
-
-    kernel: Tensor
-
-    def __init__(self, scale: int) -> None:
-        super().__init__()
-        self.scale = scale
-        # Output pixel s·i + p sits at LR coordinate i + (p + ½)/s - ½; its taps lie at i - 1, i and i + 1.
-        places = [(phase + 0.5) / scale - 0.5 for phase in range(scale)]
-        taps = torch.tensor([[max(0.0, 1 - abs(place - at)) for at in (-1, 0, 1)] for place in places])
-        phases = torch.einsum("py,qx->pqyx", taps, taps).reshape(scale**2, 3, 3)
-        kernel = torch.zeros(3, scale**2, 3, 3, 3)
-        for channel in range(3):
-            kernel[channel, :, channel] = phases
-        self.register_buffer("kernel", kernel.reshape(3 * scale**2, 3, 3, 3), persistent=False)
-
-    def forward(self, lr: Tensor) -> Tensor:
-        """Return `lr` enlarged `scale` times."""
-        phases = F.conv2d(F.pad(lr, (1, 1, 1, 1), mode="replicate"), self.kernel)
-        return F.pixel_shuffle(phases, self.scale)
-
-
-class _Block(nn.Module):
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.conv1 = _convolution(features, features, 3)
-        self.act = nn.PReLU()
-        self.conv2 = _convolution(features, features, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        sum_: Tensor = x + self.conv2(self.act(self.conv1(x)))
-        return sum_
-
-
-class _Step(nn.Module):
-    def __init__(self, features: int, factor: int) -> None:
-        super().__init__()
-        self.conv = _convolution(features, factor**2 * features, 3)
-        self.act = nn.PReLU()
-        self.shuffle = nn.PixelShuffle(factor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the shuffle is to be given."""
-        activated: Tensor = self.act(self.conv(x))
-        return activated
 
 
 def _convolution(before: int, after: int, kernel: int) -> nn.Conv2d:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from markupsafe import Markup
 
 from srgan.errors import UsageError
-from srgan.pages import layout as pages
-from srgan.pages.charts import COLOURS, Series, line_chart, thousands
-from srgan.pages.report import (
-    CHARTS,
-    MEASURES,
-    RECIPE_NAME,
+from srgan.evaluation.measures import LOGGED, MEASURES, Measure, logged_measure
+from srgan.pages.charts import COLOURS, PLAIN, Look, Series, line_chart, thousands
+from srgan.pages.layout import Cell, render, write_page
+from srgan.pages.report import GROUPS, best_point, in_order
+from srgan.pages.runs import (
+    Points,
     RunLog,
-    duration,
-    flat,
+    Strip,
+    flat_settings,
     plain,
     read_recipe,
     read_run,
-    strip_uri,
-    strips,
+    read_strip,
+    strip_files,
 )
+from srgan.texts import duration
 
 _MOMENTS = 6  # of each run that are shown as strips, from its beginning to its end
 
@@ -43,8 +44,7 @@ def compare_command(runs: Sequence[Path], out: Path) -> Path:
     Runs may still be going on. Raises UsageError if one holds no run or there are fewer than two, SrganError if
     `out` cannot be written.
     """
-    text = compare(runs)
-    pages.write_page(out, text)
+    write_page(out, compare(runs))
     return out
 
 
@@ -57,17 +57,16 @@ def compare(folders: Sequence[Path]) -> str:
         for name, folder in zip(_names(folders), folders, strict=True)
     ]
     stages = list(dict.fromkeys(stage for run in runs for stage in run.log.stages))
-    body = [
-        f"<h1>{escape(' · '.join(run.name for run in runs))}</h1>",
-        f'<p class="soft">{len(runs)} training runs side by side</p>',
-        *(_figures(stage, runs) for stage in stages),
-        _differences(runs),
-        _moments(runs, stages),
-        *(_curves(stage, runs) for stage in stages),
-        "<footer>Bold is the best of a row. Lines are centred moving averages over a twentieth of the stage; "
-        "point at a chart to read it.</footer>",
-    ]
-    return pages.page("Runs side by side", "\n".join(filter(None, body)), package="srgan.pages", name="report")
+    return render(
+        "compare.html.j2",
+        look="report",
+        title="Runs side by side",
+        names=[run.name for run in runs],
+        figures=[(plain(stage), _figures(stage, runs)) for stage in stages],
+        differences=_differences(runs),
+        moments=_moments(runs, stages),
+        charts=[(plain(stage), _charts(stage, runs)) for stage in stages],
+    )
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -80,130 +79,100 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _flat_recipe(folder: Path) -> dict[str, str]:
-    recipe = read_recipe(folder / RECIPE_NAME)
-    general = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
-    sections: dict[str, Any] = {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    return dict(flat(general | sections))
+    """The settings of no section first, then those of the sections."""
+    recipe = read_recipe(folder)
+    return dict(flat_settings(dict(sorted(recipe.items(), key=lambda item: isinstance(item[1], dict)))))
 
 
-def _figures(stage: str, runs: Sequence[_Run]) -> str:
-    """Last and best validation of each run, its steps, time and alarms."""
-    lines = [
-        pages.table_row("Steps", [_steps(run, stage) for run in runs]),
-        pages.table_row("Time", [_time(run, stage) for run in runs]),
-        pages.table_row("Alarms", [str(sum(a.times for a in run.log.alarms if a.stage == stage)) for run in runs]),
+def _figures(stage: str, runs: Sequence[_Run]) -> list[tuple[str, list[Cell]]]:
+    """Steps, time, alarms and the last and best validation of each run."""
+    seconds = [dict(run.log.seconds()) for run in runs]
+    alarms = [sum(alarm.times for alarm in run.log.alarms if alarm.stage == stage) for run in runs]
+    rows = [
+        (
+            "Steps",
+            [Cell(f"{run.log.stages[stage][-1].step:,}") if stage in run.log.stages else Cell() for run in runs],
+        ),
+        ("Time", [Cell(duration(taken[stage])) if stage in taken else Cell() for taken in seconds]),
+        ("Alarms", [Cell(str(count)) for count in alarms]),
     ]
-    series = [run.log.series(stage) if stage in run.log.stages else {} for run in runs]
+    series = [run.log.series(stage) for run in runs]
     for key, measure in MEASURES.items():
-        found = [[point for point in own.get(key, []) if math.isfinite(point[1])] for own in series]
-        if not any(found):
-            continue
-        for when in ("last", "best"):
-            chosen = [
-                (points[-1] if when == "last" else min(points, key=lambda point: measure.rank(point[1])))
-                if points
-                else None
-                for points in found
-            ]
-            ranks = [measure.rank(point[1]) for point in chosen if point]
-            cells = []
-            for point in chosen:
-                if point is None:
-                    cells.append("–")
-                    continue
-                said = measure.said(point[1])
-                said = f"<b>{said}</b>" if len(ranks) > 1 and measure.rank(point[1]) == min(ranks) else said
-                at = f' <small class="soft">at {thousands(point[0])}</small>' if when == "best" else ""
-                cells.append(said + at)
-            lines.append(pages.table_row(f"{measure.name}, {when}", cells))
-    head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-    return f"<h2>{escape(plain(stage))}: figures</h2>" + pages.wide_table(f"<tr><th></th>{head}</tr>", lines)
+        finite = [
+            [point for point in points.get(f"{LOGGED}{key}", []) if math.isfinite(point[1])] for points in series
+        ]
+        if any(finite):
+            last = [points[-1] if points else None for points in finite]
+            best = [best_point(points, measure) if points else None for points in finite]
+            rows.append((f"{measure.name}, last", _compared(last, measure)))
+            cells = _compared(best, measure)
+            rows.append(
+                (
+                    f"{measure.name}, best",
+                    [
+                        replace(cell, note=f"at {thousands(point[0])}") if point else cell
+                        for cell, point in zip(cells, best, strict=True)
+                    ],
+                )
+            )
+    return rows
 
 
-def _steps(run: _Run, stage: str) -> str:
-    return f"{run.log.stages[stage][-1].step:,}" if stage in run.log.stages else "–"
+def _compared(points: Sequence[tuple[int, float] | None], measure: Measure) -> list[Cell]:
+    """A cell for each run, the best one marked where there are several."""
+    costs = [measure.cost(point[1]) for point in points if point]
+    return [
+        Cell(measure.text(point[1]), best=len(costs) > 1 and measure.cost(point[1]) == min(costs))
+        if point
+        else Cell()
+        for point in points
+    ]
 
 
-def _time(run: _Run, stage: str) -> str:
-    ended = 0.0
-    for own, rows in run.log.stages.items():
-        began, ended = ended, max((row.elapsed_s for row in rows if math.isfinite(row.elapsed_s)), default=ended)
-        if own == stage:
-            return duration(ended - began) or "–"
-    return "–"
-
-
-def _differences(runs: Sequence[_Run]) -> str:
+def _differences(runs: Sequence[_Run]) -> list[tuple[str, list[Cell]]]:
     """Only the values of the recipes that are not the same in all runs."""
     keys = dict.fromkeys(key for run in runs for key in run.recipe)
-    lines = [
-        pages.table_row(key, [escape(run.recipe.get(key, "–")) for run in runs])
+    return [
+        (key, [Cell(run.recipe.get(key, "–")) for run in runs])
         for key in keys
         if len({run.recipe.get(key) for run in runs}) > 1
     ]
-    if not lines:
-        return '<h2>Recipes</h2><p class="soft">All runs have the same recipe.</p>'
-    head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-    return "<h2>What the recipes differ in</h2>" + pages.wide_table(f"<tr><th></th>{head}</tr>", lines)
 
 
-def _moments(runs: Sequence[_Run], stages: Sequence[str]) -> str:
-    """A slider over the time of the runs, each from its first strip to its last; one strip of each run."""
-    found = [(run, strips(run.folder, stages)) for run in runs]
-    count = min(_MOMENTS, max(len(own) for _, own in found))
-    if not count:
-        return ""
+def _moments(runs: Sequence[_Run], stages: Sequence[str]) -> list[tuple[str, list[Strip]]]:
+    """Moments in the time of the runs, each from its first strip to its last, with one strip of each run."""
+    files = [(run, strip_files(run.folder, stages)) for run in runs]
+    count = min(_MOMENTS, max(len(strips) for _, strips in files))
     moments = []
     for number in range(count):
-        figures = []
-        for run, own in found:
-            if not own:
+        shown = []
+        for run, strips in files:
+            if not strips:
                 continue
-            stage, step, path = own[round(number * (len(own) - 1) / max(count - 1, 1))]
-            picture = strip_uri(path)
-            if picture:
-                uri, width, height = picture
-                when = escape(f"{run.name}: {plain(stage)}, step {step:,}")
-                figures.append(
-                    f'<figure><p class="soft">{when}</p><img src="{uri}" width="{width}" height="{height}" '
-                    f'alt="Samples of {when}"></figure>'
-                )
-        if figures:
-            when = f"{number + 1} of {count}"
-            moments.append(f'<li data-when="{when}">{"".join(figures)}</li>')
-    return (
-        '<h2>Held-out samples over time</h2><div class="card samples">'
-        f'<div class="slider" hidden><input type="range" min="0" max="{len(moments) - 1}" '
-        f'value="{len(moments) - 1}" step="1" aria-label="Time of the samples"><output></output></div>'
-        f'<div class="columns" aria-hidden="true"><span>LR</span><span>SR</span><span>HR</span></div>'
-        f"<ol>{''.join(moments)}</ol></div>"
-    )
+            stage, step, path = strips[round(number * (len(strips) - 1) / max(count - 1, 1))]
+            strip = read_strip(path, f"{run.name}: {plain(stage)}, step {step:,}")
+            if strip:
+                shown.append(strip)
+        if shown:
+            moments.append((f"{number + 1} of {count}", shown))
+    return moments
 
 
-def _curves(stage: str, runs: Sequence[_Run]) -> str:
+def _charts(stage: str, runs: Sequence[_Run]) -> list[Markup]:
     """A chart for each scalar, a curve for each run."""
-    series = [run.log.series(stage) if stage in run.log.stages else {} for run in runs]
-    keys = dict.fromkeys([*MEASURES, *(key for own in series for key in own)])
+    series: list[dict[str, Points]] = [run.log.series(stage) for run in runs]
     charts = []
-    for key in keys:
+    for key in in_order([key for scalars in series for key in scalars]):
         curves = [
-            Series(f"{run.name}/{stage}/{key}", run.name, own[key], number % COLOURS)
-            for number, (run, own) in enumerate(zip(runs, series, strict=True))
-            if key in own
+            Series(f"{run.name}/{stage}/{key}", run.name, scalars[key], number % COLOURS)
+            for number, (run, scalars) in enumerate(zip(runs, series, strict=True))
+            if key in scalars
         ]
-        if not curves:
-            continue
-        measure = MEASURES.get(key)
-        chart = next((chart for chart in CHARTS if chart.belongs(key)), None)
-        charts.append(
-            line_chart(
-                measure.name if measure else plain(key.replace("/", ": ")),
-                curves,
-                hint=measure.hint if measure else "",
-                log=chart.log if chart else False,
-                smooth=chart.smooth if chart else measure is None,
-                guides=chart.guides if chart else (),
-                span=chart.span if chart else None,
-            )
-        )
-    return f'<h2>{escape(plain(stage))}</h2><div class="charts">{"".join(charts)}</div>'
+        measure = logged_measure(key)
+        if measure:
+            title, look = measure.name, Look(measure.hint, smooth=False)
+        else:
+            title = plain(key.replace("/", ": "))
+            look = replace(next((group.look for group in GROUPS if group.belongs(key)), PLAIN), hint="")
+        charts.append(line_chart(title, curves, look))
+    return charts

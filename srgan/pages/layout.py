@@ -1,28 +1,48 @@
-"""Pages that need nothing from outside: one file with its styles, script and pictures, to be mailed and kept."""
+"""Pages that need nothing from outside: one file with its styles, script and pictures, to be mailed and kept.
+
+Whatever a template is given is text and comes out escaped; only what another template made is HTML.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
-from html import escape
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from string import Template
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from srgan.errors import SrganError
 from srgan.files import write_atomically
 
+_environment = Environment(
+    loader=PackageLoader("srgan.pages"),
+    autoescape=True,
+    undefined=StrictUndefined,  # a name that a template misspells fails instead of showing nothing
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
-def page(title: str, body: str, *, package: str, name: str) -> str:
-    """Return a whole page of `body` (HTML), with the common style and `name`.css and `name`.js of `package`."""
-    own = resources.files(package)
-    common = resources.files("srgan.pages")
-    return Template(common.joinpath("page.html").read_text("utf-8")).substitute(
-        title=escape(title),
-        style=common.joinpath("page.css").read_text("utf-8") + own.joinpath(f"{name}.css").read_text("utf-8"),
-        script=own.joinpath(f"{name}.js").read_text("utf-8"),
-        body=body,
-    )
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: its text, a note that is small beside it, and whether it is the best of its row."""
+
+    text: str = "–"
+    note: str = ""
+    best: bool = False
+
+
+def render(template: str, /, **values: Any) -> Markup:
+    """Return what `template`, a file in templates/, makes of `values`, as HTML (or SVG)."""
+    return Markup(_environment.get_template(template).render(values))  # noqa: S704 - its values are escaped
+
+
+def asset(name: str) -> Markup:
+    """Return a style sheet or script that lies beside this module, as it is."""
+    return Markup(resources.files("srgan.pages").joinpath(name).read_text("utf-8").strip())  # noqa: S704 - our own
 
 
 def data_uri(data: bytes, format: str) -> str:
@@ -39,11 +59,4 @@ def write_page(path: Path, text: str) -> None:
         raise SrganError(f"{path} cannot be written: {error.strerror}; choose another place") from error
 
 
-def wide_table(head: str, rows: Iterable[str]) -> str:
-    """Return a card with a table that scrolls sideways where it must; `head`, `rows`: HTML of <tr>."""
-    return f'<div class="card wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def table_row(name: str, cells: Iterable[str]) -> str:
-    """Return a <tr> that begins with `name`; `cells` are HTML."""
-    return f"<tr><th>{escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+_environment.globals["asset"] = asset

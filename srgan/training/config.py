@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from srgan.errors import RecipeError
 from srgan.networks.generator import GeneratorRecipe
+
+log = logging.getLogger(__name__)
+
+STAGES = ("pretrain", "adversarial")  # in their order
+
+# How recipes, and the checkpoints and models that carry one, named a precision before.
+_OLD_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16"}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -25,7 +33,7 @@ class _Strict(BaseModel):
 
 
 class DiscriminatorRecipe(_Strict):
-    """Which of `models.DISCRIMINATORS`, and its keyword arguments beside the patch size."""
+    """Which of `discriminators.DISCRIMINATORS`, and its keyword arguments beside the patch size."""
 
     kind: Literal["vgg", "unet", "patch", "autoencoder"] = "vgg"  # Ledig et al. 2017, figure 4
     features: Annotated[int, Field(ge=1, le=512)] = 64
@@ -94,16 +102,17 @@ class DegradationRecipe(_Strict):
     @model_validator(mode="after")
     def _ranges_make_sense(self) -> Self:
         ranges = {"jpeg_quality": (self.jpeg_quality, 1.0, 100.0)}
-        for name, one in (("first", self.first), ("second", self.second)):
-            ranges[f"{name}.blur_sigma"] = (one.blur_sigma, 0.05, 10.0)
-            ranges[f"{name}.resize"] = (one.resize, 0.1, 4.0)
-            ranges[f"{name}.gaussian_sigma"] = (one.gaussian_sigma, 0.0, 255.0)
-            ranges[f"{name}.poisson_scale"] = (one.poisson_scale, 0.0, 10.0)
+        passes = {"first": self.first, "second": self.second}
+        for name, recipe in passes.items():
+            ranges[f"{name}.blur_sigma"] = (recipe.blur_sigma, 0.05, 10.0)
+            ranges[f"{name}.resize"] = (recipe.resize, 0.1, 4.0)
+            ranges[f"{name}.gaussian_sigma"] = (recipe.gaussian_sigma, 0.0, 255.0)
+            ranges[f"{name}.poisson_scale"] = (recipe.poisson_scale, 0.0, 10.0)
         for name, ((low, high), least, most) in ranges.items():
             if not least <= low <= high <= most:
                 raise ValueError(f"{name} must ascend within {least:g} to {most:g}, not {low:g} to {high:g}")
-        for name, one in (("first", self.first), ("second", self.second)):
-            if one.generalised + one.plateau > 1:
+        for name, recipe in passes.items():
+            if recipe.generalised + recipe.plateau > 1:
                 raise ValueError(
                     f"{name}.generalised and {name}.plateau are shares of one whole: at most 1 together"
                 )
@@ -141,7 +150,7 @@ class AdversarialRecipe(_Strict):
     fake_labels: Range = (0.0, 0.3)
     clip_weights: Positive = 0.01  # wgan: Arjovsky et al. 2017, algorithm 1
     gradient_penalty: Weight = 10.0  # wgan-gp, dragan: Gulrajani et al. 2017, algorithm 1
-    began_gamma: Fraction = 0.7  # began: wanted ratio of the two errors, Berthelot et al. 2017, figure 3
+    began_gamma: Fraction = 0.7  # began: ratio of the two errors aimed at, Berthelot et al. 2017, figure 3
     began_gain: Positive = 1e-3  # began: how fast k moves, likewise, section 3.4
 
     @model_validator(mode="after")
@@ -237,7 +246,8 @@ class Recipe(_Strict):
     """A whole training run. Defaults are Ledig et al. 2017."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where it is native
+    # auto: bf16 where it is native. Not fp16: its range needs scaled losses, and gradients of gradients leave it.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     # What to start from; empty: from scratch. A bundled model by its name, a file of weights (.safetensors),
     # or a checkpoint (.pt), which brings its discriminator along: a new one first learns what the old one knew.
     start: str = ""
@@ -256,6 +266,16 @@ class Recipe(_Strict):
     checkpoint_minutes: Positive = 5.0
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2  # the last ones, beside the best
     validation_minutes: Positive = 5.0
+
+    def stages(self) -> dict[str, StageRecipe]:
+        """Return the stages that are to be run, by name and in their order."""
+        stages: dict[str, StageRecipe] = {"pretrain": self.pretrain, "adversarial": self.adversarial}
+        return {name: stage for name, stage in stages.items() if stage.steps}
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _old_words_are_understood(cls, precision: Any) -> Any:
+        return _OLD_PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
@@ -312,7 +332,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
     for override in overrides:
         _apply(values, override)
-    return validated(values, name_or_path)
+    recipe = validated(values, name_or_path)
+    if values.get("precision") in _OLD_PRECISIONS:
+        log.warning("precision = %r is now written %r", values["precision"], recipe.precision)
+    return recipe
 
 
 def validated(values: dict[str, Any], source: str) -> Recipe:

@@ -7,7 +7,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srgan.networks.generator import normalisation_layer
+from srgan.networks.layers import normalisation_layer
 
 
 class Discriminator(nn.Module):

@@ -9,18 +9,18 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from torch.utils.tensorboard import SummaryWriter
 
 from srgan.errors import TrainingError
 from srgan.files import write_atomically
 from srgan.pictures import Picture, encode
+from srgan.texts import duration
 from srgan.training.config import Recipe
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,16 @@ class Journal:
     TrainingError where the run's folder cannot be written to.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
-        self._run, self._speaks, self._since = run, speaks, since
+    def __init__(self, folder: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
+        self._folder, self._speaks, self._since = folder, speaks, since
         self._boards: dict[str, SummaryWriter] = {}
         self._bar: _Bar | None = None
         if not speaks:
             return
         with self._room():
-            run.mkdir(parents=True, exist_ok=True)
-            write_atomically(run / "recipe.json", (recipe.model_dump_json(indent=2) + "\n").encode())
-            rows = run / "metrics.jsonl"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "recipe.json", (recipe.model_dump_json(indent=2) + "\n").encode())
+            rows = folder / "metrics.jsonl"
             write_atomically(rows, "".join(_rows_until(rows, *since)).encode())
             self._file = rows.open("a", encoding="utf-8")
         self._bar = _Bar() if sys.stderr.isatty() else None
@@ -55,7 +55,7 @@ class Journal:
         if self._bar:
             self._bar.stop()
         if self._speaks:
-            with contextlib.suppress(OSError):  # what could not be written has been said before
+            with contextlib.suppress(OSError):  # what could not be written has been told before
                 self._file.close()
                 for board in self._boards.values():
                     board.close()
@@ -75,9 +75,9 @@ class Journal:
         if self._bar:
             self._bar.figures |= {key.removeprefix("validation/"): value for key, value in scalars.items()}
             return
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
-        left = "" if left_s is None else f"  {_clock(left_s)} left"
-        log.info("%s %d%s  %s", stage, step, left, shown)
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
+        left = "" if left_s is None else f"  {duration(left_s)} left"
+        log.info("%s %d%s  %s", stage, step, left, figures)
 
     def progress(self, stage: str, step: int, done: float, left_s: float) -> None:
         """Show the person who waits at a terminal how far the stage is: `done` of 1."""
@@ -100,7 +100,7 @@ class Journal:
         if not self._speaks:
             return
         with self._room():
-            folder = self._run / "samples"
+            folder = self._folder / "samples"
             folder.mkdir(exist_ok=True)
             write_atomically(folder / f"{stage}-{step:09d}.png", encode(Picture(strip), "png"))
             self._board(stage).add_image("samples", strip, step, dataformats="HWC")
@@ -111,10 +111,8 @@ class Journal:
 
     def _board(self, stage: str) -> SummaryWriter:
         if stage not in self._boards:
-            from torch.utils.tensorboard import SummaryWriter
-
             # A stage has its own folder because TensorBoard forgets by step: all that it knows from there on.
-            folder, (stages, step) = self._run / "tensorboard" / stage, self._since
+            folder, (stages, step) = self._folder / "tensorboard" / stage, self._since
             goes_on = step + 1 if stage == stages[-1] else 0
             self._boards[stage] = SummaryWriter(str(folder), purge_step=goes_on if folder.is_dir() else None)
         return self._boards[stage]
@@ -126,8 +124,8 @@ class Journal:
             yield
         except OSError as error:
             raise TrainingError(
-                f"{self._run} cannot be written: {error.strerror}; make room and go on with --resume, or choose "
-                "another --run"
+                f"{self._folder} cannot be written: {error.strerror}; make room and go on with --resume, or "
+                "choose another --run"
             ) from error
 
 
@@ -137,9 +135,6 @@ class _Bar:
     _SHOWN = ("content", "perceptual", "adversarial", "psnr_y", "lpips", "patches_per_s")
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -155,7 +150,7 @@ class _Bar:
     def update(self, stage: str, step: int, done: float, left_s: float) -> None:
         known = [f"{key} {self.figures[key]:.4g}" for key in self._SHOWN if key in self.figures]
         alarms = [f"ALARMS {self._alarms}"] if self._alarms else []
-        more = "  ".join([f"{_clock(left_s)} left", *alarms, *known])
+        more = "  ".join([f"{duration(left_s)} left", *alarms, *known])
         self._progress.update(self._task, completed=done, description=f"{stage} {step}", more=more)
 
     def alarm(self, text: str) -> None:
@@ -173,8 +168,3 @@ def _rows_until(path: Path, stages: Sequence[str], step: int) -> Iterator[str]:
             row = json.loads(line)
             if row["stage"] in stages[:-1] or (row["stage"] == stages[-1] and row["step"] <= step):
                 yield line
-
-
-def _clock(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m"

@@ -11,7 +11,29 @@ from torch import Tensor, nn
 
 from srgan.errors import RecipeError
 from srgan.evaluation import backbones, metrics
-from srgan.training.config import PerceptualRecipe
+from srgan.training.config import LossesRecipe, PerceptualRecipe
+
+TermFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (sr, hr, lr); a scalar
+
+
+def generator_terms(
+    losses: LossesRecipe, average: nn.Module, device: torch.device
+) -> tuple[dict[str, TermFunction], dict[str, float]]:
+    """Return the terms beside the adversarial one whose weight is not 0, and their weights, by name."""
+    content, perceptual = losses.content, losses.perceptual
+    makers: dict[str, tuple[float, Callable[[], TermFunction]]] = {
+        "content": (content.weight, lambda: _of_pictures(CONTENT_LOSSES[content.kind])),
+        "perceptual": (perceptual.weight, lambda: _of_pictures(PerceptualLoss(perceptual).to(device))),
+        "lpips": (losses.lpips, lambda: _of_pictures(LpipsLoss().to(device))),
+        "structure_texture": (losses.structure_texture, lambda: _of_pictures(StructureTextureLoss().to(device))),
+        "artifact": (losses.artifact, lambda: ArtifactLoss(average)),
+    }
+    chosen = {name: (weight, make) for name, (weight, make) in makers.items() if weight}
+    return {name: make() for name, (_, make) in chosen.items()}, {name: w for name, (w, _) in chosen.items()}
+
+
+def _of_pictures(loss: Callable[[Tensor, Tensor], Tensor]) -> TermFunction:
+    return lambda sr, hr, _lr: loss(sr, hr)
 
 
 def charbonnier(sr: Tensor, hr: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
-"""Devices, several processes that act as one, and signals that ask them to stop."""
+"""Devices, and several processes that act as one."""
 
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from srgan.errors import UsageError
 from srgan.training.config import Recipe
 
-_PATIENCE = timedelta(hours=12)  # of processes that wait for the first one to decode a large folder
+_DECODING_TIMEOUT = timedelta(hours=12)  # of processes that wait for the first one to decode a large folder
+
+_LIGHTNING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
@@ -33,11 +34,16 @@ def make_fabric(recipe: Recipe, devices: int = 1, nodes: int = 1) -> Fabric:
                 f"{world // local} machines; leave both options out"
             )
         devices, nodes = local, world // local
-    precision: Any = recipe.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if _computes_bfloat16() else "32-true"
-    strategy: Any = DDPStrategy(timeout=_PATIENCE) if devices * nodes > 1 else "auto"
+    strategy: Any = DDPStrategy(timeout=_DECODING_TIMEOUT) if devices * nodes > 1 else "auto"
+    precision: Any = _LIGHTNING_PRECISIONS[precision_of(recipe)]
     return Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+
+
+def precision_of(recipe: Recipe) -> Literal["fp32", "bf16"]:
+    """Return what the recipe's precision comes to on this machine."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16" if _computes_bfloat16() else "fp32"
 
 
 def _computes_bfloat16() -> bool:
@@ -90,36 +96,3 @@ def average_gradients(fabric: Fabric, module: nn.Module) -> None:
     mean: Any = fabric.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduce_op="mean")
     for gradient, share in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(share.view_as(gradient))
-
-
-class Stop:
-    """Remembers the first SIGINT or SIGTERM; true once one came. A second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __call__(self) -> bool:
-        """Return whether a signal came."""
-        return self.signal != 0
-
-    def remember(self, number: int, _frame: object) -> None:
-        """Take the first signal; interrupt at the second."""
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def reason(self) -> BaseException:
-        """Return what ends the program with the signal's exit code."""
-        return SystemExit(143) if self.signal == signal.SIGTERM else KeyboardInterrupt()
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[Stop]:
-    """Within the block SIGINT and SIGTERM are remembered instead of interrupting a step."""
-    stop = Stop()
-    before = {number: signal.signal(number, stop.remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

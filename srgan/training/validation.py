@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
 from srgan.networks.generator import SCALE
-from srgan.training import degradation
+from srgan.pictures import Picture
+from srgan.pictures.consistency import consistency
 from srgan.training.config import DegradationRecipe
-from srgan.training.data import PictureCache
+from srgan.training.data import degradation
+from srgan.training.data.cache import PictureCache
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,10 @@ def validate(generator: nn.Module, cache: PictureCache, recipe: DegradationRecip
     LR is made as `recipe` says, of each picture alike at every call. Pictures below 64 px a side are passed over:
     LPIPS and SSIM cannot judge them.
 
-    validation/psnr_y (dB), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr (dB: SR
-    reduced again, against LR), /colour_shift (grey levels of 255 that SR's mean departs from LR's, the worst
-    channel), /detail (deviation of SR's Laplacian over HR's: far below 1 is blur, far above is invention) and
-    /sameness (mean correlation of the Laplacians of any two SR, left out with fewer: 0 as between photographs, 1
-    where the generator draws one pattern whatever it is shown).
+    validation/psnr_y (dB), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr (dB, at most
+    99) and /colour_shift (grey levels of 255), see `Consistency`, /detail (deviation of SR's Laplacian over HR's:
+    far below 1 is blur, far above is invention) and /sameness (mean correlation of the Laplacians of any two SR,
+    left out with fewer: 0 as between photographs, 1 where the generator draws one pattern whatever it is shown).
     """
     rows, drawn = [], list[npt.NDArray[np.uint8]]()
     for index in _large_enough(cache):
@@ -84,26 +85,26 @@ def sameness(pictures: Sequence[npt.NDArray[np.uint8]]) -> float:
     details = [_laplacian(picture[:height, :width]).flatten().double() for picture in pictures]
     directions = torch.stack([detail / detail.norm().clamp(min=1e-6) for detail in details])
     # The square of a sum is the sum of all products, those of each with itself left out.
-    own = directions.square().sum()
-    return float((directions.sum(0).square().sum() - own) / (len(pictures) * (len(pictures) - 1)))
+    squares = directions.square().sum()
+    return float((directions.sum(0).square().sum() - squares) / (len(pictures) * (len(pictures) - 1)))
 
 
 def _row(lr: npt.NDArray[np.uint8], sr: npt.NDArray[np.uint8], hr: npt.NDArray[np.uint8]) -> dict[str, float]:
-    again = _reduced(sr)
+    kept = consistency(Picture(lr), Picture(sr))
     row = {
         "psnr_y": metrics.psnr(sr, hr, border=SCALE, y_only=True),
         "ssim_y": metrics.ssim(sr, hr, border=SCALE, y_only=True),
-        "lr_psnr": min(metrics.psnr(again, lr, border=0, y_only=False), 99.0),  # inf has no mean
-        "colour_shift": float(np.abs(again.mean((0, 1)) - lr.mean((0, 1))).max()),
+        "lr_psnr": min(kept.lr_psnr_db, 99.0),  # inf has no mean
+        "colour_shift": kept.colour_shift,
         "detail": float(_laplacian(sr).std() / _laplacian(hr).std().clamp(min=1e-6)),
     }
-    if _lpips_can_be_had():
+    if lpips_available():
         row["lpips"] = metrics.lpips(sr, hr)
     return row
 
 
 @functools.cache
-def _lpips_can_be_had() -> bool:
+def lpips_available() -> bool:
     """Whether AlexNet's weights are there; asked once, since the answer may cost a download that fails slowly."""
     try:
         metrics.lpips_network()
@@ -123,10 +124,6 @@ def _triple(
     with torch.inference_mode():
         sr = generator(lr)
     return _picture(lr), _picture(sr), hr.numpy()
-
-
-def _reduced(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return _picture(degradation.bicubic(_tensor(torch.from_numpy(picture))))
 
 
 def _laplacian(picture: npt.NDArray[np.uint8]) -> Tensor:

@@ -23,7 +23,6 @@ import measuring
 import memory_and_size
 import numpy as np
 import plain_folder
-import plots
 import pytest
 import results_page
 import speed_engine
@@ -241,17 +240,6 @@ def test_plots_are_svg_that_stands_alone(records: dict[str, Any]) -> None:
         assert len(content) < 20_000, name
     ours, theirs = (float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn["engine.svg"]))
     assert theirs / ours == pytest.approx(2.5, rel=0.01)  # bars are as long as the medians
-    assert "&lt;evil&gt;" in plots.bars("<evil>", [("<evil>", 0.0, "")])
-
-
-def test_logarithmic_curves_keep_equal_steps_for_equal_factors() -> None:
-    drawing = plots.curves("t", {"a": [(1, 1), (10, 10), (100, 100)]}, x_name="x", y_name="y", log=True)
-    path = re.search(r'd="(M[\d. ]+L[\d. ]+L[\d. ]+)"', drawing)
-    assert path
-    points = np.array([[float(number) for number in point.split()] for point in re.split("[ML]", path[1])[1:]])
-    steps = np.diff(points, axis=0)
-    np.testing.assert_allclose(steps[0], steps[1], atol=0.2)
-    assert steps[0][0] > 0 > steps[0][1]  # to the right and up
 
 
 # The page that is in the repository

@@ -17,7 +17,9 @@ from support.folders import temporaries, tree
 from typer.testing import CliRunner
 
 from srgan import weights
-from srgan.commands import cli
+from srgan.commands import cli, models
+from srgan.commands.extras import needs
+from srgan.commands.options import UpscaleOptions
 from srgan.errors import UsageError
 from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
@@ -204,6 +206,7 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "--device", "tpu"], 2, "device 'tpu' is not understood"),
         (["a.png", "--precision", "int8"], 2, "precision 'int8' is not understood"),
         (["a.png", "--balance", "2"], 2, "balance 2 is out of range"),
+        (["a.png", "--balance", "0.5", "-n", "srgan-x4"], 2, "leave -n srgan-x4 away"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
         (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),
         (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
@@ -213,8 +216,8 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["junk.png"], 1, "junk.png: is not a picture"),
         (["a.png", "-o", "a.png"], 2, "would be overwritten"),
         (["a.png", "-j", "0"], 2, "give -j 1 or more"),
-        (["a.png", "--engine", "bogus"], 2, "unknown engine 'bogus'"),
-        (["a.png", "--address", "auto"], 2, "add --engine ray"),
+        (["a.png", "--runner", "bogus"], 2, "unknown runner 'bogus'"),
+        (["a.png", "--address", "auto"], 2, "add --runner ray"),
         (["a.png", "--watch"], 2, "--watch takes one folder"),
     ],
 )
@@ -373,12 +376,49 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.usefixtures("bundled")
-def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_that_a_report_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = picture(tmp_path / "a.png")
     code, _, err = called("upscale", source, "--json", tmp_path / "no" / "report.json", capsys=capsys)
-    assert code == 1
+    assert code == 2
     assert "the report cannot be written" in err
-    assert (tmp_path / "a_x4.png").exists()
+    assert not (tmp_path / "a_x4.png").exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_obstacle(tmp_path: Path, tiny_model: Path, closed: str) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    command = f"exec {sys.executable} -m srgan upscale a.png b.png -o out -n {tiny_model} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.*g")} == {"a_x4.png", "b_x4.png"}
+    assert decode(tmp_path / "out" / "a_x4.png").width == decode(tmp_path / "out" / "b_x4.png").width == 24
+
+
+def test_an_output_that_cannot_be_written_is_no_folder(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture(tmp_path / "a.png")
+    for name in ("b.jxl", "b.tga", "b.jpg_large"):
+        code, _, err = called("upscale", source, "-o", tmp_path / name, "-n", tiny_model, capsys=capsys)
+        assert code == 2
+        assert "cannot be written; choose png, jpg" in err
+        assert not (tmp_path / name).exists()
+    for name in ("v1.2", "holiday"):
+        assert called("upscale", source, "-o", tmp_path / name, "-n", tiny_model, capsys=capsys)[0] == 0
+        assert (tmp_path / name / "a_x4.png").exists()
+    (tmp_path / "made.jxl").mkdir()
+    assert called("upscale", source, "-o", tmp_path / "made.jxl", "-n", tiny_model, capsys=capsys)[0] == 0
+
+
+def test_a_file_that_begins_like_an_option_gets_a_hint(tmp_path: Path) -> None:
+    picture(tmp_path / "-dash.png")
+    command = [sys.executable, "-m", "srgan", "upscale", "-dash.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "call this file ./-dash.png" in done.stderr
 
 
 # Training and evaluation
@@ -427,7 +467,7 @@ def test_without_the_train_extra(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--engine=ray")]
+    ("extra", "package", "option"), [("watch", "watchfiles", "--watch"), ("cluster", "ray", "--runner=ray")]
 )
 def test_without_the_extras_of_folders(
     tmp_path: Path, tiny_model: Path, extra: str, package: str, option: str
@@ -442,9 +482,9 @@ def test_without_the_extras_of_folders(
 
 
 def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() -> None:
-    with pytest.raises(ModuleNotFoundError), cli._extra("train"):
+    with pytest.raises(ModuleNotFoundError), needs("train"):
         raise ModuleNotFoundError("no module", name="srgan.nonsense")
-    with pytest.raises(UsageError, match="needs torch"), cli._extra("train"):
+    with pytest.raises(UsageError, match="needs torch"), needs("train"):
         raise ModuleNotFoundError("no module", name="torch.nn")
 
 
@@ -452,14 +492,23 @@ def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() ->
     ("text", "size"), [("auto", None), ("2G", 2 * 10**9), ("800m", 8 * 10**8), ("1.5GB", 15 * 10**8)]
 )
 def test_sizes_of_memory(text: str, size: int | None) -> None:
-    assert cli._memory(text) == size
+    assert UpscaleOptions([Path("a.png")], memory=text).memory_bytes == size
+
+
+def test_the_runners_old_name_is_understood_with_a_note(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture(tmp_path / "a.png")
+    code, _, err = called("upscale", source, "-n", tiny_model, "--engine", "local", capsys=capsys)
+    assert (code, err) == (0, "srgan: note: --engine local is now called --runner local\n")
+    assert (tmp_path / "a_x4.png").exists()
 
 
 def test_an_interrupt_anywhere_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt() -> list[object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "bundled_models", interrupt)
+    monkeypatch.setattr(models, "bundled_models", interrupt)
     assert called("models", capsys=capsys)[0] == 130
 
 

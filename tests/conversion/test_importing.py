@@ -25,6 +25,7 @@ from srgan.conversion.importing import own_name, read_model, read_tensors
 from srgan.conversion.loading import load_engine
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import SrganError, UsageError, WeightsError
+from srgan.networks.layers import deployed
 from srgan.networks.layouts import LAYOUTS, network_from
 from srgan.networks.reading import load_network
 from srgan.weights import ModelMetadata
@@ -50,7 +51,7 @@ def test_the_function_is_that_of_the_other_program(program: str) -> None:
         lr = noise(*shape)
         with torch.inference_mode():
             expected = foreign.forward(foreign.state, lr)
-            for ours in (network, network.deployed()):
+            for ours in (network, deployed(network)):
                 torch.testing.assert_close(ours(lr), expected, rtol=1e-4, atol=2e-5)
     assert expected.std() > 0.01  # there is something to see
 

@@ -10,9 +10,12 @@ import onnx
 import pytest
 import torch
 
+from srgan import engines
+from srgan.conversion import loading
 from srgan.conversion.loading import load_engine
 from srgan.engines import torch as engine_torch
 from srgan.engines.openvino import OpenVinoEngine
+from srgan.engines.protocol import Precision
 from srgan.engines.torch import TorchEngine
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.networks.reading import load_generator
@@ -30,13 +33,13 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def interpolated(share: float, lr: np.ndarray) -> np.ndarray:
     """What the generator returns whose every parameter lies between those of the bundled two."""
-    one, other = (load_generator(bundled_folder() / f"{name}.safetensors")[0] for name in PAIR)
-    towards = other.state_dict()
-    one.load_state_dict(
-        {name: (1 - share) * tensor + share * towards[name] for name, tensor in one.state_dict().items()}
+    content, adversarial = (load_generator(bundled_folder() / f"{name}.safetensors")[0] for name in PAIR)
+    towards = adversarial.state_dict()
+    content.load_state_dict(
+        {name: (1 - share) * tensor + share * towards[name] for name, tensor in content.state_dict().items()}
     )
     with torch.inference_mode():
-        sr: np.ndarray = one.eval()(torch.from_numpy(lr)).numpy()
+        sr: np.ndarray = content.eval()(torch.from_numpy(lr)).numpy()
     return sr
 
 
@@ -55,7 +58,7 @@ def test_every_slope_and_bias_is_interpolated(tiny_model: Path) -> None:
     raised, half = onnx.load(tiny_model), onnx.load(tiny_model)
     for model, by in ((raised, 1.0), (half, 0.5)):
         for tensor in model.graph.initializer:
-            if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name != "generator.skip.kernel":
+            if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name != "skip.kernel":
                 values = onnx.numpy_helper.to_array(tensor) * np.float32(1 + by)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     blended = OpenVinoEngine(tiny_model, blend=(raised.SerializeToString(), 0.5), threads=1)
@@ -110,6 +113,7 @@ def test_what_cannot_be_is_refused(settings: dict[str, str], message: str) -> No
 
 
 def test_auto_is_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "has_graphics_driver", lambda: True)
     monkeypatch.setattr(engine_torch, "accelerator", lambda: None)
     assert isinstance(load_engine()[0], OpenVinoEngine)
     with pytest.raises(UnknownModelError):
@@ -120,10 +124,11 @@ def test_auto_takes_the_accelerator_in_half_precision(monkeypatch: pytest.Monkey
     """No graphics processor here: torch's CPU stands in for it."""
     made = TorchEngine
 
-    def on_cpu(path: Path, *, device: str, precision: str, blend: tuple[Path, float] | None) -> TorchEngine:
+    def on_cpu(path: Path, *, device: str, precision: Precision, blend: tuple[Path, float] | None) -> TorchEngine:
         assert (device, precision) == ("cuda", "fp16")
         return made(path, device="cpu", precision="fp32", blend=blend)
 
+    monkeypatch.setattr(loading, "has_graphics_driver", lambda: True)
     monkeypatch.setattr(engine_torch, "accelerator", lambda: "cuda")
     monkeypatch.setattr(engine_torch, "TorchEngine", on_cpu)
     engine, sha256 = load_engine("srgan-x4")
@@ -136,11 +141,14 @@ def test_auto_takes_the_accelerator_in_half_precision(monkeypatch: pytest.Monkey
 
 
 def test_without_torch_a_graphics_processor_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "has_graphics_driver", lambda: True)
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "srgan.engines.torch")
+    monkeypatch.delattr(engines, "torch")
     with pytest.raises(UsageError, match=r"srgan\[cuda\]"):
         load_engine(device="cuda")
-    monkeypatch.setattr(engine_torch.importlib.util, "find_spec", lambda _: None)
-    assert engine_torch.accelerator() is None
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda _: None)
+    assert isinstance(load_engine()[0], OpenVinoEngine)
 
 
 def test_tensors_lie_beside_and_are_intact(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from support.threads import at_once
 
-from srgan.engines import openvino as engine
+from srgan.engines.compiled import CompiledModels
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import EngineError, WeightsError
 from srgan.machine import available_bytes, available_cores
@@ -49,35 +49,44 @@ def test_output_is_not_clamped(tiny_engine: OpenVinoEngine) -> None:
 
 
 def test_always_float32(tiny_engine: OpenVinoEngine) -> None:
-    compiled = tiny_engine._compiled_for((1, 3, 8, 8))
+    compiled = tiny_engine.compiled_for((1, 3, 8, 8))
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
     assert compiled.get_property("INFERENCE_NUM_THREADS") == available_cores()
 
 
-def test_one_model_for_a_shape_and_few_in_all(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_KEPT_MODELS", 4)
-    monkeypatch.setattr(engine, "_KEPT_LR_PX", 1000)
-    kept = OpenVinoEngine(tiny_model, threads=1)
-    first = kept._compiled_for((1, 3, 8, 8))
-    assert kept._compiled_for((1, 3, 8, 8)) is first
+def test_one_model_for_a_shape(tiny_model: Path) -> None:
+    engine = OpenVinoEngine(tiny_model, threads=1)
+    engine.run(noise(8, 8))
+    first = engine.compiled_for((1, 3, 8, 8))
+    engine.run(noise(9, 8))
+    assert engine.compiled_for((1, 3, 8, 8)) is first
+    assert engine.kept_shapes == [(1, 3, 9, 8), (1, 3, 8, 8)]
+    engine.forget()
+    assert engine.kept_shapes == []
+
+
+def test_few_models_are_kept() -> None:
+    kept = CompiledModels(most=4, most_lr_px=1000)
+    first = kept.get((1, 3, 8, 8), object)
+    assert kept.get((1, 3, 8, 8), object) is first
     for width in range(9, 12):
-        kept._compiled_for((1, 3, 8, width))
-    assert kept._compiled_for((1, 3, 8, 8)) is first  # the fourth; now the most recent
-    kept._compiled_for((1, 3, 8, 12))  # a fifth: the longest unused goes
-    assert list(kept._compiled) == [(1, 3, 8, 10), (1, 3, 8, 11), (1, 3, 8, 8), (1, 3, 8, 12)]
-    kept._compiled_for((1, 3, 30, 30))
-    assert list(kept._compiled) == [(1, 3, 8, 12), (1, 3, 30, 30)]  # 996 pixels; with 8x8 it were more than 1000
-    kept._compiled_for((1, 3, 50, 50))  # larger than all that may be kept: alone
-    assert list(kept._compiled) == [(1, 3, 50, 50)]
+        kept.get((1, 3, 8, width), object)
+    assert kept.get((1, 3, 8, 8), object) is first  # the fourth; now the most recent
+    kept.get((1, 3, 8, 12), object)  # a fifth: the longest unused goes
+    assert kept.shapes == [(1, 3, 8, 10), (1, 3, 8, 11), (1, 3, 8, 8), (1, 3, 8, 12)]
+    kept.get((1, 3, 30, 30), object)
+    assert kept.shapes == [(1, 3, 8, 12), (1, 3, 30, 30)]  # 996 pixels; with 8x8 it were more than 1000
+    kept.get((1, 3, 50, 50), object)  # larger than all that may be kept: alone
+    assert kept.shapes == [(1, 3, 50, 50)]
 
 
 def test_threads_get_their_own_results(tiny_engine: OpenVinoEngine) -> None:
     pictures = [noise(10 + index % 3, 12, seed=index) for index in range(12)]
     expected = [tiny_engine.run(lr) for lr in pictures]
     results = at_once(lambda lr: [tiny_engine.run(lr) for _ in range(5)], pictures)
-    for one, got in zip(expected, results, strict=True):
-        for sr in got:
-            np.testing.assert_array_equal(sr, one)
+    for alone, together in zip(expected, results, strict=True):
+        for sr in together:
+            np.testing.assert_array_equal(sr, alone)
 
 
 def test_a_result_is_not_changed_by_the_next(tiny_engine: OpenVinoEngine) -> None:

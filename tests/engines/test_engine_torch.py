@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 import torch
 from support.threads import at_once
+from torch import nn
 
 from srgan.conversion.exporting import export_generator
 from srgan.engines.inference import Inference
 from srgan.engines.openvino import OpenVinoEngine
-from srgan.engines.protocol import DeviceEngine
+from srgan.engines.protocol import DeviceEngine, Precision
 from srgan.engines.torch import TorchEngine
 from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError
 from srgan.networks.generator import Generator
+from srgan.networks.layers import deployed
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata, bundled_folder, find_weights
@@ -32,14 +34,19 @@ def noise(height: int, width: int, batch: int = 1) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A small generator as safetensors and ONNX."""
+def generator() -> Generator:
     torch.manual_seed(0)
-    generator = Generator(blocks=2, features=8)
-    metadata = ModelMetadata(
-        "tiny-x4", 4, generator.halo_lr_px, {"blocks": 2, "features": 8, "normalisation": "none"}
-    )
-    return export_generator(generator, metadata, tmp_path_factory.mktemp("model"))
+    return Generator(blocks=2, features=8)
+
+
+METADATA = ModelMetadata("tiny-x4", 4, 12, {"blocks": 2, "features": 8, "normalisation": "none"})
+
+
+@pytest.fixture(scope="module")
+def files(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small generator as safetensors and ONNX."""
+    assert generator.halo_lr_px == METADATA.halo_lr_px
+    return export_generator(generator, METADATA, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def engine(files: tuple[Path, Path]) -> TorchEngine:
     return TorchEngine(files[0], device="cpu")
 
 
-def half(files: tuple[Path, Path], precision: str = "bf16") -> TorchEngine:
+def half(files: tuple[Path, Path], precision: Precision = "bf16") -> TorchEngine:
     return TorchEngine(files[0], device="cpu", precision=precision)
 
 
@@ -92,30 +99,33 @@ def test_levels_are_those_of_openvino(files: tuple[Path, Path], engine: TorchEng
 
 @pytest.mark.parametrize(("precision", "levels"), [("fp16", 1), ("bf16", 4)])
 def test_half_precision_is_near(
-    files: tuple[Path, Path], engine: TorchEngine, precision: str, levels: int
+    files: tuple[Path, Path], engine: TorchEngine, precision: Precision, levels: int
 ) -> None:
     lr = noise(20, 20)
     difference = np.abs(half(files, precision).run(lr) - engine.run(lr)).max()
     assert 0 < difference <= levels / 255
 
 
-def broken(engine: TorchEngine, change: Callable[[torch.Tensor], torch.Tensor], *, only_half: bool = True) -> None:
-    """Make the network's output wrong, where only_half while autocast is on."""
-    network = engine._network
+class Broken(nn.Module):
+    """The generator with its output changed, where only_half while autocast is on."""
 
-    def forward(lr: torch.Tensor) -> torch.Tensor:
-        sr: torch.Tensor = network(lr)
-        return change(sr) if torch.is_autocast_enabled("cpu") or not only_half else sr
+    def __init__(
+        self, generator: Generator, change: Callable[[torch.Tensor], torch.Tensor], *, only_half: bool = False
+    ) -> None:
+        super().__init__()
+        self.network, self.change, self.only_half = deployed(generator), change, only_half
 
-    engine._network = forward
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        sr: torch.Tensor = self.network(lr)
+        return self.change(sr) if torch.is_autocast_enabled("cpu") or not self.only_half else sr
 
 
 @pytest.mark.parametrize("change", [lambda sr: sr * torch.inf, lambda sr: sr * 0, lambda sr: sr * 0 + sr.mean()])
 def test_a_collapsed_tile_is_run_again_in_float32_and_said(
-    files: tuple[Path, Path], engine: TorchEngine, change: Callable[[torch.Tensor], torch.Tensor]
+    generator: Generator, engine: TorchEngine, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    halved = half(files)
-    broken(halved, change)
+    network = Broken(generator, change, only_half=True)
+    halved = TorchEngine((network, METADATA), device="cpu", precision="bf16")
     lr = noise(12, 12)
     with pytest.raises(PrecisionError):
         halved.run(lr)
@@ -123,8 +133,8 @@ def test_a_collapsed_tile_is_run_again_in_float32_and_said(
     picture = Picture(np.random.default_rng(1).integers(0, 256, (12, 12, 3), np.uint8), warnings=("before",))
     result = Upscaler(engine=halved).upscale(picture)
     np.testing.assert_array_equal(result.pixels, Upscaler(engine=engine).upscale(picture).pixels)
-    before, said = result.warnings
-    assert (before, "float32" in said, "bf16" in said) == ("before", True, True)
+    before, warning = result.warnings
+    assert (before, "float32" in warning, "bf16" in warning) == ("before", True, True)
 
 
 def test_black_and_flat_pictures_have_not_collapsed(files: tuple[Path, Path]) -> None:
@@ -133,43 +143,41 @@ def test_black_and_flat_pictures_have_not_collapsed(files: tuple[Path, Path]) ->
         halved.run(np.full((1, 3, 16, 16), level, np.float32))
 
 
-def test_what_float32_cannot_do_either_is_an_error(files: tuple[Path, Path], engine: TorchEngine) -> None:
-    halved = half(files)
-    for one in (engine, halved):
-        broken(one, lambda sr: sr * torch.nan, only_half=False)
-        with pytest.raises(EngineError, match="not finite"):
-            Inference(one).array(noise(8, 8))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_float32_cannot_do_either_is_an_error(generator: Generator, precision: Precision) -> None:
+    network = Broken(generator, lambda sr: sr * torch.nan)
+    engine = TorchEngine((network, METADATA), device="cpu", precision=precision)
+    with pytest.raises(EngineError, match="not finite"):
+        Inference(engine).array(noise(8, 8))
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("MPS backend out of memory")]
 )
 def test_out_of_memory_halves_the_tile_and_goes_on(
-    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+    generator: Generator, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     lr = noise(90, 90)
     expected = engine.run(lr)
-    network, forgotten = engine._network, []
 
-    def forward(tile: torch.Tensor) -> torch.Tensor:
-        if tile.shape[2] * tile.shape[3] > 3000:
+    def fail(sr: torch.Tensor) -> torch.Tensor:
+        if sr.shape[2] * sr.shape[3] > 16 * 3000:
             raise error
-        sr: torch.Tensor = network(tile)
         return sr
 
-    engine._network = forward
-    monkeypatch.setattr(engine, "forget", lambda: forgotten.append(True))
+    small, forgotten = TorchEngine((Broken(generator, fail), METADATA), device="cpu"), []
+    monkeypatch.setattr(small, "forget", lambda: forgotten.append(True))
     with pytest.raises(OutOfMemoryError):
-        engine.run(lr)
-    assert np.abs(Inference(engine).array(lr) - expected).max() <= 1e-5
+        small.run(lr)
+    assert np.abs(Inference(small).array(lr) - expected).max() <= 1e-5
     assert len(forgotten) == 2
 
 
-def test_other_failures_are_errors_of_one_line(engine: TorchEngine) -> None:
+def test_other_failures_are_errors_of_one_line(generator: Generator) -> None:
     def fail(sr: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("CUDA error: device-side assert triggered\nmore")
 
-    broken(engine, fail, only_half=False)
+    engine = TorchEngine((Broken(generator, fail), METADATA), device="cpu")
     with pytest.raises(EngineError, match=r"PyTorch failed on a tile .* triggered$"):
         engine.run(noise(8, 8))
 
@@ -196,5 +204,5 @@ def test_threads_get_their_own_results(engine: TorchEngine) -> None:
     pictures = [np.random.default_rng(seed).random((1, 3, 12, 14), dtype=np.float32) for seed in range(6)]
     expected = [engine.run(lr) for lr in pictures]
     results = at_once(engine.run, pictures)
-    for one, got in zip(expected, results, strict=True):
-        np.testing.assert_array_equal(got, one)
+    for alone, together in zip(expected, results, strict=True):
+        np.testing.assert_array_equal(together, alone)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from srgan.conversion.importing import import_model
 from srgan.engines import probing
+from srgan.engines.inference import Inference
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import UsageError, WeightsError
 from srgan.pictures import Picture
@@ -113,7 +114,7 @@ def test_a_measured_halo_is_enough_for_our_own_network(tiny_model: Path) -> None
     measured = OpenVinoEngine(content, threads=1)
     assert 8 <= measured.metadata.halo_lr_px <= 16
     lr = noise(61, 67)
-    tiled = Upscaler(engine=measured, tile_lr_px=8).upscale_array(lr)
+    tiled = Inference(measured, tile_lr_px=8).array(lr)
     np.testing.assert_allclose(tiled, told.run(lr), rtol=0, atol=2e-5)
 
 
@@ -190,7 +191,7 @@ def test_an_architecture_that_spandrel_knows(tmp_path: Path) -> None:
         expected = network(torch.from_numpy(lr)).numpy()
     np.testing.assert_allclose(engine.run(lr), expected, rtol=0, atol=1e-5)
     lr = noise(40, 43)
-    tiled = Upscaler(engine=engine, tile_lr_px=5).upscale_array(lr)
+    tiled = Inference(engine, tile_lr_px=5).array(lr)
     np.testing.assert_allclose(tiled, engine.run(lr), rtol=0, atol=2e-5)
 
 

@@ -17,6 +17,7 @@ from support.threads import at_once
 
 from srgan.conversion.exporting import onnx_from
 from srgan.engines import openvino as engine_module
+from srgan.engines.compiled import CompiledModels
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.engines.protocol import StripEngine
 from srgan.engines.strips import StripGraph, UnsuitableGraphError, strip_graph
@@ -99,19 +100,29 @@ def test_pictures_in_strips_at_once_never_meet(tiny_engine: OpenVinoEngine) -> N
     pictures = [noise(40, 20, seed) for seed in range(6)]
     expected = [tiny_engine.run(lr) for lr in pictures]
     results = at_once(lambda lr: [strips(tiny_engine, lr, 8) for _ in range(3)], pictures)
-    for one, got in zip(expected, results, strict=True):
-        assert all(np.abs(sr - one).max() <= 1e-6 for sr in got)
+    for alone, together in zip(expected, results, strict=True):
+        assert all(np.abs(sr - alone).max() <= 1e-6 for sr in together)
 
 
-def test_one_graph_for_a_width_among_the_few_that_are_kept(tiny_model: Path) -> None:
+def test_one_graph_for_a_width_among_the_few_that_are_kept(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = OpenVinoEngine(tiny_model, threads=1)
-    first = engine._strips_for(8, 20)
-    assert engine._strips_for(8, 20) is first
+    made: list[tuple[int, int]] = []
+
+    def counted(model: openvino.Model, rows: int, width: int) -> StripGraph:
+        made.append((rows, width))
+        return strip_graph(model, rows, width)
+
+    monkeypatch.setattr(engine_module, "strip_graph", counted)
+    for height in (5, 30):
+        assert strips(engine, noise(height, 20), 8).shape == (1, 3, 4 * height, 80)
     engine.run(noise(8, 8))
-    assert list(engine._compiled) == [(8, 20), (1, 3, 8, 8)]
+    assert engine.kept_shapes == [(8, 20), (1, 3, 8, 8)]
     engine.forget()
-    assert not engine._compiled
+    assert engine.kept_shapes == []
     assert strips(engine, noise(5, 20), 8).shape == (1, 3, 20, 80)
+    assert made == [(8, 20), (8, 20)]
 
 
 def test_values_that_are_not_finite_are_an_error(tiny_engine: OpenVinoEngine) -> None:
@@ -187,7 +198,7 @@ def test_a_model_that_cannot_be_cut_still_runs(tiny_model: Path, monkeypatch: py
     def refuse(*_: object, **__: object) -> None:
         raise UnsuitableGraphError("Elsewhere")
 
-    monkeypatch.setattr("srgan.engines.strips.strip_graph", refuse)
+    monkeypatch.setattr(engine_module, "strip_graph", refuse)
     engine = OpenVinoEngine(tiny_model, threads=1)
     assert engine.strip_facts is None
     assert engine.run(noise(4, 4)).shape == (1, 3, 16, 16)
@@ -203,7 +214,7 @@ def test_failed_allocations_are_told_from_other_failures(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(engine_module.OpenVinoEngine, "_kept", fail)
+    monkeypatch.setattr(CompiledModels, "get", fail)
     with pytest.raises(OutOfMemoryError, match="not enough memory for a tile"):
         tiny_engine.run(noise(4, 4))
     with pytest.raises(OutOfMemoryError, match="not enough memory for strips"):

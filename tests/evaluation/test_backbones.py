@@ -41,7 +41,7 @@ def alexnet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmallNet]:
 
 
 def save_features(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:
-    state = {f"features.{k}": v.to(dtype).contiguous() for k, v in network.features.state_dict().items()}  # type: ignore[operator, union-attr]
+    state = {f"features.{k}": v.to(dtype).contiguous() for k, v in network.features.state_dict().items()}  # type: ignore[union-attr]
     save_file(state, path)
     return state
 
@@ -161,9 +161,9 @@ def test_real_files(network: backbones.Network, convolutions: int, shared: Path)
 def test_only_what_helps_is_named(network: backbones.Network, has_recipe_key: bool, tmp_path: Path) -> None:
     with pytest.raises(BackboneError) as caught:
         load_features(network, tmp_path / "gone.safetensors")
-    said = one_line(caught)
-    assert f"{network}_features.safetensors" in said
-    assert ("losses.perceptual.file" in said) == has_recipe_key
+    message = one_line(caught)
+    assert f"{network}_features.safetensors" in message
+    assert ("losses.perceptual.file" in message) == has_recipe_key
 
 
 def test_vgg16_is_not_taken_for_vgg19(shared: Path) -> None:

@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 
 from srgan import pictures
+from srgan.commands import evaluate as command
 from srgan.commands.evaluate import evaluate_command
 from srgan.errors import BackboneError, SrganError, UnknownModelError, UsageError
-from srgan.evaluation import benchmark, metrics
+from srgan.evaluation import benchmark, frechet, metrics
 from srgan.evaluation.backbones import FOLDER_VARIABLE
-from srgan.evaluation.benchmark import Protocol, Table, bootstrap, evaluate, pairs
-from srgan.pages import gallery
-from srgan.pages.gallery import worst_window
+from srgan.evaluation.benchmark import evaluate, pairs
+from srgan.evaluation.measures import MEASURES, logged_measure
+from srgan.evaluation.tables import Protocol, Table, bootstrap
+from srgan.pages.gallery import Gallery, worst_window
 from srgan.upscale import Upscaler
 
 Evaluate = Callable[..., None]
@@ -39,7 +41,7 @@ def bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def without_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test here needs LPIPS or DISTS, whose networks take a second to load each."""
-    monkeypatch.setattr(benchmark, "_perceptual_metrics", lambda notes: [])
+    monkeypatch.setattr(benchmark, "perceptual_metrics", lambda notes: {})
 
 
 @pytest.fixture
@@ -68,13 +70,13 @@ def shipped(hr: Path, ending: str = "") -> Path:
 
 @pytest.mark.parametrize("ending", ["", "x4"])
 def test_lr_is_found_by_name_and_hr_cut_to_whole_multiples(hr: Path, ending: str) -> None:
-    found = list(pairs(hr, shipped(hr, ending)))
-    assert [(pair.name, pair.hr.pixels.shape) for pair in found] == [
+    by_name = list(pairs(hr, shipped(hr, ending)))
+    assert [(pair.name, pair.hr.pixels.shape) for pair in by_name] == [
         ("a.png", (64, 80, 3)),
         ("b.png", (64, 48, 3)),
         ("c.png", (48, 64, 3)),
     ]
-    for pair, made in zip(found, pairs(hr), strict=True):
+    for pair, made in zip(by_name, pairs(hr), strict=True):
         np.testing.assert_array_equal(pair.lr.pixels, made.lr.pixels)
 
 
@@ -87,9 +89,9 @@ def test_grey_pictures_count_as_three_equal_channels(tmp_path: Path) -> None:
 
 def test_figures_of_a_picture_are_those_of_the_metrics(hr: Path, tiny_model: Path) -> None:
     upscaler = Upscaler(tiny_model)
-    for measured in evaluate([str(tiny_model)], hr):
+    for measured in evaluate({"tiny": upscaler.upscale}, hr):
         truth, lr = measured.pair.hr.pixels, measured.pair.lr
-        sr = {"bicubic": bicubic(lr.pixels, *truth.shape[:2]), tiny_model.name: upscaler.upscale(lr).pixels}
+        sr = {"bicubic": bicubic(lr.pixels, *truth.shape[:2]), "tiny": upscaler.upscale(lr).pixels}
         assert measured.results.keys() == sr.keys()
         for name, pixels in sr.items():
             np.testing.assert_array_equal(measured.results[name].pixels, pixels)
@@ -101,13 +103,13 @@ def test_figures_of_a_picture_are_those_of_the_metrics(hr: Path, tiny_model: Pat
             again = bicubic(pixels, lr.height, lr.width).astype(float) - lr.pixels
             assert scores["lr_psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean(again**2)))
             assert scores["colour_shift"] == pytest.approx(np.abs(again.mean((0, 1))).max(), abs=1e-5)
-        assert measured.scores[tiny_model.name]["seconds_per_megapixel"] > 0
+        assert measured.scores["tiny"]["seconds_per_megapixel"] > 0
         assert "seconds_per_megapixel" not in measured.scores["bicubic"]  # nobody's work to compare with
 
 
 def test_the_protocol_can_be_chosen(hr: Path) -> None:
     chosen = Protocol(border_px=1, luma="full", perceptual_border_px=2)
-    for measured in evaluate([], hr, protocol=chosen):
+    for measured in evaluate({}, hr, protocol=chosen):
         sr, truth = measured.results["bicubic"].pixels, measured.pair.hr.pixels
         scores = measured.scores["bicubic"]
         assert scores["psnr_y"] == metrics.psnr(sr, truth, border=1, y_only=True, luma="full")
@@ -123,14 +125,14 @@ def test_pictures_of_other_programs_are_measured_too(hr: Path, tmp_path: Path, e
         pixels = np.asarray(Image.open(path))
         cut = pixels if path.stem == "a" else pixels[: pixels.shape[0] // 4 * 4, : pixels.shape[1] // 4 * 4]
         Image.fromarray(cut).save(folder / f"{path.stem}{ending}.png")
-    for measured in evaluate([], hr, sr_folders={"theirs": folder}):
+    for measured in evaluate({}, hr, sr_folders={"theirs": folder}):
         assert measured.scores["theirs"]["psnr_y"] == math.inf
         assert measured.scores["theirs"]["ssim_rgb"] == pytest.approx(1)
         assert "seconds_per_megapixel" not in measured.scores["theirs"]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda hr, lr, sr: (lr / "b.bmp").unlink(), r"no picture for b\.png in .*LR, which --lr names"),
         (lambda hr, lr, sr: (sr / "c.png").unlink(), r"no picture for c\.png in .*SR, which --sr names"),
@@ -150,36 +152,36 @@ def test_pictures_of_other_programs_are_measured_too(hr: Path, tmp_path: Path, e
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(
-    hr: Path, spoil: Callable[[Path, Path, Path], object], said: str
+    hr: Path, spoil: Callable[[Path, Path, Path], object], message: str
 ) -> None:
     lr, sr = shipped(hr), hr.parent / "SR"
     sr.mkdir()
     for path in hr.iterdir():
         (sr / path.name).write_bytes(path.read_bytes())
     spoil(hr, lr, sr)
-    with pytest.raises(SrganError, match=said) as caught:
-        list(evaluate([], hr, lr, {"sr": sr}))
+    with pytest.raises(SrganError, match=message) as caught:
+        list(evaluate({}, hr, lr, {"sr": sr}))
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_contender_is_refused(hr: Path, tmp_path: Path, tiny_model: Path) -> None:
+def test_what_is_no_contender_is_refused(hr: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match="nonsense"):
-        list(evaluate(["nonsense"], hr))
+        evaluate_command(hr, None, ["nonsense"], [])
     with pytest.raises(UsageError, match="is not a folder: give --sr"):
-        list(evaluate([], hr, sr_folders={"x": tmp_path / "absent"}))
+        list(evaluate({}, hr, sr_folders={"x": tmp_path / "absent"}))
     with pytest.raises(UsageError, match="two contenders are called bicubic"):
-        list(evaluate([], hr, sr_folders={"bicubic": hr}))
+        list(evaluate({}, hr, sr_folders={"bicubic": hr}))
     with pytest.raises(UsageError, match="cannot be judged with these borders"):
-        list(evaluate([], hr, protocol=Protocol(border_px=30)))
+        list(evaluate({}, hr, protocol=Protocol(border_px=30)))
 
 
 def test_a_model_of_another_scale_is_refused(hr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubles:
         scale = 2
 
-    monkeypatch.setattr(benchmark, "Upscaler", lambda name: Doubles())
+    monkeypatch.setattr(command, "Upscaler", lambda name: Doubles())
     with pytest.raises(UsageError, match="twice enlarges 2 times, and the benchmark is for 4"):
-        list(evaluate(["twice"], hr))
+        evaluate_command(hr, None, ["twice"], [])
 
 
 def test_networks_that_cannot_be_had_are_noted_and_left_out(
@@ -192,7 +194,7 @@ def test_networks_that_cannot_be_had_are_noted_and_left_out(
     metrics.lpips_network.cache_clear()
     metrics.dists_network.cache_clear()
     notes: list[str] = []
-    measured = list(evaluate([], hr, notes=notes))
+    measured = list(evaluate({}, hr, notes=notes))
     assert [note.partition(":")[0] for note in notes] == ["without LPIPS", "without DISTS"]
     assert all("does not hold features" in note for note in notes)
     assert not {"lpips", "dists"} & measured[0].scores["bicubic"].keys()
@@ -242,6 +244,29 @@ def test_advantages_are_of_pairs_and_positive_for_the_better_one() -> None:
     assert table.known_keys() == ["psnr_y", "lpips"]
 
 
+def test_the_smallest_cost_is_the_best_value() -> None:
+    best_first = {
+        "psnr_y": [math.inf, 30.0, 20.0],
+        "lpips": [0.0, 0.2, 0.9],
+        "colour_shift": [0.0, -1.0, 2.0, -3.0],
+        "detail": [1.0, 1.5, 0.5, 0.01, 0.0],
+    }
+    for key, values in best_first.items():
+        costs = [MEASURES[key].cost(value) for value in values]
+        assert costs == sorted(set(costs))
+
+
+def test_measures_are_known_by_what_a_run_logs() -> None:
+    assert logged_measure("validation/lr_psnr") is MEASURES["lr_psnr"]
+    assert logged_measure("lr_psnr") is logged_measure("validation/unheard_of") is None
+    assert MEASURES["lr_psnr"].hint == "dB, SR reduced against LR"
+    assert [MEASURES["psnr_y"].text(value) for value in (27.984, math.inf, math.nan)] == [
+        "27.98",
+        "inf",
+        "not finite",
+    ]
+
+
 # --- the command and its files -------------------------------------------------------
 
 
@@ -262,14 +287,14 @@ def test_the_command_prints_and_writes_what_was_measured(
         csv_path=out / "e.csv",
         html_path=out / "e.html",
     )
-    said = capsys.readouterr().out
-    expected = {name: [] for name in ("bicubic", tiny_model.name, theirs.name, "named")}
-    for measured in evaluate([str(tiny_model)], hr):
+    printed = capsys.readouterr().out
+    expected: dict[str, list[float]] = {name: [] for name in ("bicubic", tiny_model.name, theirs.name, "named")}
+    for measured in evaluate({tiny_model.name: Upscaler(tiny_model).upscale}, hr, sr_folders={"named": theirs}):
         for name, scores in measured.scores.items():
             expected[name].append(scores["psnr_y"])
-    assert f"{np.mean(expected['bicubic']):.2f} ±" in said
-    assert "PSNR-Y" in said
-    assert "studio range, border 4" in " ".join(said.split())
+    assert f"{np.mean(expected['bicubic']):.2f} ±" in printed
+    assert "PSNR-Y" in printed
+    assert "studio range, border 4" in " ".join(printed.split())
 
     report = json.loads((out / "e.json").read_text())
     assert report["protocol"] == {"scale": 4, "border_px": 4, "luma": "studio", "perceptual_border_px": 0}
@@ -297,15 +322,15 @@ def test_the_command_prints_and_writes_what_was_measured(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"luma": "bt709"}, "--luma 'bt709': choose studio, rounded, full"),
         ({"border": -1}, "0 or more"),
         ({"sr": ["same", "same"]}, "same name"),
     ],
 )
-def test_options_that_make_no_sense(hr: Path, options: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_options_that_make_no_sense(hr: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         evaluate_command(hr, None, [], **({"sr": []} | options))  # type: ignore[arg-type]
 
 
@@ -337,10 +362,9 @@ def test_the_worst_window_by_brute_force() -> None:
     assert worst_window(sr, hr, 64) == (*worst_window(sr, hr, 30)[:2], 30)
 
 
-def test_the_gallery_keeps_the_worst(hr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery, "_SHOWN", 2)
-    kept, figures = gallery.Gallery(), {}
-    for measured in evaluate([], hr):
+def test_the_gallery_keeps_the_worst(hr: Path) -> None:
+    kept, figures = Gallery(most=2), {}
+    for measured in evaluate({}, hr):
         kept.offer(measured)
         figures[measured.pair.name] = measured.scores["bicubic"]["psnr_y"]
     worst = sorted(figures, key=lambda name: figures[name])[:2]
@@ -353,11 +377,10 @@ def test_the_gallery_keeps_the_worst(hr: Path, monkeypatch: pytest.MonkeyPatch) 
     assert pictures.decode(exhibit.crops["HR"]).pixels.shape == (min(64, *truth.shape[:2]),) * 2 + (3,)
 
 
-def test_of_large_pictures_the_centre_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery, "_MOST_PX", 40)
+def test_of_large_pictures_the_centre_is_shown(tmp_path: Path) -> None:
     Image.fromarray(photograph(64, 80, 0)).save(tmp_path / "a.png")
-    kept = gallery.Gallery()
-    for measured in evaluate([], tmp_path):
+    kept = Gallery(most_px=40)
+    for measured in evaluate({}, tmp_path):
         kept.offer(measured)
     (exhibit,) = kept.exhibits()
     assert exhibit.cut
@@ -377,7 +400,7 @@ def test_fid_says_what_it_needs(hr: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
         with pytest.raises(UsageError, match="pip install torch-fidelity"):
             evaluate_command(hr, None, [], [], fid=True)
     else:
-        with pytest.raises(BackboneError, match=metrics.FrechetDistance.WEIGHTS):
+        with pytest.raises(BackboneError, match=frechet.WEIGHTS):
             evaluate_command(hr, None, [], [], fid=True)
 
 
@@ -387,7 +410,7 @@ def test_fid_is_of_all_pictures_of_a_contender(
     class Counts:
         """Stands in for the network: the distance of the mean colours."""
 
-        def __init__(self) -> None:
+        def __init__(self, network: None) -> None:
             self.seen: dict[bool, list[np.ndarray]] = {True: [], False: []}
 
         def add(self, picture: np.ndarray, *, real: bool) -> None:
@@ -397,7 +420,8 @@ def test_fid_is_of_all_pictures_of_a_contender(
             assert len(self.seen[True]) == len(self.seen[False]) == 3
             return float(np.square(np.mean(self.seen[True], 0) - np.mean(self.seen[False], 0)).sum())
 
-    monkeypatch.setattr(metrics, "FrechetDistance", Counts)
+    monkeypatch.setattr(frechet, "inception_network", lambda: None)
+    monkeypatch.setattr(frechet, "FrechetDistance", Counts)
     evaluate_command(
         hr, None, [], [f"same={hr}"], fid=True, json_path=tmp_path / "e.json", html_path=tmp_path / "p"
     )
@@ -405,7 +429,7 @@ def test_fid_is_of_all_pictures_of_a_contender(
     assert report["fid"]["same"] == 0
     assert report["fid"]["bicubic"] > 0
     assert "FID of 3 pictures says little" in capsys.readouterr().out
-    assert "<th>FID</th>" in (tmp_path / "p").read_text()
+    assert ">FID</th>" in (tmp_path / "p").read_text()
 
 
 @pytest.mark.slow
@@ -421,9 +445,9 @@ def test_fid_against_its_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         patch.setattr(package, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(extractor, "load_state_dict", lambda self, state: None)
         network = extractor("inception-v3-compat", ["2048"])
-    torch.save(network.state_dict(), tmp_path / metrics.FrechetDistance.WEIGHTS)
+    torch.save(network.state_dict(), tmp_path / frechet.WEIGHTS)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    distance = metrics.FrechetDistance()
+    distance = frechet.FrechetDistance(frechet.inception_network())
     real = [photograph(64, 64, seed) for seed in range(4)]
     fake = [bicubic(bicubic(picture, 16, 16), 64, 64) for picture in real]
     for pictures_of, is_real in ((real, True), (fake, False)):
@@ -453,10 +477,10 @@ def test_a_weights_file_for_fid_runs_no_code(tmp_path: Path, monkeypatch: pytest
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (exec, (f"open({str(tmp_path / 'canary')!r}, 'w')",))
 
-    (tmp_path / metrics.FrechetDistance.WEIGHTS).write_bytes(pickle.dumps(Trap(), protocol=2))
+    (tmp_path / frechet.WEIGHTS).write_bytes(pickle.dumps(Trap(), protocol=2))
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(BackboneError, match="Inception network cannot be had"):
-        metrics.FrechetDistance()
+        frechet.inception_network()
     assert not (tmp_path / "canary").exists()
 
 
@@ -467,5 +491,5 @@ def test_files_are_called_by_their_names_unless_two_have_the_same(
     other.parent.mkdir()
     other.write_bytes(tiny_model.read_bytes())
     for models, called in (([other], [other.name]), ([other, tiny_model], [str(other), str(tiny_model)])):
-        measured = next(iter(evaluate([str(model) for model in models], hr)))
-        assert list(measured.scores) == ["bicubic", *called]
+        evaluate_command(hr, None, [str(model) for model in models], [], json_path=tmp_path / "e.json")
+        assert list(json.loads((tmp_path / "e.json").read_text())["means"]) == ["bicubic", *called]

@@ -29,7 +29,7 @@ def matlab_luma(rgb: np.ndarray) -> np.ndarray:
     """Y of MATLAB's rgb2ycbcr as its manual gives it, for pictures in [0,255]: from the inverse's first row."""
     matrix = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
     offset = np.array([16.0, 128.0, 128.0])
-    return np.einsum("ij,hwj->hwi", matrix, rgb / 255.0)[..., 0] + offset[0]
+    return np.asarray(np.einsum("ij,hwj->hwi", matrix, rgb / 255.0)[..., 0] + offset[0])
 
 
 def plain_psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -45,7 +45,7 @@ def plain_ssim(a: np.ndarray, b: np.ndarray) -> float:
     taps /= taps.sum()
 
     def blur(x: np.ndarray) -> np.ndarray:
-        return correlate1d(correlate1d(x, taps, axis=0), taps, axis=1)[5:-5, 5:-5]
+        return np.asarray(correlate1d(correlate1d(x, taps, axis=0), taps, axis=1)[5:-5, 5:-5])
 
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
@@ -104,7 +104,7 @@ def test_other_lumas() -> None:
     hr = noise(40, 40)
     sr = near(hr)
     np.testing.assert_array_equal(luma_of(hr, "rounded"), np.floor(matlab_luma(hr) + 0.5))
-    np.testing.assert_allclose(luma_of(hr, "full"), Image.fromarray(hr).convert("L"), atol=0.51)
+    np.testing.assert_allclose(luma_of(hr, "full"), np.asarray(Image.fromarray(hr).convert("L")), atol=0.51)
     values = {luma: psnr(sr, hr, border=4, y_only=True, luma=luma) for luma in ("studio", "rounded", "full")}
     assert values["studio"] - values["full"] == pytest.approx(20 * math.log10(255 / 219), abs=1e-3)
     assert values["rounded"] == pytest.approx(values["studio"], abs=0.2)

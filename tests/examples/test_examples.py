@@ -142,7 +142,7 @@ def test_the_bundled_digits_are_digits(example: ModuleType) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["nonsaturating", "lsgan", "wgan-gp"])
 def test_generated_digits_are_recognised_and_varied(example: ModuleType, key: str) -> None:
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
 
     real, labels = example.load_digits(None)
     reader = LogisticRegression(max_iter=500).fit(real.flatten(1).numpy(), labels.numpy())

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.folders import NearestEngine
+from support.folders import NearestEngine, options_of
 
 from srgan.errors import UsageError
 from srgan.folder import manifest
-from srgan.folder.batch import FileReport, Options, Plan, plan, run
+from srgan.folder.batch import run
+from srgan.folder.planning import Plan, plan
+from srgan.folder.reporting import FileReport
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Request, Upscaler
 
@@ -38,7 +40,7 @@ def picture(path: Path, width: int = 6, height: int = 5, **parts: object) -> Pat
 
 
 def done(plan: Plan, progress: Callable[[float], None] | None = None, **options: object) -> list[FileReport]:
-    return list(run(plan, UPSCALER, Options(**options), progress=progress))  # type: ignore[arg-type]
+    return list(run(plan, UPSCALER, options_of(**options), progress=progress))
 
 
 def names(plan: Plan, base: Path) -> dict[str, str]:
@@ -112,6 +114,20 @@ def test_a_format_for_all(tmp_path: Path) -> None:
     planned = plan([tmp_path], tmp_path / "out", scale=4, format="jpeg")
     assert {job.target.name for job in planned} == {"a_x4.jpg", "b_x4.jpg"}
     assert all(decode(report.target).format == "jpg" for report in done(planned) if report.target)
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "e.png")
+    (tmp_path / "in" / "sub").mkdir()
+    for name in ("a.jxl", "b.tga", "c.jpg_large", "sub/d", ".hidden"):
+        (tmp_path / "in" / name).write_text("")
+    planned = plan([tmp_path / "in"], tmp_path / "out", scale=4)
+    assert len(planned) == 1
+    assert planned.passed_over.count == 4
+    assert {path.name for path in planned.passed_over.first} == {"a.jxl", "b.tga", "c.jpg_large", "d"}
+    for number in range(30):
+        (tmp_path / "in" / f"{number:02}.txt").write_text("")
+    assert str(plan([tmp_path / "in"], tmp_path / "out", scale=4).passed_over).endswith(" and 24 more")
 
 
 def test_hidden_files_and_folders_are_left_alone(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ DRIVER = """
 import functools, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from srgan.folder.batch import Options, plan
+from srgan.folder.desk import Options
+from srgan.folder.planning import plan
 from srgan.upscale import Upscaler
 import ray
 from srgan.folder import cluster

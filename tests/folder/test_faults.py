@@ -20,8 +20,9 @@ from support.folders import NearestEngine, made, picture, pictures, statuses, te
 
 from srgan.errors import OutputError, UsageError
 from srgan.folder import planning
-from srgan.folder.batch import FileReport, plan, run
-from srgan.folder.reporting import JsonReport
+from srgan.folder.batch import run
+from srgan.folder.planning import plan
+from srgan.folder.reporting import FileReport, JsonReport
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -18,8 +19,10 @@ from support.folders import NearestEngine, job, made, picture, pictures, statuse
 from srgan import files
 from srgan.errors import OutputError
 from srgan.folder import manifest
-from srgan.folder.batch import Options, plan, run
+from srgan.folder.batch import run
+from srgan.folder.desk import Options
 from srgan.folder.manifest import FOLDER, Manifest, Origin
+from srgan.folder.planning import plan
 from srgan.pictures import decode
 from srgan.upscale import Request, Upscaler
 
@@ -234,7 +237,7 @@ def test_many_roots_do_not_keep_many_files_open(tmp_path: Path) -> None:
 
 def test_temporaries_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     source, out = pictures(tmp_path / "in", 1), tmp_path / "out"
-    with Manifest(out) as alive:
+    with contextlib.closing(Manifest(out)) as alive:
         theirs = alive.temporary(out / "1" / "other.png")
         theirs.write_bytes(b"half")
         killed = job(source, out, seconds=60)
@@ -256,6 +259,21 @@ def test_temporaries_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path)
     assert (out / "1" / "other.png").read_bytes() == b"half"
     assert temporaries(out) == []
     assert list((out / FOLDER).glob("*.run")) == []
+
+
+def test_what_the_records_say_of_dead_runs_is_enough_and_no_command(tmp_path: Path) -> None:
+    """The lock of a dead run may be gone; the name of a run is never taken for a path."""
+    source, out = picture(tmp_path / "in" / "a.png"), tmp_path / "out"
+    made(source, out)
+    with contextlib.closing(sqlite3.connect(out / FOLDER / "manifest.sqlite")) as database, database:
+        database.executemany("INSERT INTO folders VALUES (?, ?)", [("0123abcd", b"."), ("../../in/a", b".")])
+    left = out / ".0123abcd0123456789abcdef.srgan-part"
+    left.write_bytes(b"half")
+    (tmp_path / "in" / "a.run").write_bytes(b"mine")
+    Manifest(out).close()
+    assert not left.exists()
+    assert (tmp_path / "in" / "a.run").read_bytes() == b"mine"
+    assert [path.name for path in (out / FOLDER).iterdir()] == ["manifest.sqlite"]
 
 
 def killed_until_done(source: Path, out: Path, kills: int, rng: random.Random) -> None:

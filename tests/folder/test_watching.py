@@ -17,9 +17,11 @@ import watchfiles
 from support.folders import NearestEngine, picture, tree
 
 from srgan.folder import watching
-from srgan.folder.batch import FileReport, Options, run
+from srgan.folder.batch import run
+from srgan.folder.desk import Options
 from srgan.folder.planning import Plan
 from srgan.folder.planning import tree as planned_tree
+from srgan.folder.reporting import FileReport
 from srgan.upscale import Upscaler
 
 
@@ -143,3 +145,19 @@ def test_an_interrupt_is_the_ordinary_end(tmp_path: Path, tiny_model: Path) -> N
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "1 written, 0 skipped, 0 failed\n", "")
+
+
+@pytest.mark.parametrize("spelling", ["relative", "dot", "link", "relative link"])
+def test_the_folder_may_be_named_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    picture(tmp_path / "in" / "sub" / "first.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    monkeypatch.chdir(tmp_path / "in" if spelling == "dot" else tmp_path)
+    named = {"relative": "in", "dot": ".", "link": str(tmp_path / "link"), "relative link": "link"}
+    watched = Watched(Path(named[spelling]), tmp_path / "out")
+    assert watched.next() == ("first.png", "written")
+    picture(tmp_path / "in" / "sub" / "second.png")
+    assert watched.next() == ("second.png", "written")
+    watched.end()
+    assert set(tree(tmp_path / "out")) == {"sub/first_x4.png", "sub/second_x4.png"}

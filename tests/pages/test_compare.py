@@ -25,7 +25,7 @@ def make_run(folder: Path, lpips: list[float], *, objective: str = "lsgan", stri
         rows.append({"stage": "pretrain", "step": step, "elapsed_s": elapsed, "validation/lpips": value})
     rows.append({"stage": "pretrain", "step": 10, "elapsed_s": 60.0, "alarm": "something"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "recipe.json").write_text(Recipe(objective=objective).model_dump_json())  # type: ignore[arg-type]
+    (folder / "recipe.json").write_text(Recipe(objective=objective).model_dump_json())
     (folder / "samples").mkdir()
     for number in range(strips):
         strip = encode(Picture(np.full((8, 24, 3), 20 * number, np.uint8)), "png")
@@ -97,7 +97,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
 
 def test_samples_go_through_the_time_of_each_run(tmp_path: Path) -> None:
     page = compare([make_run(tmp_path / "a", [0.5], strips=9), make_run(tmp_path / "b", [0.5], strips=2)])
-    moments = re.findall(r"<li data-when.*?</li>", page)
+    moments = re.findall(r"<li data-when.*?</li>", page, re.DOTALL)
     assert len(moments) == 6
     assert all(moment.count("<img") == 2 for moment in moments)
     assert "a: Pretrain, step 80" in moments[-1]

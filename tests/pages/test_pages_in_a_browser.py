@@ -45,7 +45,7 @@ def opened(browser: object, tmp_path: Path) -> Iterator[Open]:
     pages = []
 
     def open_page(path: Path, width: int) -> Page:
-        page = browser.new_page(viewport={"width": width, "height": 800})  # type: ignore[attr-defined]
+        page: Page = browser.new_page(viewport={"width": width, "height": 800})  # type: ignore[attr-defined]
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
@@ -91,7 +91,7 @@ def test_reports_and_comparisons(opened: Open, tmp_path: Path, width: int) -> No
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_evaluations(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    monkeypatch.setattr(benchmark, "_perceptual_metrics", lambda notes: [])
+    monkeypatch.setattr(benchmark, "perceptual_metrics", lambda notes: {})
     hr = tmp_path / "HR"
     hr.mkdir()
     for index in range(3):

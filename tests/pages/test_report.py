@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from srgan.errors import SrganError, UsageError
-from srgan.pages.charts import Series, figure, line_chart, linear_ticks, log_ticks, smoothed, thousands
-from srgan.pages.report import read_log, report, report_command
+from srgan.pages.charts import Look, Series, figure, line_chart, linear_ticks, log_ticks, smoothed, thousands
+from srgan.pages.report import report, report_command
+from srgan.pages.runs import read_log
 
 VOID = {"meta", "input", "img", "br", "link", "hr"}
 PRETRAIN = {"learning_rate": 1e-4, "content": 0.02, "gradient_norm": 0.3}
@@ -93,7 +94,7 @@ def row(stage: str, step: int, elapsed_s: float | None = None, **scalars: object
 def make_run(folder: Path, rows: list[dict[str, object]], *, end: str = "") -> Path:
     run = folder / "a run"
     run.mkdir()
-    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows) + end)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in rows) + end)
     return run
 
 
@@ -190,7 +191,7 @@ def test_unreadable_lines_inside_are_counted(tmp_path: Path) -> None:
     lines = ["[1, 2]", '{"stage": "pretrain"}', '{"stage": 3, "step": 1}', '{"st' + good, "3", good, "\xff"]
     log = read_log("\n".join([*lines, ""]).encode("latin-1"))
     assert log.unreadable == 6
-    assert [one.step for one in log.stages["pretrain"]] == [50]
+    assert [entry.step for entry in log.stages["pretrain"]] == [50]
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text("\n".join([*lines, ""]), encoding="latin-1")
@@ -202,7 +203,7 @@ def test_what_a_resumed_run_tells_again_counts() -> None:
     told += [row("pretrain", 40, **{"validation/lpips": 0.9})]
     told += [row("pretrain", step, content=2.0) for step in (30, 40)]  # killed at 40, resumed from 25
     told += [row("adversarial", 10, content=3.0)]
-    log = read_log("".join(json.dumps(one) + "\n" for one in told).encode())
+    log = read_log("".join(json.dumps(values) + "\n" for values in told).encode())
     series = log.series("pretrain")
     assert series["content"] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
     assert "validation/lpips" not in series  # of a future that did not happen
@@ -236,7 +237,9 @@ def test_alarms_are_shown_and_the_same_one_is_counted(tmp_path: Path) -> None:
 
 
 def test_without_trouble_there_is_no_warning(tmp_path: Path) -> None:
-    assert not any(one.get("class") == "alarms" for one in Page(report(make_run(tmp_path, long_game()))).all("ul"))
+    assert not any(
+        element.get("class") == "alarms" for element in Page(report(make_run(tmp_path, long_game()))).all("ul")
+    )
 
 
 def test_the_final_table_gives_last_and_best(tmp_path: Path) -> None:
@@ -298,17 +301,17 @@ def test_samples_stand_in_the_order_of_the_run(tmp_path: Path) -> None:
     (run / "samples" / "pretrain-000002.txt").write_text("notes")
     page = Page(report(run))
     pictures = page.all("img")
-    assert [one["alt"] for one in pictures] == [
+    assert [picture["alt"] for picture in pictures] == [
         "Samples: Pretrain, step 200",
         "Samples: Pretrain, step 1,000",
         "Samples: Adversarial, step 5",
     ]
-    assert all(one["src"].startswith("data:image/png;base64,") for one in pictures)
-    assert {(one["width"], one["height"]) for one in pictures} == {("30", "20")}
+    assert all(picture["src"].startswith("data:image/png;base64,") for picture in pictures)
+    assert {(picture["width"], picture["height"]) for picture in pictures} == {("30", "20")}
     (slider,) = page.all("input")
     assert (slider["min"], slider["max"]) == ("0", "2")
     # Without the script the slider is hidden and the strips are a list.
-    assert next(one for one in page.all("div") if one.get("class") == "slider")["hidden"] == ""
+    assert next(element for element in page.all("div") if element.get("class") == "slider")["hidden"] == ""
 
 
 def test_of_many_samples_some_are_shown_the_ends_among_them(tmp_path: Path) -> None:
@@ -316,7 +319,7 @@ def test_of_many_samples_some_are_shown_the_ends_among_them(tmp_path: Path) -> N
     for step in range(1, 61):
         add_strip(run, f"pretrain-{step:06d}.png")
     page = Page(report(run))
-    shown = [one["alt"] for one in page.all("img")]
+    shown = [picture["alt"] for picture in page.all("img")]
     assert len(shown) == len(set(shown)) < 60
     assert shown[0].endswith("step 1")
     assert shown[-1].endswith("step 60")
@@ -388,11 +391,11 @@ def test_log_ticks_are_decades_or_finer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "text"),
     [(0, "0"), (0.01234567, "0.01235"), (31.82, "31.82"), (1e-6, "1e-6"), (-2.5e-4, "-2.5e-4"), (120_000, "120k")],
 )
-def test_figures_are_short(value: float, said: str) -> None:
-    assert figure(value) == said
+def test_figures_are_short(value: float, text: str) -> None:
+    assert figure(value) == text
 
 
 def test_counts_are_short() -> None:
@@ -418,7 +421,9 @@ def test_a_spike_survives_the_thinning() -> None:
 
 def test_one_outlier_does_not_flatten_the_rest() -> None:
     points = [(step, 1e6 if step == 500 else 1.0 + step / 1000) for step in range(1000)]
-    line = re.search(r'class="line" d="([^"]*)"', line_chart("Outlier", [Series("k", "k", points)], smooth=False))
+    line = re.search(
+        r'class="line" d="([^"]*)"', line_chart("Outlier", [Series("k", "k", points)], Look(smooth=False))
+    )
     assert line
     heights = [y for x, y in points_of(line[1]) if x < 200]
     assert max(heights) - min(heights) > 60
@@ -426,7 +431,7 @@ def test_one_outlier_does_not_flatten_the_rest() -> None:
 
 def test_zeros_do_not_cost_a_chart_its_logarithm() -> None:
     points = [(1, 0.0), (2, 0.001), (3, 0.1)]
-    chart = line_chart("Log", [Series("k", "k", points)], log=True)
+    chart = line_chart("Log", [Series("k", "k", points)], Look(log=True))
     line = re.search(r'class="line" d="([^"]*)"', chart)
     assert line
     assert points_of(line[1])[0][1] == 194.0  # on the floor
@@ -434,7 +439,7 @@ def test_zeros_do_not_cost_a_chart_its_logarithm() -> None:
 
 
 def test_a_negative_value_makes_the_chart_linear() -> None:
-    chart = line_chart("Linear", [Series("k", "k", [(1, -1.0), (2, 1.0)])], log=True)
+    chart = line_chart("Linear", [Series("k", "k", [(1, -1.0), (2, 1.0)])], Look(log=True))
     assert ">-1<" in chart
     assert ">0<" in chart
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,14 +35,14 @@ from srgan.errors import (
     UnsupportedPictureError,
 )
 from srgan.pictures import Picture, guarded
-from srgan.pictures.guarded import GuardedDecoder, Limits
+from srgan.pictures.guarded import GuardedDecoder, Limits, messages, process
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 # A worker whose decoder does what the bytes say, so that it can be made to fail in every way.
 OBEDIENT = f"""
 import ctypes, os, sys, time
-{guarded._START.removesuffix("_serve()")}
+{process.START.removesuffix("serve()")}
 from srgan import errors, pictures
 honest = pictures.decode
 def obey(source, **limits):
@@ -65,7 +66,7 @@ def obey(source, **limits):
 kept = []
 answers = os.dup(1)
 pictures.decode = obey
-_serve()
+serve()
 """
 
 
@@ -75,7 +76,7 @@ def order(word: str) -> bytes:
 
 @pytest.fixture
 def obedient(monkeypatch: pytest.MonkeyPatch) -> Iterator[GuardedDecoder]:
-    monkeypatch.setattr(guarded, "_START", OBEDIENT)
+    monkeypatch.setattr(process, "START", OBEDIENT)
     with GuardedDecoder(always=True, max_workers=2) as decoder:
         yield decoder
 
@@ -93,20 +94,16 @@ def same(a: Picture, b: Picture) -> bool:
     )
 
 
-def workers(decoder: GuardedDecoder) -> list[int]:
-    return [worker._process.pid for worker in decoder._pool._all]
-
-
 def gone(pid: int) -> bool:
-    """Whether a process ends soon; a zombie of somebody else's has ended."""
-    for _ in range(200):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
+    """Whether a process ends within ten seconds; a zombie has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 10)[0])
+    finally:
+        os.close(descriptor)
 
 
 # What is answered
@@ -171,9 +168,9 @@ def test_ordinary_photographs_need_no_worker() -> None:
     with GuardedDecoder() as decoder:
         for format in ("JPEG", "PNG", "WEBP"):
             decoder.decode(saved(photo(), format))
-        assert workers(decoder) == []
+        assert decoder.worker_pids == []
         decoder.decode(saved(photo(), "TIFF"))
-        assert len(workers(decoder)) == 1
+        assert len(decoder.worker_pids) == 1
 
 
 def alike(a: object, b: object) -> bool:
@@ -203,12 +200,12 @@ packed_values = st.recursive(
 @given(packed_values)
 def test_what_is_packed_is_unpacked(value: object) -> None:
     blobs: list[Any] = []
-    tree = guarded._pack(value, blobs)
+    tree = messages.pack(value, blobs)
     with tempfile.TemporaryFile(buffering=0) as file:
-        guarded._send(file, {"tree": tree}, blobs)
+        messages.send(file, {"tree": tree}, blobs)
         file.seek(0)
-        answer = guarded._receive_description(file)
-        assert alike(guarded._unpack(answer["tree"], file, guarded._Budget(10**6)), value)
+        answer = messages.receive_description(file)
+        assert alike(messages.unpack(answer["tree"], file, messages.Budget(10**6)), value)
         assert file.read() == b""
 
 
@@ -231,7 +228,7 @@ def test_what_is_packed_is_unpacked(value: object) -> None:
 )
 def test_a_senseless_answer_is_an_error_and_no_work(tree: dict[str, object]) -> None:
     with tempfile.TemporaryFile(buffering=0) as file, pytest.raises((ValueError, TypeError, KeyError)):
-        guarded._unpack(tree, file, guarded._Budget(1000))
+        messages.unpack(tree, file, messages.Budget(1000))
 
 
 # What kills a worker
@@ -251,21 +248,21 @@ def test_a_senseless_answer_is_an_error_and_no_work(tree: dict[str, object]) -> 
 def test_a_crash_costs_one_file(word: str, reason: str, obedient: GuardedDecoder, tmp_path: Path) -> None:
     good = saved(photo(), "PNG")
     assert obedient.decode(good).width == 64
-    (before,) = workers(obedient)
+    (before,) = obedient.worker_pids
     with pytest.raises(PictureError, match=reason) as caught:
         obedient.decode(order(word))
     assert str(caught.value).startswith("the picture: ")
     assert obedient.crashes == 1
     assert gone(before)
     assert obedient.decode(good).width == 64
-    assert workers(obedient) != [before]
+    assert obedient.worker_pids != [before]
     assert obedient.crashes == 1
 
 
 def test_processor_time_is_limited(obedient: GuardedDecoder) -> None:
     limits = Limits(cpu_s=1, wall_s=60)
     with pytest.raises(PictureError, match="more than 1 s of processor time"):
-        obedient._decode(order("spin"), limits)
+        obedient.decode(order("spin"), limits)
     assert obedient.decode(saved(photo(), "PNG")).width == 64
 
 
@@ -275,7 +272,7 @@ def test_processor_time_is_counted_for_each_file_anew() -> None:
     content = saved(photo(800, 800), "PNG")
     with GuardedDecoder(limits, always=True, max_workers=1) as decoder:
         decoder.decode(content)
-        (pid,) = workers(decoder)
+        (pid,) = decoder.worker_pids
 
         def spent_s() -> float:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -283,12 +280,12 @@ def test_processor_time_is_counted_for_each_file_anew() -> None:
 
         while spent_s() < 2.2:
             decoder.decode(content)
-        assert workers(decoder) == [pid]
+        assert decoder.worker_pids == [pid]
 
 
 def test_the_deadline_ends_what_does_nothing(obedient: GuardedDecoder) -> None:
     with pytest.raises(PictureError, match=r"longer than 0\.3 s"):
-        obedient._decode(order("sleep"), Limits(wall_s=0.3))
+        obedient.decode(order("sleep"), Limits(wall_s=0.3))
     assert obedient.decode(saved(photo(), "PNG")).width == 64
 
 
@@ -296,9 +293,9 @@ def test_the_deadline_ends_what_does_nothing(obedient: GuardedDecoder) -> None:
 def test_memory_is_limited_and_the_worker_replaced(obedient: GuardedDecoder) -> None:
     good = saved(photo(), "PNG")
     obedient.decode(good)
-    (before,) = workers(obedient)
+    (before,) = obedient.worker_pids
     with pytest.raises(PictureError, match="not enough memory"):
-        obedient._decode(order("grow"), Limits(memory_bytes=200 << 20))
+        obedient.decode(order("grow"), Limits(memory_bytes=200 << 20))
     assert gone(before)
     assert obedient.crashes == 0
     assert obedient.decode(good).width == 64
@@ -318,9 +315,9 @@ def test_memory_that_a_real_decoder_asks_for_is_limited() -> None:
 def test_a_worker_that_keeps_memory_is_replaced(obedient: GuardedDecoder) -> None:
     good = saved(photo(), "PNG")
     obedient.decode(order("keep") + good)
-    (before,) = workers(obedient)
+    (before,) = obedient.worker_pids
     obedient.decode(good)  # here it is noticed
-    assert workers(obedient) == []
+    assert obedient.worker_pids == []
     assert gone(before)
     assert obedient.crashes == 0
 
@@ -348,7 +345,7 @@ def test_too_many_scans_are_refused_and_many_are_not() -> None:
     with GuardedDecoder(Limits(max_scans=20)) as decoder:
         with pytest.raises(PictureTooLargeError, match="20 scans"):
             decoder.decode(content)
-        assert decoder._decode(content, Limits(max_scans=30)).width == 64
+        assert decoder.decode(content, Limits(max_scans=30)).width == 64
 
 
 def test_time_and_memory_of_own_pictures_grow_with_the_limit() -> None:
@@ -373,7 +370,7 @@ def test_nothing_is_left_of_workers_alive_or_dead(obedient: GuardedDecoder) -> N
         content = order(word) if word else saved(photo(), "PNG")
         with contextlib.suppress(PictureError):
             obedient.decode(content)
-        pids.update(workers(obedient))
+        pids.update(obedient.worker_pids)
     obedient.close()
     assert held() == before
     assert all(gone(pid) for pid in pids)
@@ -386,7 +383,7 @@ def test_nothing_is_left_of_workers_alive_or_dead(obedient: GuardedDecoder) -> N
 def test_a_decoder_that_is_dropped_takes_its_workers_along() -> None:
     decoder = GuardedDecoder(always=True)
     decoder.decode(saved(photo(), "PNG"))
-    (pid,) = workers(decoder)
+    (pid,) = decoder.worker_pids
     del decoder
     assert gone(pid)
 
@@ -394,13 +391,13 @@ def test_a_decoder_that_is_dropped_takes_its_workers_along() -> None:
 def test_workers_are_used_again_and_are_as_many_as_asked_for(obedient: GuardedDecoder) -> None:
     good = saved(photo(), "PNG")
     obedient.decode(good)
-    first = workers(obedient)
+    first = obedient.worker_pids
     for _ in range(5):
         obedient.decode(good)
-    assert workers(obedient) == first
+    assert obedient.worker_pids == first
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(obedient.decode, [good] * 30))
-    assert len(workers(obedient)) <= 2
+    assert len(obedient.worker_pids) <= 2
 
 
 def test_threads_get_their_own_pictures_among_crashes(obedient: GuardedDecoder) -> None:
@@ -425,9 +422,9 @@ def test_threads_get_their_own_pictures_among_crashes(obedient: GuardedDecoder) 
 def test_a_worker_that_was_killed_while_idle_costs_no_file(obedient: GuardedDecoder) -> None:
     good = saved(photo(), "PNG")
     obedient.decode(good)
-    (worker,) = obedient._pool._all
-    worker._process.kill()
-    worker._process.wait()
+    (pid,) = obedient.worker_pids
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert obedient.decode(good).width == 64
     assert obedient.crashes == 0
 
@@ -438,13 +435,13 @@ def test_an_interrupted_call_leaves_no_half_read_worker(
 ) -> None:
     good = saved(photo(), "PNG")
     obedient.decode(good)
-    (before,) = workers(obedient)
+    (before,) = obedient.worker_pids
 
     def interrupted(*_: object) -> object:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(guarded, "_unpack", interrupted)
+        patched.setattr(messages, "unpack", interrupted)
         with pytest.raises(KeyboardInterrupt):
             obedient.decode(good)
     assert gone(before)
@@ -476,8 +473,8 @@ def test_nothing_in_the_current_folder_is_run(tmp_path: Path, monkeypatch: pytes
 def test_a_worker_that_does_not_start_is_said(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for code, executable in [("raise SystemExit", sys.executable), (guarded._START, "/nonexistent/python")]:
-        monkeypatch.setattr(guarded, "_START", code)
+    for code, executable in [("raise SystemExit", sys.executable), (process.START, "/nonexistent/python")]:
+        monkeypatch.setattr(process, "START", code)
         monkeypatch.setattr(sys, "executable", executable)
         with GuardedDecoder(always=True) as decoder, pytest.raises(GuardError, match="start"):
             decoder.decode(saved(photo(), "PNG"))
@@ -494,7 +491,7 @@ def flat(width):
     return buffer.getvalue()
 decoder = guarded.GuardedDecoder(always=True)
 assert decoder.decode(flat(5)).width == 5
-(worker,) = decoder._pool._all
+(pid,) = decoder.worker_pids
 """
 
 
@@ -507,7 +504,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 @linux_only
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)", "sys.exit(0)", "raise SystemExit"])
 def test_workers_end_with_their_parent_however_it_ends(end: str) -> None:
-    done = run(f"print(worker._process.pid, flush=True)\n{end}")
+    done = run(f"print(pid, flush=True)\n{end}")
     assert gone(int(done.stdout))
     assert done.stderr == ""
 
@@ -519,12 +516,12 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
 child = os.fork()
 if not child:
     pictures = [decoder.decode(flat(width)).width for width in range(10, 200)]
-    others = [other._process.pid for other in decoder._pool._all]
+    others = decoder.worker_pids
     decoder.close()
-    os._exit(pictures != list(range(10, 200)) or worker._process.pid in others)
+    os._exit(pictures != list(range(10, 200)) or pid in others)
 assert [decoder.decode(flat(width)).width for width in range(200, 400)] == list(range(200, 400))
 assert os.waitpid(child, 0)[1] == 0
-assert decoder._pool._all == {worker}
+assert decoder.worker_pids == [pid]
 decoder.close()
 """
     )
@@ -535,7 +532,7 @@ decoder.close()
 def test_a_worker_can_neither_write_files_nor_dump_its_memory() -> None:
     with GuardedDecoder(always=True) as decoder:
         decoder.decode(saved(photo(), "PNG"))
-        (pid,) = workers(decoder)
+        (pid,) = decoder.worker_pids
         limits = Path(f"/proc/{pid}/limits").read_text()
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
     for name in ("Max file size", "Max core file size"):
@@ -565,7 +562,7 @@ for name, content in files.items():
         except SrganError as error:
             outcome = str(error)
         outcomes[f"{kind}: {name}"] = outcome
-outcomes["crashes"] = [strangers.crashes, guarded._decoder_of_own_pictures().crashes]
+outcomes["crashes"] = [strangers.crashes, guarded.decoder_of_own_pictures().crashes]
 print(json.dumps(outcomes))
 """
 
@@ -584,8 +581,12 @@ def test_hostile_files_cost_little_and_harm_nobody() -> None:
     assert done.stderr == ""
     outcomes = json.loads(done.stdout)
     assert outcomes.pop("crashes") == [0, 0]
-    assert {name: said for name, said in outcomes.items() if isinstance(said, str) and "\n" in said} == {}
-    assert {name: said for name, said in outcomes.items() if "takes" in said and "scans" not in said} == {}
+    assert {
+        name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str) and "\n" in outcome
+    } == {}
+    assert {
+        name: outcome for name, outcome in outcomes.items() if "takes" in outcome and "scans" not in outcome
+    } == {}
     for kind in ("own", "strangers"):
         for name in hostile.good_in_spite():
             assert isinstance(outcomes[f"{kind}: {name}"], list), name

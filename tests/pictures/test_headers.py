@@ -14,8 +14,8 @@ from support import hostile
 from support.hostile import chunk, jpeg_of_scans, jpeg_with, photo, png, saved
 
 from srgan.errors import PictureError, PictureTooLargeError
-from srgan.pictures import headers
-from srgan.pictures.headers import Header, Limits, read_header, refuse
+from srgan.pictures.guarded import headers
+from srgan.pictures.guarded.headers import Header, Limits, read_header, refuse
 
 
 def header(content: bytes, max_scans: int = 100) -> Header:

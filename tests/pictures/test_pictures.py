@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from srgan.errors import PictureError, PictureTooLargeError, SrganError, UnsupportedPictureError
 from srgan.pictures import FORMATS, PICTURE_SUFFIXES, Picture, decode, encode, format_of_suffix, resized, why_not
@@ -46,7 +47,7 @@ def exif(**tags: int) -> bytes:
     block[0x010F] = "Maker"
     block.get_ifd(0x8769)[0x9003] = "2020:01:02 03:04:05"
     for name, value in tags.items():
-        block[getattr(Image.ExifTags.Base, name)] = value
+        block[getattr(ExifTags.Base, name)] = value
     return block.tobytes()
 
 
@@ -145,6 +146,7 @@ def test_orientation_is_applied_once(format: str, orientation: int) -> None:
 def test_transparency_turns_with_the_colour(orientation: int) -> None:
     content = saved(colours(channels=4), exif=exif(Orientation=orientation))
     picture = decode(content)
+    assert picture.alpha is not None
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     np.testing.assert_array_equal(np.dstack([picture.pixels, picture.alpha]), expected)
 
@@ -362,7 +364,9 @@ def test_lossy_formats_are_near_by_default_and_smaller_on_request(format: str) -
 
 def test_jpeg_keeps_full_colour_resolution() -> None:
     content = encode(Picture(gradient()), "jpg")
-    assert [component[1:3] for component in Image.open(io.BytesIO(content)).layer] == [(1, 1)] * 3
+    opened = Image.open(io.BytesIO(content))
+    assert isinstance(opened, JpegImageFile)
+    assert [component[1:3] for component in opened.layer] == [(1, 1)] * 3
 
 
 def test_grey_stays_one_channel() -> None:
@@ -406,7 +410,7 @@ def test_resized_is_antialiased_and_keeps_levels() -> None:
     small = resized(Picture(board.astype(np.uint8), alpha=np.full((64, 64), 7, np.uint8)), 16, 20)
     assert small.pixels.shape == (16, 20)
     assert np.abs(small.pixels[4:-4, 4:-4].astype(int) - 127).max() <= 16
-    assert (small.alpha == 7).all()
+    assert np.all(small.alpha == 7)
     assert resized(Picture(colours()), 5, 3).pixels.shape == (5, 3, 3)
 
 

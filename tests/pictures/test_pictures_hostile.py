@@ -34,7 +34,7 @@ def thumbnail_link(block: bytes) -> tuple[str, int]:
 @pytest.mark.parametrize("size", [1, 40, 2**31, 2**32 - 1])
 def test_a_thumbnail_that_lies_among_the_tags_takes_no_tag_away(start: int, size: int) -> None:
     block = bytearray(camera_exif())
-    order, second = thumbnail_link(block)
+    order, second = thumbnail_link(bytes(block))
     struct.pack_into(order + "L", block, second + 2 + 12 + 8, start)
     struct.pack_into(order + "L", block, second + 2 + 24 + 8, size)
     with pytest.raises(ValueError, match="tags lie"):

@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis import Case, HookContext
 from schemathesis.generation import GenerationMode
-from srgan_service.work.work import MEDIA_TYPES
+from srgan_service.work.upscaling import MEDIA_TYPES
 from support.serving import levels
 
 from srgan.pictures import Picture, encode
@@ -25,12 +25,12 @@ for format, media_type in MEDIA_TYPES.items():
 schemathesis.openapi.format("binary", st.sampled_from([content for files in FILES.values() for content in files]))
 
 
-def is_meant_well(case: Case) -> bool:
+def is_meant_well(case: Case[Any]) -> bool:
     return case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE
 
 
 @schemathesis.hook
-def map_case(context: HookContext, case: Case) -> Case:
+def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     """Leave one size, at most 16 times the picture's, and say nothing twice."""
     if not is_meant_well(case) or case.operation.label not in ("POST /v1/upscale", "POST /v1/jobs"):
         return case

@@ -61,7 +61,7 @@ def test_every_odd_file_gets_an_answer_of_its_class(shared: Path, running: Runni
     watcher = threading.Thread(target=look_at_health)
     watcher.start()
     with ThreadPoolExecutor(4) as pool:
-        surprises = [said for said in pool.map(post, rows) if said]
+        surprises = [surprise for surprise in pool.map(post, rows) if surprise]
     over.set()
     watcher.join()
     assert len(rows) > 300

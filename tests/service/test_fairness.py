@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from srgan_service.work.fair import FairQueue, Flow, Stopped
 from support.serving import Blocked, NearestEngine
 
 from srgan.engines.openvino import OpenVinoEngine
-from srgan.engines.protocol import DeviceEngine, StripEngine
+from srgan.engines.protocol import DeviceEngine, ReadRows, StripEngine
 from srgan.errors import EngineError
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
@@ -79,84 +80,120 @@ def tile(height: int = 2, width: int = 2, value: float = 0.0) -> np.ndarray:
     return np.full((1, 3, height, width), value, np.float32)
 
 
-def test_tiles_of_several_requests_interleave() -> None:
-    blocked, order = Blocked(), []
-    engine = NearestEngine(blocked)
-    device = Device()
+class Watched:
+    """Any engine that runs in strips, and what the device lets it do in which order.
 
-    def request(name: str, tiles: int) -> None:
-        with device.shared_by(Flow()):
-            for _ in range(tiles):
-                device.run(engine, tile())
-                order.append(name)
+    `after_first_strip` is called in the device's own thread.
+    """
 
-    with ThreadPoolExecutor(2) as pool:
-        large = pool.submit(request, "large", 20)
-        blocked.entered.acquire()
-        small = pool.submit(request, "small", 1)
-        while not len(device._waiting):
-            pass
+    def __init__(self, engine: StripEngine, after_first_strip: Callable[[], object] = lambda: None) -> None:
+        self._engine, self._after_first_strip = engine, after_first_strip
+        self.metadata, self.strip_facts = engine.metadata, engine.strip_facts
+        self.order: list[str] = []
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        self.order.append("tile")
+        return self._engine.run(lr)
+
+    def strips(self, height: int, width: int, rows: int, read: ReadRows) -> Iterator[tuple[slice, np.ndarray]]:
+        for strip in self._engine.strips(height, width, rows, read):
+            self.order.append("strip")
+            if len(self.order) == 1:
+                self._after_first_strip()
+            yield strip
+
+    def forget(self) -> None:
+        self.order.append("forget")
+        self._engine.forget()
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with contextlib.closing(Device()) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def busy(device: Device, engine: NearestEngine, blocked: Blocked) -> Iterator[None]:
+    """Keep the device at one tile for as long as the block lasts, so that what is asked for meanwhile waits."""
+    first = device.submit(engine, tile())
+    assert blocked.entered.acquire(timeout=30)
+    try:
+        yield
+    finally:
         blocked.let_go()
-        small.result()
-        large.result()
-    assert order.index("small") <= 2
-    device.close()
+        first.result(30)
+
+
+def test_tiles_of_several_requests_interleave(device: Device) -> None:
+    """As the engine sees them: of a large request, a tile is asked for when the one before is done."""
+    blocked, order = Blocked(), []
+
+    class Ordered(NearestEngine):
+        def run(self, lr: np.ndarray) -> np.ndarray:
+            order.append("small" if lr.any() else "large")
+            return super().run(lr)
+
+    engine = Ordered(blocked)
+
+    def large() -> None:
+        with device.shared_by(Flow()):
+            for _ in range(20):
+                device.run(engine, tile())
+
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(large)
+        assert blocked.entered.acquire(timeout=30)
+        with device.shared_by(Flow()):
+            small = device.submit(engine, tile(value=1))
+        blocked.let_go()
+        small.result(30)
+        request.result(30)
+    assert order == ["large", "small", *["large"] * 19]
 
 
 def test_tiles_of_one_shape_run_together_and_each_gets_its_own() -> None:
     blocked = Blocked()
     engine, other = NearestEngine(blocked), NearestEngine()
-    device = Device(batch_tiles=4)
-    with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(device.run, engine, tile())
-        blocked.entered.acquire()
-        same = [pool.submit(device.run, engine, tile(value=value)) for value in range(1, 6)]
-        odd = pool.submit(device.run, engine, tile(3, 2, 7))
-        foreign = pool.submit(device.run, other, tile(value=8))
-        while len(device._waiting) < 7:
-            pass
-        blocked.let_go()
-        first.result()
-        for value, one in enumerate(same, start=1):
-            np.testing.assert_array_equal(one.result(), tile(8, 8, value))
-        assert odd.result().shape == (1, 3, 12, 8)
-        np.testing.assert_array_equal(foreign.result(), tile(8, 8, 8))
-    assert sorted(shape[0] for shape in engine.calls) == [1, 1, 1, 4]
-    device.close()
+    with contextlib.closing(Device(batch_tiles=4)) as device:
+        with busy(device, engine, blocked):
+            same = [device.submit(engine, tile(value=value)) for value in range(1, 6)]
+            odd = device.submit(engine, tile(3, 2, 7))
+            foreign = device.submit(other, tile(value=8))
+        for value, future in enumerate(same, start=1):
+            np.testing.assert_array_equal(future.result(30), tile(8, 8, value))
+        assert odd.result(30).shape == (1, 3, 12, 8)
+        np.testing.assert_array_equal(foreign.result(30), tile(8, 8, 8))
+    assert engine.calls == [(1, 3, 2, 2), (4, 3, 2, 2), (1, 3, 2, 2), (1, 3, 3, 2)]
 
 
-def test_strips_take_turns_too(tiny_engine: OpenVinoEngine) -> None:
+def test_strips_take_turns_too(device: Device, tiny_engine: OpenVinoEngine) -> None:
     """A picture that is run in strips is the picture, and a small one comes in between."""
-    device = Device()
-    shared = device.share(tiny_engine)
+    watched = Watched(tiny_engine, after_first_strip=lambda: device.submit(watched, tile(8, 8)))
+    shared = device.share(watched)
     assert isinstance(shared, StripEngine)
     picture = Picture(np.random.default_rng(0).integers(0, 256, (400, 60, 3), np.uint8))
     memory = 60 * 60 * 8192
     expected = Upscaler(engine=tiny_engine, memory_bytes=memory).upscale(picture).pixels
-    done: list[float] = []
-    with ThreadPoolExecutor(2) as pool:
-        large = pool.submit(Upscaler(engine=shared, memory_bytes=memory).upscale, picture, None, done.append)
-        while not done:
-            pass
-        device.run(tiny_engine, tile(8, 8))
-        assert len(done) < 5  # of the thirteen strips at least
-        np.testing.assert_array_equal(large.result().pixels, expected)
-    assert len(done) > 12
-    device.close()
+    with device.shared_by(Flow()):
+        result = Upscaler(engine=shared, memory_bytes=memory).upscale(picture)
+    np.testing.assert_array_equal(result.pixels, expected)
+    assert watched.order[:3] == ["strip", "tile", "strip"]
+    assert watched.order.count("strip") > 12
 
 
-def test_engines_that_were_not_used_of_late_give_back_their_memory(tiny_model: Path) -> None:
-    engines, device = [OpenVinoEngine(tiny_model, threads=1) for _ in range(3)], Device()
+def test_engines_that_were_not_used_of_late_give_back_their_memory(device: Device, tiny_model: Path) -> None:
+    engines = [Watched(OpenVinoEngine(tiny_model, threads=1)) for _ in range(3)]
     shared = [device.share(engine) for engine in engines]
-    for index in (0, 1, 0, 2):
-        np.testing.assert_array_equal(shared[index].run(tile(8, 8)), engines[2].run(tile(8, 8)))
-    assert [bool(engine._compiled) for engine in engines] == [True, False, True]
-    shared[1].run(tile(8, 8))
-    assert [bool(engine._compiled) for engine in engines] == [False, True, True]
-    device.close()
+    results = [shared[index].run(tile(8, 8)) for index in (0, 1, 0, 2)]
+    assert [engine.order for engine in engines] == [["tile", "tile"], ["tile", "forget"], ["tile"]]
+    results.append(shared[1].run(tile(8, 8)))
+    assert [engine.order.count("forget") for engine in engines] == [1, 1, 0]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
-def test_a_device_that_likes_batches_gets_them_from_several_requests() -> None:
+def test_a_device_that_likes_batches_gets_them_from_several_requests(device: Device) -> None:
     blocked = Blocked()
 
     class Graphics(NearestEngine):
@@ -171,22 +208,15 @@ def test_a_device_that_likes_batches_gets_them_from_several_requests() -> None:
         def forget(self) -> None:
             self.calls.clear()
 
-    engine, device = Graphics(blocked), Device()
+    engine = Graphics(blocked)
     shared = device.share(engine)
     assert isinstance(shared, DeviceEngine)
-    with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(shared.run, tile())
-        blocked.entered.acquire()
-        others = [pool.submit(shared.run, tile(value=value)) for value in range(8)]
-        while len(device._waiting) < 8:
-            pass
-        blocked.let_go()
-        for value, other in enumerate(others):
-            np.testing.assert_array_equal(other.result(), tile(8, 8, value))
-        first.result()
+    with busy(device, engine, blocked):
+        others = [device.submit(engine, tile(value=value)) for value in range(8)]
+    for value, other in enumerate(others):
+        np.testing.assert_array_equal(other.result(30), tile(8, 8, value))
     assert [shape[0] for shape in engine.calls] == [1, 4, 4]
     np.testing.assert_array_equal(shared.run_precisely(tile()), tile(8, 8, 1))
-    device.close()
 
 
 def test_a_tile_that_fails_fails_alone() -> None:
@@ -195,52 +225,36 @@ def test_a_tile_that_fails_fails_alone() -> None:
     class Picky(NearestEngine):
         def run(self, lr: np.ndarray) -> np.ndarray:
             if (lr == 3).any():
-                blocked()
                 raise EngineError("poisoned")
             return super().run(lr)
 
-    engine, device = Picky(blocked), Device(batch_tiles=8)
-    with ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(device.run, engine, tile(value=value)) for value in range(6)]
-        blocked.let_go()
-        for value, one in enumerate(asked):
+    engine = Picky(blocked)
+    with contextlib.closing(Device(batch_tiles=8)) as device:
+        with busy(device, engine, blocked):
+            asked = [device.submit(engine, tile(value=value)) for value in range(6)]
+        for value, future in enumerate(asked):
             if value == 3:
                 with pytest.raises(EngineError, match="poisoned"):
-                    one.result()
+                    future.result(30)
             else:
-                np.testing.assert_array_equal(one.result(), tile(8, 8, value))
-    device.close()
+                np.testing.assert_array_equal(future.result(30), tile(8, 8, value))
 
 
-def test_tiles_of_who_is_gone_are_dropped_and_closing_refuses_the_rest() -> None:
-    blocked = Blocked()
-    engine, device, gone = NearestEngine(blocked), Device(), Flow()
-
-    def leave() -> None:
+def test_tiles_of_who_is_gone_are_dropped_and_closing_refuses_the_rest(device: Device) -> None:
+    blocked, gone = Blocked(), Flow()
+    engine = NearestEngine(blocked)
+    with busy(device, engine, blocked):
         with device.shared_by(gone):
-            device.run(engine, tile())
-
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(device.run, engine, tile())
-        blocked.entered.acquire()
-        left = pool.submit(leave)
-        while not len(device._waiting):
-            pass
+            left = device.submit(engine, tile())
+        last = device.submit(engine, tile(4, 4))
         gone.stopped = True
-        closing = threading.Thread(target=device.close)
-        last = pool.submit(device.run, engine, tile(4, 4))
-        while len(device._waiting) < 2:
-            pass
-        blocked.let_go()
-        first.result()
-        with pytest.raises(Stopped):
-            left.result()
-        last.result()
-        closing.start()
-        closing.join()
-        with pytest.raises(EngineError, match="shutting down"):
-            device.run(engine, tile())
-    assert len(engine.calls) == 2
+    with pytest.raises(Stopped):
+        left.result(30)
+    last.result(30)
+    device.close()
+    with pytest.raises(EngineError, match="shutting down"):
+        device.run(engine, tile())
+    assert engine.calls == [(1, 3, 2, 2), (1, 3, 4, 4)]
 
 
 def test_a_lane_takes_turns_among_keys() -> None:
@@ -263,21 +277,29 @@ def test_a_lane_takes_turns_among_keys() -> None:
 
 def test_who_stops_waiting_frees_no_more_and_no_less_than_its_place() -> None:
     async def scene() -> None:
-        lane = Lane(2)
-        release = asyncio.Event()
+        lane, release = Lane(2), asyncio.Event()
 
         async def ask() -> None:
             async with lane.turn(Ticket("", 1.0, px=1)):
                 assert len(lane.working) <= 2
                 await release.wait()
 
-        tasks = [asyncio.create_task(ask()) for _ in range(8)]
+        def everybody(count: int) -> list[asyncio.Task[None]]:
+            return [asyncio.create_task(ask()) for _ in range(count)]
+
+        tasks = everybody(8)
         await asyncio.sleep(0)
         for task in (tasks[0], tasks[3], tasks[7]):
             task.cancel()
         release.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert (lane.waiting, lane.working, lane._free) == (0, [], 2)
+        assert (lane.waiting, lane.working) == (0, [])
+        release.clear()
+        tasks = everybody(3)
+        await asyncio.sleep(0)
+        assert (lane.waiting, len(lane.working)) == (1, 2)  # there are two places, as at first
+        release.set()
+        await asyncio.gather(*tasks)
 
     asyncio.run(scene())
 
@@ -285,11 +307,11 @@ def test_who_stops_waiting_frees_no_more_and_no_less_than_its_place() -> None:
 def test_pictures_of_one_key_together_weigh_as_much_as_one_of_another() -> None:
     async def scene() -> None:
         lane = Lane(5)
-        many, one = [Ticket("a", 1.0) for _ in range(3)], Ticket("b", 1.0)
-        turns = [lane.turn(ticket) for ticket in (*many, one)]
+        many, single = [Ticket("a", 1.0) for _ in range(3)], Ticket("b", 1.0)
+        turns = [lane.turn(ticket) for ticket in (*many, single)]
         for turn in turns:
             await turn.__aenter__()
-        assert sum(ticket.flow.weight for ticket in many) == pytest.approx(one.flow.weight)
+        assert sum(ticket.flow.weight for ticket in many) == pytest.approx(single.flow.weight)
         await turns[0].__aexit__(None, None, None)
         assert many[1].flow.weight == many[2].flow.weight == 1 / 2
         for turn in turns[1:]:

@@ -59,13 +59,13 @@ def test_a_job_can_be_cancelled_between_tiles_and_removed(tmp_path: Path) -> Non
         seen: list[dict[str, Any]] = []
         watcher = threading.Thread(target=lambda: seen.extend(events_of(server.client, location)))
         watcher.start()
-        for one in (waiting, location):
-            answer = server.client.delete(one)
+        for address in (waiting, location):
+            answer = server.client.delete(address)
             assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
-            job = server.client.get(one).json()
+            job = server.client.get(address).json()
             assert (job["status"], job["result"]) == ("cancelled", None)
             assert job["finished_at"] < job["expires_at"]
-            problem(server.client.get(f"{one}/result"), 409, "conflict")
+            problem(server.client.get(f"{address}/result"), 409, "conflict")
         assert [job["status"] for job in server.client.get("/v1/jobs").json()["jobs"]] == ["cancelled"] * 2
         blocked.let_go()
         watcher.join(20)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from srgan_service.jobs.jobs import _plain
 from srgan_service.jobs.storage import Storage
+from srgan_service.jobs.work import plain_name
 from support.serving import QUICK, Running, ended, events_of, left, levels, png, problem, serving
 from support.threads import at_once
 
@@ -154,7 +154,7 @@ def test_a_result_can_be_fetched_in_parts(running: Running) -> None:
 def test_a_job_can_be_watched_to_its_end(running: Running) -> None:
     seen = events_of(running.client, left(running, content=png(90, 90)))
     assert seen[-1]["status"] == "completed"
-    assert [one["progress"] for one in seen] == sorted(one["progress"] for one in seen)
+    assert [event["progress"] for event in seen] == sorted(event["progress"] for event in seen)
 
 
 # Storage
@@ -190,7 +190,7 @@ def test_storage_elsewhere_is_storage_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a\\b\\c.png", "", "....", "\u202e.png", "é.png", "x" * 999])
 def test_names_in_archives_are_plain(name: str) -> None:
-    plain = _plain(name)
+    plain = plain_name(name)
     assert plain.isascii()
     assert 0 < len(plain) <= 80
     assert not set(plain) & set("/\\.:\0")

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.serving import answer_on, head, png, until
+from support.serving import answer_on, free_port, head, png, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -43,9 +43,7 @@ class Outside:
     """A server in a process of its own. `client`: an HTTP client for it."""
 
     def __init__(self, model: Path, folder: Path, **changes: Any) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         settings = {"port": self.port, "model": str(model), "data_dir": str(folder), "jobs": False, **changes}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER, json.dumps({"log_level": "WARNING", **settings})],
@@ -67,9 +65,9 @@ class Outside:
         return connection
 
     def metric(self, name: str) -> float:
-        found = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
-        assert found
-        return float(found[1])
+        match = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        assert match
+        return float(match[1])
 
     def resident_mib(self) -> float:
         """Of the server and of its decoders."""
@@ -79,10 +77,10 @@ class Outside:
     def held(self) -> dict[str, int]:
         """Return how many there are of what must not grow; the client's connection is among the files."""
         self.client.get("/healthz")
-        own, *children = self._processes()
+        server, *children = self._processes()
         return {
             "decoders": len(children),
-            "files of its own": len(list((own / "fd").iterdir())),
+            "files of its own": len(list((server / "fd").iterdir())),
             "temporary files": sum(1 for _ in self.folder.rglob("*")),
         }
 
@@ -90,9 +88,9 @@ class Outside:
         return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
     def _processes(self) -> list[Path]:
-        own = Path(f"/proc/{self.process.pid}")
-        children = [child for task in own.glob("task/*/children") for child in text_of(task).split()]
-        return [own, *(Path("/proc", child) for child in children)]
+        server = Path(f"/proc/{self.process.pid}")
+        children = [child for task in server.glob("task/*/children") for child in text_of(task).split()]
+        return [server, *(Path("/proc", child) for child in children)]
 
 
 @contextlib.contextmanager

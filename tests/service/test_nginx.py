@@ -1,4 +1,4 @@
-"""Two servers behind nginx, with the configuration that docs/deployment.md gives."""
+"""Two servers behind nginx, with the configuration of service/deploy/."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from support.serving import Process, answer_on, events_of, expected, head, png, until
+from support.serving import Process, answer_on, events_of, expected, free_port, head, png, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+CONFIGURATION = Path(__file__).parents[2] / "service" / "deploy" / "nginx.conf"
 
 
 @pytest.fixture
@@ -33,14 +34,16 @@ def servers(tmp_path: Path, tiny_model: Path) -> Iterator[list[Process]]:
 
 @pytest.fixture
 def proxy(tmp_path: Path, servers: list[Process]) -> Iterator[httpx.Client]:
-    if shutil.which("nginx") is None:
-        pytest.skip("NO NGINX HERE: apt-get install nginx-light, and the documented configuration is tested")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    written = re.findall(r"```nginx\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[0]
+    if shutil.which("nginx") is None or shutil.which("openssl") is None:
+        pytest.skip("NO NGINX HERE: apt-get install nginx-light openssl, and service/deploy/nginx.conf is tested")
+    port = free_port()
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make_certificate(certificate, key)
+    written = CONFIGURATION.read_text()
     for name, value in (
-        ("listen 443 ssl;", f"listen 127.0.0.1:{port};"),
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
+        ("/etc/nginx/srgan/certificate.pem", str(certificate)),
+        ("/etc/nginx/srgan/key.pem", str(key)),
         ("127.0.0.1:8001", f"127.0.0.1:{servers[0].port}"),
         ("127.0.0.1:8002", f"127.0.0.1:{servers[1].port}"),
     ):
@@ -56,13 +59,25 @@ def proxy(tmp_path: Path, servers: list[Process]) -> Iterator[httpx.Client]:
         f"events {{}} http {{ access_log off; {folders}\n{written} }}\n"
     )
     with subprocess.Popen(["nginx", "-c", str(config), "-p", str(tmp_path)]) as running:
-        url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        url, trust = f"https://127.0.0.1:{port}", ssl.create_default_context(cafile=certificate)
+        with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=trust) as client:
             try:
                 until(lambda: answers(client))
                 yield client
             finally:
                 running.terminate()
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """One for 127.0.0.1 that signs itself."""
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key),
+        ],
+        check=True,
+        capture_output=True,
+    )
 
 
 def answers(client: httpx.Client) -> bool:
@@ -72,14 +87,19 @@ def answers(client: httpx.Client) -> bool:
         return False
 
 
-def test_the_documented_configuration(proxy: httpx.Client, servers: list[Process], tiny_model: Path) -> None:
+def test_the_configuration(proxy: httpx.Client, servers: list[Process], tiny_model: Path) -> None:
     """Pictures, refusals, streams and jobs come through, and one server may die."""
     content = png(40, 30)
     (right,) = expected(tiny_model, [content])
     answer = proxy.post("/v1/upscale", content=content, headers={"X-Request-Id": "of-the-client"})
     assert answer.content == right
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])  # nginx's own, found in its log as in ours
-    with socket.create_connection(("127.0.0.1", proxy.base_url.port or 0), timeout=30) as uploading:
+    unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", proxy.base_url.port or 0), timeout=30) as opened,
+        unchecked.wrap_socket(opened) as uploading,
+    ):
         uploading.sendall(head(content_length=40_000_000, connection="close"))
         status, headers, body = answer_on(uploading)  # though nothing of it was sent
         assert (status, headers["content-type"]) == (413, "application/problem+json"), body

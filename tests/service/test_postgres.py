@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.serving import Process, accepted, expected, png, results, until
+from support.serving import Process, accepted, expected, free_port, png, results, until
 
 # DBOS waits up to a minute before it asks again a database that was gone.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -23,19 +19,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def programs() -> Path:
     """The folder of PostgreSQL's programs. Skips, loudly, where there is none."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
+    paths = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not paths:
         pytest.skip("NO POSTGRESQL HERE: apt-get install postgresql, and the jobs of several machines are tested")
-    return found[-1].parent
-
-
-def free_port() -> int:
-    """A port below those of outgoing connections, where a client that tries a closed one may meet itself."""
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")
+    return paths[-1].parent
 
 
 class Postgres:
@@ -60,17 +47,17 @@ class Postgres:
         self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "-w", "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
-        with (self._folder / f"{program}.log").open("a+") as said:  # not a pipe: the server would keep it open
+        with (self._folder / f"{program}.log").open("a+") as log:  # not a pipe: the server would keep it open
             done = subprocess.run(
                 [self._programs / program, *arguments],
                 user=self._user,
                 cwd=self._folder,
                 check=False,
-                stdout=said,
+                stdout=log,
                 stderr=subprocess.STDOUT,
             )
-            said.seek(0)
-            assert done.returncode == 0, said.read()
+            log.seek(0)
+            assert done.returncode == 0, log.read()
 
 
 @pytest.fixture
@@ -108,7 +95,6 @@ def test_a_database_that_goes_and_comes_back_loses_no_job(
         server.wait()
         ids = accepted(server, contents)
         postgres.stop()
-        time.sleep(1)
         answer = server.client.get("/v1/jobs")
         assert answer.status_code == 503
         assert answer.json()["code"] == "storage-failed"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from support.serving import Blocked, Running, answer_on, head, png, problem, serving, until
+from support.serving import Blocked, Running, answer_on, free_port, head, png, problem, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,25 @@ def test_a_dripping_second_head_is_closed(running: Running) -> None:
         assert closed(connection).endswith(b'{"status":"ok"}')
 
 
-def test_a_connection_is_kept_between_requests(running: Running) -> None:
-    with running.connect() as connection:
-        for _ in range(3):
-            connection.sendall(head("GET", "/healthz"))
-            received = b""
-            while not received.endswith(b"}"):
-                received += connection.recv(65536)
-            time.sleep(0.2)  # all together longer than a head may take
+def test_each_head_on_a_connection_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(header_timeout_s=1234.5) as server:
+        timers: list[asyncio.TimerHandle] = []
+        call_later = server.loop.call_later
+
+        def recorded(delay: float, callback: Callable[..., object], *arguments: Any) -> asyncio.TimerHandle:
+            timer = call_later(delay, callback, *arguments)
+            if delay == 1234.5:
+                timers.append(timer)
+            return timer
+
+        monkeypatch.setattr(server.loop, "call_later", recorded)
+        with server.connect() as connection:
+            for _ in range(3):
+                connection.sendall(head("GET", "/healthz"))
+                received = b""
+                while not received.endswith(b"}"):
+                    received += connection.recv(65536)
+            until(lambda: [timer.cancelled() for timer in timers] == [True, True, True, False])
 
 
 def test_a_body_nobody_asked_for_is_not_waited_for(running: Running) -> None:
@@ -98,17 +110,21 @@ def test_the_answer_to_a_refused_upload_arrives(running: Running) -> None:
     """Closed while the client still sends, a connection is reset, and the answer lost."""
     for _ in range(5):
         with running.connect(head(content_length=30_000_000)) as connection:
+            is_under_way = threading.Event()
 
-            def send(to: socket.socket = connection) -> None:
+            def send(to: socket.socket = connection, is_under_way: threading.Event = is_under_way) -> None:
                 try:
-                    for _ in range(300):
+                    for number in range(300):
                         to.sendall(bytes(100_000))
+                        if number == 50:
+                            is_under_way.set()
                 except OSError:
                     pass
+                is_under_way.set()
 
             thread = threading.Thread(target=send)
             thread.start()
-            time.sleep(0.02)
+            assert is_under_way.wait(30)
             problem(answer_on(connection), 413, "too-many-bytes")
             thread.join()
 
@@ -117,8 +133,7 @@ def test_connections_are_counted() -> None:
     with serving(connections=5, header_timeout_s=30) as server:
         server.client.close()
         until(lambda: not server.service.gate.inside)
-        held = [server.connect() for _ in range(5)]
-        time.sleep(0.05)
+        held = [server.connect() for _ in range(5)]  # accepted in this order
         with server.connect() as more:
             problem(answer_on(more), 503, "too-many-connections")
         for connection in held:
@@ -161,9 +176,9 @@ def test_what_turns_out_malformed_while_it_is_answered_breaks_neither_answer_nor
     for method, path in (("POST", "/v1/models"), ("GET", "/healthz"), ("POST", "/v1/upscale")):
         chunks = b"5\r\nhello\r\nno length\r\n"
         with running.connect(head(method, path, transfer_encoding="chunked") + chunks) as connection:
-            said = closed(connection)
-        assert said.startswith(b"HTTP/1.1 400 ")
-        assert said.count(b"HTTP/1.1 ") == 1
+            received = closed(connection)
+        assert received.startswith(b"HTTP/1.1 400 ")
+        assert received.count(b"HTTP/1.1 ") == 1
     assert running.client.get("/healthz").status_code == 200
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
@@ -194,9 +209,7 @@ server.serve(Settings(port=int(sys.argv[1]), grace_s=30, model=sys.argv[2], tile
 
 @pytest.fixture
 def process(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "SRGAN_DATA_DIR": str(tmp_path / "data")}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port), str(tiny_model)],
@@ -245,11 +258,12 @@ def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
     with serving(before=blocked, grace_s=0.3, tile_lr_px=16) as server:
         content = png(64, 64)
         with server.connect(head(content_length=len(content), connection="close") + content) as connection:
-            until(lambda: server.service.gate.px)
+            assert blocked.entered.acquire(timeout=30)
             server.loop_call(server.service.drain)
             problem(server.client.get("/readyz"), 503, "not-ready")
             problem(server.client.post("/v1/upscale", content=png()), 503, "draining")
-            time.sleep(0.5)
+            (ticket,) = server.service.works.lanes["small"].working
+            until(lambda: ticket.flow.stopped)
             blocked.let_go()
             problem(answer_on(connection), 503, "draining")
 
@@ -257,8 +271,22 @@ def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
 # The command
 
 
+def test_a_folder_with_a_package_called_service_changes_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__init__.py").write_text('raise RuntimeError("somebody else\'s")')
+    port = free_port()
+    arguments = ["--port", str(port), "--model", str(tiny_model), "--data-dir", "data"]
+    with subprocess.Popen([sys.executable, "-m", "srgan", "serve", *arguments], cwd=tmp_path) as started:
+        try:
+            until(lambda: answers(f"http://127.0.0.1:{port}/healthz") == 200)
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(30) == 0
+        finally:
+            started.kill()
+
+
 @pytest.mark.parametrize(
-    ("arguments", "environment", "said"),
+    ("arguments", "environment", "message"),
     [
         (["--host", "0.0.0.0"], {}, "SRGAN_KEYS"),
         (["--host", "example.org"], {}, "SRGAN_KEYS"),
@@ -273,7 +301,7 @@ def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
 def test_serving_nonsense_is_refused(
     arguments: list[str],
     environment: dict[str, str],
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -287,5 +315,5 @@ def test_serving_nonsense_is_refused(
         cli.main()
     assert ended.value.code == 2
     printed = capsys.readouterr().err
-    assert said in printed
+    assert message in printed
     assert printed.count("\n") == 1

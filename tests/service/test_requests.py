@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from srgan_service.http.routes import warnings_header
 from support.serving import Blocked, Running, answer_on, head, levels, png, problem, serving, settings_of, until
 
+from srgan.errors import GuardError
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Request, Upscaler
 
@@ -138,10 +139,10 @@ def test_where_and_when_a_picture_was_taken_stays_here_unless_asked_for(running:
         told_as = {"exif": exif} if format == "TIFF" else {"exif": exif, "xmp": xmp}
         sample.save(buffer, format, **({"comment": b"a secret comment"} if format == "GIF" else told_as))
         assert b"ecret" in buffer.getvalue()
-        for wanted in ("auto", "png", "jpg", "tiff"):
-            answer = running.client.post(f"/v1/upscale?format={wanted}", content=buffer.getvalue())
+        for target in ("auto", "png", "jpg", "tiff"):
+            answer = running.client.post(f"/v1/upscale?format={target}", content=buffer.getvalue())
             assert answer.status_code == 200
-            assert b"ecret" not in answer.content, (format, wanted)
+            assert b"ecret" not in answer.content, (format, target)
 
 
 def test_what_is_two_kinds_of_file_comes_back_as_one(running: Running) -> None:
@@ -176,8 +177,8 @@ def told(answer: httpx.Response) -> list[str]:
 def test_what_a_format_cannot_hold_is_said(running: Running) -> None:
     deep = encode(Picture((levels(6, 5).astype(np.uint16) << 8) + 1), "png")
     assert told(running.client.post("/v1/upscale", content=deep)) == []
-    (said,) = told(running.client.post("/v1/upscale?format=jpg", content=deep))
-    assert "8 bits per channel" in said
+    (warning,) = told(running.client.post("/v1/upscale?format=jpg", content=deep))
+    assert "8 bits per channel" in warning
     smaller = told(running.client.post("/v1/upscale?width=3&format=gif", content=png()))
     assert [word in text for word, text in zip(("reduced", "256 colours"), smaller, strict=True)] == [True, True]
     odd = encode(Picture(levels(6, 5), icc=b"nonsense" * 30), "png")
@@ -208,14 +209,14 @@ def test_a_balance_is_that_of_the_command_line(running: Running) -> None:
         for balance in (0, 0.1, 0.2, 0.3, 0.4):
             with_model = server.client.post(f"/v1/upscale?balance={balance}&model=srgan-x4", content=content)
             assert with_model.status_code == 200
-        assert len(server.service.models._balanced) == 4
+        assert server.service.models.loaded_balances == [0.1, 0.2, 0.3, 0.4]
         problem(server.client.post("/v1/upscale?balance=1.1", content=content), 422, "invalid-parameter")
     document = problem(running.client.post("/v1/upscale?balance=0.5", content=content), 422, "invalid-parameter")
     assert "no two models" in document["detail"]
 
 
 def test_what_is_no_profile_is_not_sent_back() -> None:
-    from srgan_service.work.work import stripped
+    from srgan.folder.making import stripped
 
     picture = Picture(levels(2, 2), icc=b"<script>" * 100, exif=b"Exif", warnings=("w",))
     assert stripped(picture).icc is None
@@ -287,16 +288,17 @@ def test_what_claims_to_be_huge_is_refused_from_its_header(running: Running) -> 
     problem(running.client.post("/v1/upscale", content=bomb + chunk(b"IEND", b"")), 413, "too-many-pixels")
 
 
-def test_a_decoder_that_dies_costs_one_request(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    from srgan.errors import GuardError
+def test_a_decoder_that_dies_costs_one_request() -> None:
+    deaths = iter([GuardError("no worker")])
 
-    def dies(content: bytes) -> Picture:
-        raise GuardError("no worker")
+    def dies_once(content: bytes) -> Picture:
+        for death in deaths:
+            raise death
+        return decode(content)
 
-    monkeypatch.setattr(running.service.works, "_decode", dies)
-    problem(running.client.post("/v1/upscale", content=png()), 503, "not-ready")
-    monkeypatch.undo()
-    assert running.client.post("/v1/upscale", content=png()).status_code == 200
+    with serving(decoder=dies_once) as server:
+        problem(server.client.post("/v1/upscale", content=png()), 503, "not-ready")
+        assert server.client.post("/v1/upscale", content=png()).status_code == 200
 
 
 def test_a_form_and_a_query_must_agree(running: Running) -> None:
@@ -329,13 +331,13 @@ def test_head_is_answered_as_get_but_for_the_body(running: Running, path: str) -
         return running.talk(f"{method} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
 
     status, headers, body = told("HEAD")
-    wanted_status, wanted, wanted_body = told("GET")
+    get_status, get_headers, get_body = told("GET")
     its_own = {"date", "x-request-id"}
-    assert status == wanted_status
+    assert status == get_status
     assert {name: headers[name] for name in headers.keys() - its_own} == {
-        name: wanted[name] for name in wanted.keys() - its_own
+        name: get_headers[name] for name in get_headers.keys() - its_own
     }
-    assert int(headers["content-length"]) == len(wanted_body) > 0
+    assert int(headers["content-length"]) == len(get_body) > 0
     assert body == b""
 
 
@@ -495,12 +497,14 @@ def test_a_deadline_ends_the_work_and_not_only_the_answer() -> None:
     blocked = Blocked()
     with serving(before=blocked, deadline_s=0.3, tile_lr_px=16) as server:
         server.service.decoder.decode(png())  # starting its process takes longer than that
-        timer = threading.Timer(1.0, blocked.let_go)  # the tile at hand goes on
-        timer.start()
-        problem(server.client.post("/v1/upscale", content=png(64, 64)), 504, "deadline")
+        lane = server.service.works.lanes["small"]
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(server.client.post, "/v1/upscale", content=png(64, 64))
+            until(lambda: asked.done() or any(ticket.flow.stopped for ticket in lane.working))
+            blocked.let_go()  # the tile at hand goes on
+            problem(asked.result(), 504, "deadline")
         assert len(server.engine.calls) <= 1  # the tile at hand
         until(lambda: server.service.gate.inside == 0)
-        timer.join()
 
 
 def test_who_goes_away_takes_the_work_along() -> None:
@@ -543,9 +547,10 @@ def test_a_stalled_upload_ends() -> None:
 
 def test_a_form_without_an_end_leaves_no_file_open() -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png()
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    with serving() as server:
+        problem(server.client.post("/v1/upscale", content=part, headers=kind), 400, "malformed-request")
     with serving(body_timeout_s=0.2, body_bytes_per_s=10**9) as server:
-        kind = {"content-type": "multipart/form-data; boundary=b"}
-        problem(server.client.post("/v1/upscale", content=part, headers=kind), 400, "no-picture")
         sent = head(content_length=10_000, content_type=kind["content-type"]) + part
         with server.connect(sent) as stalled:
             problem(answer_on(stalled), 408, "upload-too-slow")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -239,18 +240,24 @@ def test_no_program_is_run_and_nothing_is_called_during_requests(
         server.wait()
         watch = ["strace", "-f", "-qq", "-s", "200", "-e", "trace=execve,connect", "-o", str(calls)]
         with subprocess.Popen([*watch, "-p", str(server.pid)]) as watching:
-            until(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{server.pid}/status").read_text())
-            for content in contents:
-                assert server.client.post("/v1/upscale?scale=1", content=content).status_code < 500
-            assert server.client.post("/v1/jobs", content=png()).status_code == 202
-            watching.terminate()
+            try:
+                until(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{server.pid}/status").read_text())
+                for content in contents:
+                    answer = server.client.post(
+                        "/v1/upscale?scale=1", content=content, timeout=120
+                    )  # under strace
+                    assert answer.status_code < 500
+                assert server.client.post("/v1/jobs", content=png(), timeout=120).status_code == 202
+            finally:
+                watching.terminate()
     finally:
         server.close()
     seen = calls.read_text()
     programs = re.findall(r'execve\("([^"]*)", \[(.*)\]', seen)
     assert programs  # the decoder's process at least
     assert all(
-        Path(name).name.startswith("python") and "srgan.pictures.guarded" in said for name, said in programs
+        Path(name).name.startswith("python") and "srgan.pictures.guarded" in arguments
+        for name, arguments in programs
     )
     assert "AF_INET" not in seen
 
@@ -307,7 +314,7 @@ def spoiled(random: np.random.Generator) -> bytes:
 def test_spoiled_requests_are_answered_or_closed_and_hurt_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    quick = {"header_timeout_s": 0.2, "body_timeout_s": 0.2, "body_bytes_per_s": 10**9}
+    quick: dict[str, Any] = {"header_timeout_s": 0.2, "body_timeout_s": 0.2, "body_bytes_per_s": 10**9}
     with serving(data_dir=str(tmp_path), **quick, **QUICK) as server:
         random = np.random.default_rng(0)
         for _ in range(300):

@@ -192,8 +192,8 @@ def test_what_was_lost_is_said(browser: Browser, tmp_path: Path) -> None:
         )
         wait_until_done(page, 2)
         for _ in range(2):
-            said = page.locator("#list .note")
-            expect(said).to_have_text([re.compile("^JPEG is written with 8 bits per channel")] * 2)
+            notes = page.locator("#list .note")
+            expect(notes).to_have_text([re.compile("^JPEG is written with 8 bits per channel")] * 2)
             page.reload()
 
 
@@ -293,11 +293,11 @@ def test_a_long_picture_says_how_long_it_will_take(browser: Browser, tmp_path: P
 def test_refusals_say_why(browser: Browser, server: Running) -> None:
     with page_of(browser, server, refused=(413, 415, 422)) as page:
         give(page, ("notes.txt", b"not a picture"), ("large.png", bytes(300_000)), ("cut.png", png()[:60]))
-        said = page.locator("#list li.failed .state")
-        expect(said).to_have_count(3)
-        assert "not supported" in said.nth(0).inner_text()
-        assert said.nth(1).inner_text() == "This file is too large: the service takes up to 200 kB."
-        assert "cannot be read" in said.nth(2).inner_text()
+        states = page.locator("#list li.failed .state")
+        expect(states).to_have_count(3)
+        assert "not supported" in states.nth(0).inner_text()
+        assert states.nth(1).inner_text() == "This file is too large: the service takes up to 200 kB."
+        assert "cannot be read" in states.nth(2).inner_text()
         expect(page.get_by_role("button", name="Try again notes.txt")).to_be_visible()
         give(page, ("red.png", plain(*RED)))
         wait_until_done(page)
@@ -381,8 +381,8 @@ def test_axe_finds_nothing(
         page.locator("#about-model").filter(has_text="What negative does.").wait_for()
 
         def look() -> None:
-            found = axe.Axe().run(page)
-            assert found.violations_count == 0, found.generate_report()
+            report = axe.Axe().run(page)
+            assert report.violations_count == 0, report.generate_report()
 
         look()
         page.locator("#scale").select_option("px")

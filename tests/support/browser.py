@@ -8,18 +8,19 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 from srgan_service.work.models import ServedModel
-from support.serving import METADATA, NearestEngine, Running, serving
 
 from srgan.pictures import Picture, encode
 from srgan.upscale import Upscaler
+from support.serving import METADATA, NearestEngine, Running, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-Browser, Page = Any, Any
+Browser: TypeAlias = Any
+Page: TypeAlias = Any
 
 # As root there is no sandbox; the rest keeps the browser from looking for its maker's servers.
 _ARGUMENTS = [
@@ -38,11 +39,11 @@ PHONE: dict[str, Any] = {
 def chromium() -> Iterator[Browser]:
     """Start the browser, or skip and say how to get one. `SRGAN_CHROMIUM` names one that is not on the path."""
     names = (os.environ.get("SRGAN_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    if found is None:
+    path_of_browser = next((path for name in names if name and (path := shutil.which(name))), None)
+    if path_of_browser is None:
         pytest.skip("THE PAGE IS NOT TESTED: no browser; apt-get install chromium, or name one in SRGAN_CHROMIUM")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=found, args=_ARGUMENTS)
+        browser = running.chromium.launch(executable_path=path_of_browser, args=_ARGUMENTS)
         try:
             yield browser
         finally:
@@ -60,15 +61,17 @@ class Negative(NearestEngine):
 def negative_serving(**changes: Any) -> Iterator[Running]:
     """Run a server with two models: `negative`, the default, and `nearest`. Two balances are one or the other."""
     with serving(**changes) as server:
-        models, before, tile = server.service.models, changes.get("before"), changes.get("tile_lr_px", "auto")
-        engines = {"negative": Negative(before), "nearest": NearestEngine(before)}
-        models._loaded.update({name: Upscaler(engine=engine, tile_lr_px=tile) for name, engine in engines.items()})
-        models.balance = ("nearest", "negative")
-        models._balanced.update({0.25: models._loaded["nearest"], 0.75: models._loaded["negative"]})
-        models._listed = [
-            ServedModel(name, f"What {name} does.", METADATA.scale, is_default=name == "negative")
-            for name in engines
-        ]
+        before, tile = changes.get("before"), changes.get("tile_lr_px", "auto")
+        negative = Upscaler(engine=Negative(before), tile_lr_px=tile)
+        nearest = Upscaler(engine=NearestEngine(before), tile_lr_px=tile)
+        server.service.models.serve_only(
+            {
+                ServedModel("negative", "What negative does.", METADATA.scale, is_default=True): negative,
+                ServedModel("nearest", "What nearest does.", METADATA.scale, is_default=False): nearest,
+            },
+            balance=("nearest", "negative"),
+            balanced={0.25: nearest, 0.75: negative},
+        )
         yield server
 
 
@@ -145,8 +148,8 @@ def wait_for_colour(page: Page, x: float, colour: tuple[int, int, int]) -> None:
     raise AssertionError(f"{seen} at {x}, not {colour}")
 
 
-def near(one: tuple[int, ...], other: tuple[int, ...], most: int = 2) -> bool:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True)) <= most
+def near(colour: tuple[int, ...], other: tuple[int, ...], most: int = 2) -> bool:
+    return max(abs(a - b) for a, b in zip(colour, other, strict=True)) <= most
 
 
 def shot(page: Page, folder: Path, name: str, **options: Any) -> None:

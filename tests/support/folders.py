@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from srgan.errors import EngineError
 from srgan.files import TEMPORARY_SUFFIX
-from srgan.folder.batch import FileReport, Options, plan, run
+from srgan.folder.batch import run
+from srgan.folder.desk import Options
+from srgan.folder.making import Order
 from srgan.folder.manifest import FOLDER
+from srgan.folder.planning import plan
+from srgan.folder.reporting import FileReport
 from srgan.pictures import Picture, encode
 from srgan.upscale import Upscaler
 from support import engines
@@ -42,12 +48,18 @@ def pictures(folder: Path, count: int) -> Path:
     return folder
 
 
+def options_of(**settings: Any) -> Options:
+    """Return options with these settings, be they of the run or of each file's order."""
+    of_order = {field.name for field in dataclasses.fields(Order)} & settings.keys()
+    return Options(Order(**{name: settings.pop(name) for name in of_order}), **settings)
+
+
 def made(
     source: Path, out: Path | None, *, engine: NearestEngine | None = None, **options: object
 ) -> list[FileReport]:
     """Upscale a folder or a file in this process."""
     planned = plan([source], out, scale=4)
-    return list(run(planned, Upscaler(engine=engine or NearestEngine()), Options(**options)))  # type: ignore[arg-type]
+    return list(run(planned, Upscaler(engine=engine or NearestEngine()), options_of(**options)))
 
 
 def statuses(reports: list[FileReport]) -> list[str]:
@@ -71,6 +83,7 @@ def temporaries(folder: Path) -> list[Path]:
 JOB = """
 import sys, time
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, sys.argv[1])
 from support.folders import NearestEngine, Upscaler, plan, run
 class Engine(NearestEngine):

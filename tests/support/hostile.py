@@ -14,8 +14,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from srgan import pictures
 from srgan.errors import SrganError
-from srgan.pictures import Picture, headers
-from srgan.pictures.headers import Limits
+from srgan.pictures import Picture
+from srgan.pictures.guarded import headers
+from srgan.pictures.guarded.headers import Limits
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

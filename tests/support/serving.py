@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -14,6 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,14 @@ from srgan_service import logs
 from srgan_service.app import create_app
 from srgan_service.server import config
 from srgan_service.settings import Settings
+from srgan_service.work.models import ServedModel
 from srgan_service.work.service import Service
-from support import engines
+from srgan_service.work.upscaling import Decode
 
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata
+from support import engines
 
 logs.use_logging()  # unconfigured, structlog draws its lines
 
@@ -70,27 +75,22 @@ def settings_of(**changes: Any) -> Settings:
     return Settings(**{"port": 0, "log_level": "WARNING", "jobs": False, **changes})
 
 
+@dataclass
 class Running:
-    """A server that runs. `client`: an HTTP client for it."""
+    """A server that runs. `client`: an HTTP client for it. `loop`: of the server's thread."""
 
-    def __init__(
-        self,
-        port: int,
-        service: Service,
-        client: httpx.Client,
-        loop: asyncio.AbstractEventLoop,
-        engine: NearestEngine,
-        app: FastAPI,
-    ) -> None:
-        self.port, self.service, self.client, self.engine = port, service, client, engine
-        self.app = app
-        self._loop = loop
+    port: int
+    service: Service
+    client: httpx.Client
+    loop: asyncio.AbstractEventLoop
+    engine: NearestEngine
+    app: FastAPI
 
     def loop_call(self, function: Callable[[], object]) -> None:
         """Call something in the server's own thread, and wait for it."""
-        done = threading.Event()
-        self._loop.call_soon_threadsafe(lambda: (function(), done.set()))
-        assert done.wait(10)
+        done: Future[object] = Future()
+        self.loop.call_soon_threadsafe(lambda: done.set_result(function()))
+        done.result(30)
 
     def connect(self, sent: bytes = b"") -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
@@ -123,14 +123,16 @@ def serving(
     *,
     before: Callable[[], None] | None = None,
     is_ready: bool = True,
+    decoder: Decode | None = None,
     **changes: Any,
 ) -> Iterator[Running]:
     """Run a server whose engine is a `NearestEngine`, or the model that `settings` names.
 
     `before`: what the engine does before each tile, once the server is ready; from the start if not `is_ready`.
+    `decoder`: reads the uploads, instead of the service's own.
     """
     settings = settings or settings_of(**changes)
-    app = create_app(settings)
+    app = create_app(settings, decode=decoder)
     service: Service = app.state.service
     engine = NearestEngine(None if is_ready else before)
     if settings.model is None:
@@ -139,7 +141,8 @@ def serving(
             tile_lr_px=settings.tile_lr_px or "auto",
             max_output_megapixels=settings.limit_output_megapixels,
         )
-        service.models.serve_only(upscaler)
+        model = ServedModel(METADATA.name, "", METADATA.scale, is_default=True)
+        service.models.serve_only({model: upscaler})
     server = uvicorn.Server(config(settings, app))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -256,6 +259,16 @@ def events_of(client: httpx.Client, location: str) -> list[dict[str, Any]]:
 
 # Servers that may be killed
 
+
+def free_port() -> int:
+    """A port below those of outgoing connections, where a client that tries a closed one may meet itself."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
+
+
 SERVER = """
 import sys
 from srgan_service import server
@@ -280,9 +293,7 @@ class Process:
         log: Path | None = None,
     ) -> None:
         """`within`: a command that runs the command behind it. `log`: a file for what the server says."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._within, self._log = within, log
         self._arguments = [str(self.port), str(model), str(folder), database_url]
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
@@ -325,11 +336,11 @@ def expected(model: Path, contents: list[bytes]) -> list[bytes]:
 
 
 def results(client: httpx.Client, ids: list[str]) -> list[bytes]:
-    found = []
+    contents = []
     for id in ids:
         until(lambda id=id: client.get(f"/v1/jobs/{id}").json().get("status") == "completed", 200)  # type: ignore[misc]
-        found.append(client.get(f"/v1/jobs/{id}/result").content)
-    return found
+        contents.append(client.get(f"/v1/jobs/{id}/result").content)
+    return contents
 
 
 def accepted(server: Process, contents: list[bytes]) -> list[str]:

@@ -311,8 +311,8 @@ def test_generator_round_trip(tmp_path: Path) -> None:
     generator = Generator(1, 4, "batch")
     described = metadata(blocks=1, features=4, normalisation="batch")
     save_generator(path, generator, described.to_json())
-    loaded, said = load_generator(path)
-    assert said == described
+    loaded, carried = load_generator(path)
+    assert carried == described
     assert loaded.state_dict().keys() == generator.state_dict().keys()
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, generator.state_dict()[name])

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 import srgan.training
 from srgan.errors import RecipeError, UsageError
 from srgan.training.adversarial import OBJECTIVES
-from srgan.training.config import Recipe, bundled_recipes, load_recipe, validated
+from srgan.training.config import STAGES, Recipe, bundled_recipes, load_recipe, validated
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.losses import CONTENT_LOSSES
 
@@ -93,10 +93,10 @@ def test_tiny_needs_no_backbone() -> None:
     ],
 )
 def test_overrides(override: str, key: str, value: object) -> None:
-    found: object = load_recipe("srgan_x4", [override])
+    setting: object = load_recipe("srgan_x4", [override])
     for part in key.split("."):
-        found = getattr(found, part)
-    assert found == value
+        setting = getattr(setting, part)
+    assert setting == value
 
 
 def test_the_last_override_wins_and_the_rest_stays() -> None:
@@ -245,6 +245,34 @@ def test_a_recipe_survives_its_own_json() -> None:
         assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
+@pytest.mark.parametrize(("old", "new"), [("32-true", "fp32"), ("bf16-mixed", "bf16")])
+def test_old_words_for_a_precision_are_understood_with_a_note(
+    caplog: pytest.LogCaptureFixture, old: str, new: str
+) -> None:
+    assert load_recipe("tiny", [f"precision={old}"]).precision == new
+    assert caplog.messages == [f"precision = {old!r} is now written {new!r}"]
+    caplog.clear()
+    assert load_recipe("tiny", [f"precision={new}"]).precision == new
+    assert (
+        validated({"precision": old}, "checkpoint").precision == new
+    )  # as an older one has it: nobody wrote it now
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("word", ["fp16", "int8", "16-mixed", "bf16-true"])
+def test_precisions_that_do_not_train_are_refused(word: str) -> None:
+    with pytest.raises(RecipeError, match="precision: Input should be 'auto', 'fp32' or 'bf16'"):
+        load_recipe("tiny", [f"precision={word}"])
+
+
+def test_stages_are_those_with_steps_in_their_order() -> None:
+    recipe = Recipe()
+    assert list(recipe.stages()) == list(STAGES)
+    assert recipe.stages() == {"pretrain": recipe.pretrain, "adversarial": recipe.adversarial}
+    assert list(validated({"pretrain": {"steps": 0}}, "x").stages()) == ["adversarial"]
+    assert list(validated({"adversarial": {"steps": 0}}, "x").stages()) == ["pretrain"]
+
+
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, type[BaseModel]]]:
     """(dotted key, field, model that holds it) of every leaf."""
     for name, info in model.model_fields.items():
@@ -256,11 +284,11 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
 
 
 def attributes_read() -> set[str]:
-    """Names read as attributes, or handed to getattr, anywhere in the training package but in config.py."""
+    """Names read as attributes in the training package, but in config.py, and by the command that trains."""
+    folder = Path(srgan.training.__file__).parent
+    modules = [path for path in folder.rglob("*.py") if path.name != "config.py"]
     read: set[str] = set()
-    for path in Path(srgan.training.__file__).parent.glob("*.py"):
-        if path.name == "config.py":
-            continue
+    for path in (*modules, folder.parent / "commands" / "train.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)

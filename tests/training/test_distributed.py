@@ -21,7 +21,7 @@ from lightning.fabric import Fabric
 from safetensors.torch import save_file
 from srgan.networks.generator import Generator
 from srgan.training.processes import agreed, average_gradients, averaged, together
-from srgan.training.state import random_streams
+from srgan.training.run import random_streams
 
 fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
 with together(fabric):
@@ -60,14 +60,14 @@ def test_gradients_of_two_processes_equal_one_on_the_joined_batch(tmp_path: Path
     lr, hr = torch.rand(4, 3, 8, 8, generator=random), torch.rand(4, 3, 32, 32, generator=random)
     torch.nn.functional.mse_loss(generator(lr), hr).backward()
     for rank in range(2):
-        found = load_file(tmp_path / f"{rank}.safetensors")
+        results = load_file(tmp_path / f"{rank}.safetensors")
         for name, parameter in generator.named_parameters():
             assert parameter.grad is not None
-            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(results[name], parameter.grad, rtol=1e-4, atol=1e-7)
         # The first process's clock and anyone's wish to stop hold for all.
-        assert found["agreed"].tolist() == [1.0, 1.0]
-        assert float(found["averaged"]) == 0.5
-        assert len(found["draws"].unique()) == 4  # every process, patches and labels: streams of their own
+        assert results["agreed"].tolist() == [1.0, 1.0]
+        assert float(results["averaged"]) == 0.5
+        assert len(results["draws"].unique()) == 4  # type: ignore[no-untyped-call]  # every process, patches and labels: streams of their own
 
 
 RECIPE = """
@@ -118,14 +118,14 @@ ASTRAY = """
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
-from srgan.training import trainer
+from srgan.training import run, trainer
 from srgan.training.config import load_recipe
-from srgan.training.data import build_cache
+from srgan.training.data.cache import build_cache
 from srgan.training.processes import make_fabric, together
 
 folder, known = Path(sys.argv[1]), []
-real = trainer.make_players
-trainer.make_players = lambda *arguments: known.append(real(*arguments)) or known[0]
+real = run.make_players
+run.make_players = lambda *arguments, **options: known.append(real(*arguments, **options)) or known[0]
 # Alarms at every look, so that easing and the choice of the best have every chance to differ.
 easing = ["guards.accuracy_above=0.0", "guards.accuracy_steps=2", "guards.ease_discriminator=true"]
 steps = ["pretrain.steps=100000", "adversarial.steps=100000", "validation_minutes=1e-9", "checkpoint_minutes=0.01"]
@@ -177,16 +177,16 @@ def test_torchrun_starts_the_processes(photos: Path, tmp_path: Path, nodes: int)
 
     def outcome(*more: str) -> tuple[set[int], str]:
         machines = [machine(rank, *more) for rank in range(nodes)]
-        said = "".join(one.communicate(timeout=240)[0] for one in machines)
-        return {one.returncode for one in machines}, said
+        output = "".join(process.communicate(timeout=240)[0] for process in machines)
+        return {process.returncode for process in machines}, output
 
-    codes, said = outcome()
-    assert codes == {0}, said
-    assert said.count("srgan-x4.onnx") == 1
+    codes, output = outcome()
+    assert codes == {0}, output
+    assert output.count("srgan-x4.onnx") == 1
     assert trained(run) == ALL_STEPS
-    codes, said = outcome("--resume", "--set", "adversarial.steps=6")
-    assert codes == {0}, said
+    codes, output = outcome("--resume", "--set", "adversarial.steps=6")
+    assert codes == {0}, output
     assert trained(run) == [*ALL_STEPS, ("adversarial", 6)]
-    codes, said = outcome("--resume", "--devices", "3")
+    codes, output = outcome("--resume", "--devices", "3")
     assert codes == {1}
-    assert "leave both options out" in said
+    assert "leave both options out" in output

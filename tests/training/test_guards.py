@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
+from support.caches import cache_of
 
 from srgan.conversion.exporting import export_generator
 from srgan.errors import TrainingError
 from srgan.networks.generator import Generator
 from srgan.networks.reading import load_checkpoint
 from srgan.pages.report import report
-from srgan.training import trainer
+from srgan.training import run, trainer
 from srgan.training.checkpoint import checkpoint_path, latest_checkpoint
 from srgan.training.config import GuardsRecipe, Recipe, validated
-from srgan.training.data import PictureCache
+from srgan.training.data.cache import PictureCache
+from srgan.training.data.patches import Patches
 from srgan.training.guards import Guards
-from srgan.training.trainer import Position, roll_back
+from srgan.training.run import Position, after_rollback
 from srgan.weights import ModelMetadata
 
 FINITE, BAD = torch.tensor(1.0), torch.tensor(float("nan"))
@@ -46,7 +48,7 @@ HEALTHY = {"colour_shift": 0.3, "lr_psnr": 44.0, "detail": 0.5, "sameness": 0.01
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({}, []),
         ({"colour_shift": 5.0, "lr_psnr": 28.0, "detail": 2.0, "sameness": 0.3}, []),
@@ -59,11 +61,11 @@ HEALTHY = {"colour_shift": 0.3, "lr_psnr": 44.0, "detail": 0.5, "sameness": 0.01
         ({"colour_shift": 90.0, "lr_psnr": 10.0, "detail": 0.0}, ["colour drift", "LR does", "below 0.05"]),
     ],
 )
-def test_figures_beyond_their_limits_raise_alarms(change: dict[str, float], said: list[str]) -> None:
+def test_figures_beyond_their_limits_raise_alarms(change: dict[str, float], expected: list[str]) -> None:
     scores = {f"validation/{key}": value for key, value in (HEALTHY | change).items()}
     alarms = Guards(GuardsRecipe()).judge(scores, 200)
-    assert len(alarms) == len(said)
-    assert all(part in alarm for part, alarm in zip(said, alarms, strict=True))
+    assert len(alarms) == len(expected)
+    assert all(part in alarm for part, alarm in zip(expected, alarms, strict=True))
 
 
 def test_an_alarm_is_raised_anew_only_after_its_figure_was_back() -> None:
@@ -116,18 +118,14 @@ def test_best_is_by_lpips_or_else_by_psnr_and_patience_ends_a_stage() -> None:
 def test_a_rollback_slows_down_and_gives_up_in_the_end() -> None:
     recipe = Recipe(guards=GuardsRecipe(rollbacks=2, rollback_rate=0.5))
     now = Position(step=50, rate_scale=0.5, rollbacks=1)
-    then = roll_back(Position(step=40), now, recipe, now_s=99.0)
+    then = after_rollback(Position(step=40), now, recipe, now_s=99.0)
     assert (then.step, then.rollbacks, then.rate_scale, then.elapsed_s) == (40, 2, 0.25, 99.0)
     with pytest.raises(TrainingError, match="learning_rate"):
-        roll_back(Position(step=40), then, recipe, now_s=100.0)
+        after_rollback(Position(step=40), then, recipe, now_s=100.0)
 
 
 def noise_cache(count: int = 6, size: int = 72) -> PictureCache:
-    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    sizes = torch.full((count,), size)
-    offsets = torch.arange(count) * size * size * 3
-    names = [f"{index}.png" for index in range(count)]
-    return PictureCache(torch.from_numpy(pixels.reshape(-1)), offsets, sizes, sizes.clone(), names, "sha")
+    return cache_of(*np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
 
 
 def small_recipe(**changes: Any) -> Recipe:
@@ -144,20 +142,20 @@ def small_recipe(**changes: Any) -> Recipe:
     return validated(values | changes, "test")
 
 
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_that_meets_bad_gradients_rolls_back_and_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, poisoned = trainer.draw_pair, iter([False, False, False, True, True, *[False] * 50])
+    real, poisoned = Patches.pairs, iter([False, False, False, True, True, *[False] * 50])
 
     def draw(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         lr, hr = real(*arguments)
         return (lr * float("nan") if next(poisoned) else lr), hr
 
-    monkeypatch.setattr(trainer, "draw_pair", draw)
+    monkeypatch.setattr(Patches, "pairs", draw)
     recipe = small_recipe(guards={"bad_steps": 2, "rollback_rate": 0.5})
     exported = trainer.train(recipe, noise_cache(), tmp_path)
     assert [path.suffix for path in exported] == [".safetensors", ".onnx"]
@@ -174,13 +172,13 @@ def test_a_run_that_meets_bad_gradients_rolls_back_and_finishes(
 def test_a_run_that_stays_bad_stops_with_its_checkpoint_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trainer.draw_pair
+    real = Patches.pairs
 
     def draw(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         lr, hr = real(*arguments)
         return lr * float("nan"), hr
 
-    monkeypatch.setattr(trainer, "draw_pair", draw)
+    monkeypatch.setattr(Patches, "pairs", draw)
     recipe = small_recipe(guards={"bad_steps": 1, "rollbacks": 2})
     with pytest.raises(TrainingError, match="learning_rate"):
         trainer.train(recipe, noise_cache(), tmp_path)
@@ -191,13 +189,13 @@ def test_a_run_that_stays_bad_stops_with_its_checkpoint_kept(
 def test_a_step_that_spoils_running_statistics_is_rolled_back_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, poisoned = trainer.draw_pair, iter([False, False, False, True, *[False] * 50])
+    real, poisoned = Patches.pairs, iter([False, False, False, True, *[False] * 50])
 
     def draw(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         lr, hr = real(*arguments)
         return (lr * float("nan") if next(poisoned) else lr), hr
 
-    monkeypatch.setattr(trainer, "draw_pair", draw)
+    monkeypatch.setattr(Patches, "pairs", draw)
     recipe = small_recipe(generator={"blocks": 1, "features": 4, "normalisation": "batch"})
     trainer.train(recipe, noise_cache(), tmp_path)
     alarms = [row["alarm"] for row in rows_of(tmp_path) if "alarm" in row]
@@ -212,10 +210,7 @@ def waves_cache() -> PictureCache:
         angle = 0.3 * index
         phase = (np.cos(angle) * grid[:, None] + np.sin(angle) * grid[None]) * (0.15 + 0.03 * index)
         pictures.append(np.stack([np.sin(phase + colour) * 80 + 128 for colour in range(3)], 2).astype(np.uint8))
-    pixels = torch.from_numpy(np.stack(pictures).reshape(-1))
-    sizes = torch.full((10,), 96)
-    offsets = torch.arange(10) * 96 * 96 * 3
-    return PictureCache(pixels, offsets, sizes, sizes.clone(), [f"{i}.png" for i in range(10)], "sha")
+    return cache_of(*pictures)
 
 
 def drifted(generator: Generator) -> None:
@@ -234,12 +229,15 @@ def collapsed(generator: Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "expected"),
     [(None, []), (drifted, ["colour drift"]), (collapsed, ["mode collapse"])],
     ids=["healthy", "drifted", "collapsed"],
 )
 def test_a_run_gone_astray_says_so_and_a_healthy_one_does_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Generator], None] | None, said: list[str]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Generator], None] | None,
+    expected: list[str],
 ) -> None:
     torch.manual_seed(0)
     generator = Generator(blocks=1, features=4)
@@ -261,20 +259,19 @@ def test_a_run_gone_astray_says_so_and_a_healthy_one_does_not(
             "final_learning_rate": 1e-9,
         },
     )
-    run = tmp_path / "run"
-    trainer.train(recipe, waves_cache(), run)
-    alarms = [row["alarm"] for row in rows_of(run) if "alarm" in row]
-    assert [any(part in alarm for alarm in alarms) for part in said] == [True] * len(said)
-    assert bool(alarms) == bool(said)
-    page = report(run)
+    trainer.train(recipe, waves_cache(), tmp_path / "run")
+    alarms = [row["alarm"] for row in rows_of(tmp_path / "run") if "alarm" in row]
+    assert [any(part in alarm for alarm in alarms) for part in expected] == [True] * len(expected)
+    assert bool(alarms) == bool(expected)
+    page = report(tmp_path / "run")
     for alarm in alarms:
         assert alarm in caplog.text
-        assert html.escape(alarm) in page
-    assert ('class="alarms"' in page) == bool(said)
+        assert str(escape(alarm)) in page
+    assert ('class="alarms"' in page) == bool(expected)
 
 
 def test_patience_ends_the_stage_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "validate", lambda *_: {"validation/lpips": 0.5, "validation/psnr_y": 20.0})
+    monkeypatch.setattr(run, "validate", lambda *_: {"validation/lpips": 0.5, "validation/psnr_y": 20.0})
     recipe = small_recipe(
         guards={"patience": 2},
         validation_minutes=1e-9,

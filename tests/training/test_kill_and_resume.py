@@ -70,8 +70,8 @@ def train_with_kills(photos: Path, run: Path, steps: int, kills: int, moments: r
             command(photos, run, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         # Some steps after the last one that is safe, so that the kills spread over both stages.
-        before, wanted = newest(run, steps), moments.randint(1, max(1, 3 * steps // 2 // kills))
-        while process.poll() is None and newest(run, steps) - before < wanted:
+        before, further = newest(run, steps), moments.randint(1, max(1, 3 * steps // 2 // kills))
+        while process.poll() is None and newest(run, steps) - before < further:
             time.sleep(0.001)
         time.sleep(moments.random() * 0.03)
         process.kill()

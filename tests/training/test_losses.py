@@ -25,7 +25,7 @@ def small_vgg(monkeypatch: pytest.MonkeyPatch) -> nn.Sequential:
     """VGG19's structure, 4 to 16 channels, seeded, in the place of the ImageNet weights."""
     torch.manual_seed(0)
     plan: list[int | str] = [4, 4, "M", 8, 8, "M", *[8] * 4, "M", *[16] * 4, "M", *[16] * 4, "M"]
-    features = torchvision.models.vgg.make_layers(plan).eval().requires_grad_(False)
+    features: nn.Sequential = torchvision.models.vgg.make_layers(plan).eval().requires_grad_(False)
     for layer in features:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
@@ -169,7 +169,7 @@ def test_the_gradient_is_the_losss_slope(small_vgg: nn.Sequential) -> None:
 def test_under_autocast_the_features_are_halved_and_the_distance_is_not(small_vgg: nn.Sequential) -> None:
     sr, hr = pictures()
     loss = PerceptualLoss(PerceptualRecipe())
-    gradients = []
+    gradients: list[Tensor] = []
     for half in (False, True):
         leaf = sr.detach().clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.caches import cache_of
 
 from srgan.networks.generator import Generator
 from srgan.networks.reading import load_generator
@@ -15,7 +16,7 @@ from srgan.training import trainer
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.checkpoint import latest_checkpoint
 from srgan.training.config import validated
-from srgan.training.data import PictureCache, split
+from srgan.training.data.cache import PictureCache, split
 from srgan.training.validation import validate
 from srgan.weights import METADATA_KEY, ModelMetadata
 
@@ -32,10 +33,7 @@ def shapes() -> PictureCache:
             centre, radius = random.integers(0, 96, 2), random.integers(4, 20)
             picture[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] = random.integers(0, 256, 3)
         pictures.append(picture)
-    sizes = torch.full((6,), 96)
-    packed = torch.from_numpy(np.stack(pictures).reshape(-1))
-    names = [str(index) for index in range(6)]
-    return PictureCache(packed, torch.arange(6) * 96 * 96 * 3, sizes, sizes.clone(), names, "sha")
+    return cache_of(*pictures)
 
 
 @pytest.fixture(scope="module")

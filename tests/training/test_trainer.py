@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from lightning.fabric import Fabric
 from PIL import Image
+from support.caches import cache_of
 from torch import Tensor, nn
 
 from srgan.errors import BackboneError, UnknownModelError, UsageError, WeightsError
@@ -26,22 +26,24 @@ from srgan.evaluation import backbones, metrics
 from srgan.evaluation.backbones import FOLDER_VARIABLE
 from srgan.networks.generator import Generator
 from srgan.networks.reading import load_checkpoint, load_generator
+from srgan.training import run as run_module
 from srgan.training import trainer, validation
 from srgan.training.checkpoint import checkpoint_path, latest_checkpoint, save_checkpoint
 from srgan.training.config import Recipe, StageRecipe, load_recipe, validated
-from srgan.training.data import PictureCache, build_cache, split
-from srgan.training.state import Position, load_state, save_state
+from srgan.training.data.cache import PictureCache, build_cache, split
+from srgan.training.data.patches import Patches
+from srgan.training.losses import generator_terms
+from srgan.training.processes import make_fabric, precision_of
+from srgan.training.run import Players, Position, Run, begin_stage, make_players
 from srgan.training.trainer import (
-    Players,
+    Batch,
     discriminator_step,
     frozen,
     generator_step,
-    generator_terms,
     gradient_norms,
     learning_rate,
-    make_fabric,
-    make_players,
     pretrain_step,
+    ramp,
     stage_step,
     train,
 )
@@ -52,7 +54,7 @@ from srgan.weights import bundled_tensors
 @pytest.fixture(autouse=True)
 def no_alexnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation here goes without LPIPS: no test fetches or loads AlexNet."""
-    monkeypatch.setattr(validation, "_lpips_can_be_had", lambda: False)
+    monkeypatch.setattr(validation, "lpips_available", lambda: False)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,27 +80,15 @@ def discs(count: int, size: int = 64) -> list[np.ndarray]:
     return pictures
 
 
-def cache_of(pictures: list[np.ndarray], sha256: str = "a" * 64) -> PictureCache:
-    ends = np.cumsum([0] + [picture.size for picture in pictures])
-    return PictureCache(
-        torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures])),
-        torch.from_numpy(ends[:-1]),
-        torch.tensor([picture.shape[0] for picture in pictures]),
-        torch.tensor([picture.shape[1] for picture in pictures]),
-        [f"{index}.png" for index in range(len(pictures))],
-        sha256,
-    )
-
-
 @pytest.fixture(scope="module")
 def cache() -> PictureCache:
-    return cache_of(discs(6))
+    return cache_of(*discs(6))
 
 
 def small(**changes: Any) -> Recipe:
     """Both stages, a few steps, networks of a few features; `changes` are merged in, section by section."""
     values: dict[str, Any] = {
-        "precision": "32-true",  # compared with sums written out, so the same on every processor
+        "precision": "fp32",  # compared with sums written out, so the same on every processor
         "generator": {"blocks": 1, "features": 4},
         "discriminator": {"features": 2},
         "losses": {"perceptual": {"weight": 0.0}},
@@ -112,10 +102,9 @@ def small(**changes: Any) -> Recipe:
     return validated(values, "test")
 
 
-def players_of(recipe: Recipe) -> tuple[Fabric, Players]:
+def players_of(recipe: Recipe) -> Players:
     torch.manual_seed(0)
-    fabric = make_fabric(recipe)
-    return fabric, make_players(recipe, fabric, torch.Generator().manual_seed(1))
+    return make_players(recipe, make_fabric(recipe), torch.Generator().manual_seed(1))
 
 
 def batch(count: int = 2, patch: int = 16) -> tuple[Tensor, Tensor]:
@@ -177,8 +166,8 @@ def test_the_rate_warms_up_linearly_from_above_nothing() -> None:
 
 def test_the_adversarial_weight_ramps_after_the_discriminators_lead() -> None:
     stage = small(adversarial={"discriminator_alone_steps": 3, "ramp_steps": 4}).adversarial
-    assert [trainer._ramp(stage, step) for step in (3, 4, 5, 6, 7, 50)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert trainer._ramp(small().adversarial, 0) == 1.0
+    assert [ramp(stage, step) for step in (3, 4, 5, 6, 7, 50)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert ramp(small().adversarial, 0) == 1.0
 
 
 class Clock:
@@ -194,14 +183,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Every batch takes four seconds."""
-    clock, draw = Clock(), trainer.draw_pair
-    monkeypatch.setattr(trainer, "time", clock)
+    clock, draw = Clock(), Patches.pairs
+    monkeypatch.setattr(run_module, "time", clock)
 
     def slow(*arguments: Any) -> tuple[Tensor, Tensor]:
         clock.now_s += 4.0
         return draw(*arguments)
 
-    monkeypatch.setattr(trainer, "draw_pair", slow)
+    monkeypatch.setattr(Patches, "pairs", slow)
     return clock
 
 
@@ -248,19 +237,28 @@ def test_a_resumed_run_knows_the_minutes_that_are_gone(
     assert clock.now_s - resumed_at == pytest.approx(105 - 40, abs=4.1)
 
 
+def test_the_first_checkpoint_of_a_stage_knows_the_minutes_that_are_gone(
+    cache: PictureCache, tmp_path: Path, clock: Clock
+) -> None:
+    """Or a run killed soon after it would begin its `--minutes` anew."""
+    train(small(), cache, tmp_path)
+    position = load_checkpoint(checkpoint_path(tmp_path, 1, "adversarial", 0))["position"]
+    assert position["elapsed_s"] == position["stage_began_s"] == 4 * 4
+
+
 # --- steps -----------------------------------------------------------------------------------------------------
 
 
 def test_ema_moves_towards_the_model_by_one_minus_decay() -> None:
     recipe = small(pretrain={"ema_decay": 0.9})
-    fabric, players = players_of(recipe)
+    players = players_of(recipe)
     content = nn.functional.mse_loss
     lr, hr = batch()
-    pretrain_step(fabric, players, content, lr, hr, 1.0)
+    pretrain_step(players, content, lr, hr, 1.0)
     assert same(copied(players.ema.module), copied(players.generator))  # the first one is taken whole
     for _ in range(3):
         before = copied(players.ema.module)
-        pretrain_step(fabric, players, content, lr, hr, 1.0)
+        pretrain_step(players, content, lr, hr, 1.0)
         now = players.generator.state_dict()
         for name, averaged in players.ema.module.state_dict().items():
             torch.testing.assert_close(averaged, 0.9 * before[name] + 0.1 * now[name])
@@ -270,20 +268,21 @@ def test_ema_moves_towards_the_model_by_one_minus_decay() -> None:
 def test_a_pretraining_step_is_adam_on_the_content_loss() -> None:
     """Against a loop written with torch alone."""
     recipe = small(pretrain={"betas": [0.8, 0.95]})
-    fabric, players = players_of(recipe)
+    players = players_of(recipe)
     other = Generator(1, 4)
     other.load_state_dict(players.generator.state_dict())
     optimizer = torch.optim.Adam(other.parameters(), lr=5e-3, betas=(0.8, 0.95))
     lr, hr = batch()
-    step = stage_step("pretrain", recipe, players, fabric)
+    step = stage_step("pretrain", recipe, players)
     for number in range(3):
-        terms = step(lambda: (lr, hr), trainer.Position(step=number), 5e-3)
+        terms = step(lambda: (lr, hr), Position(step=number), 5e-3)
         optimizer.zero_grad()
         loss = (other(lr) - hr).square().mean()
         loss.backward()
-        norm = torch.sqrt(sum((p.grad.square().sum() for p in other.parameters()), torch.tensor(0.0)))  # type: ignore[union-attr]
-        for parameter in other.parameters():
-            parameter.grad *= min(1.0, 1.0 / (float(norm) + 1e-6))  # clip_norm = 1
+        gradients = [parameter.grad for parameter in other.parameters() if parameter.grad is not None]
+        norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+        for gradient in gradients:
+            gradient *= min(1.0, 1.0 / (float(norm) + 1e-6))  # clip_norm = 1
         optimizer.step()
         assert float(terms["content"]) == pytest.approx(float(loss.detach()), rel=1e-5)
         assert float(terms["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
@@ -302,11 +301,11 @@ def test_gradients_are_clipped_to_the_norm(clip: float, expected: float) -> None
 
 
 def test_the_discriminators_step_leaves_the_generator_alone() -> None:
-    fabric, players = players_of(small())
+    players = players_of(small())
     lr, hr = batch()
     weights, judge = copied(players.generator), copied(players.discriminator)
     sr = players.generator(lr)
-    discriminator_step(fabric, players, hr, sr, 1.0)
+    discriminator_step(players, hr, sr, 1.0)
     assert same(copied(players.generator), weights)
     assert all(parameter.grad is None for parameter in players.generator.parameters())
     moved = copied(players.discriminator)
@@ -315,12 +314,12 @@ def test_the_discriminators_step_leaves_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("normalisation", ["batch", "none", "spectral"])
 def test_the_generators_step_leaves_the_discriminator_alone(normalisation: str) -> None:
-    fabric, players = players_of(small(discriminator={"normalisation": normalisation}))
+    players = players_of(small(discriminator={"normalisation": normalisation}))
     lr, hr = batch()
     before = {name: p.clone() for name, p in players.discriminator.named_parameters()}
     weights = copied(players.generator)
     sr = players.generator(lr)
-    generator_step(fabric, players, {}, {"adversarial": 1.0}, lr, hr, sr, 1.0, measure=True)
+    generator_step(players, {}, {"adversarial": 1.0}, Batch(lr, hr, sr), 1.0, measure=True)
     for name, parameter in players.discriminator.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -330,7 +329,7 @@ def test_the_generators_step_leaves_the_discriminator_alone(normalisation: str) 
 
 def test_frozen_thaws_even_after_a_failure() -> None:
     module = nn.Linear(2, 2)
-    within = []
+    within: list[bool] = []
 
     def fails() -> None:
         with frozen(module):
@@ -354,7 +353,7 @@ ALL_TERMS = {
 @pytest.mark.parametrize("term", [*ALL_TERMS, "adversarial"])
 def test_every_term_gives_the_generator_a_gradient(term: str) -> None:
     recipe = small(losses=ALL_TERMS, discriminator={"normalisation": "none"})
-    fabric, players = players_of(recipe)
+    players = players_of(recipe)
     lr, hr = batch()
 
     class Perfect(nn.Module):
@@ -363,10 +362,10 @@ def test_every_term_gives_the_generator_a_gradient(term: str) -> None:
         def forward(self, _lr: Tensor) -> Tensor:
             return hr
 
-    functions, _ = generator_terms(recipe.losses, Perfect(), fabric.device)
+    functions, _ = generator_terms(recipe.losses, Perfect(), players.fabric.device)
     assert set(functions) == set(ALL_TERMS)
     chosen = dict.fromkeys([*functions, "adversarial"], 0.0) | {term: 1.0}
-    generator_step(fabric, players, functions, chosen, lr, hr, players.generator(lr), 0.0)
+    generator_step(players, functions, chosen, Batch(lr, hr, players.generator(lr)), 0.0)
     gradients = {name: p.grad for name, p in players.generator.named_parameters()}
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
     silent = [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().sum() > 0]
@@ -376,7 +375,7 @@ def test_every_term_gives_the_generator_a_gradient(term: str) -> None:
 @pytest.mark.usefixtures("small_vgg")
 def test_terms_without_weight_are_not_even_built() -> None:
     recipe = small(losses={"content": {"weight": 0.0}, "perceptual": {"weight": 0.0}})
-    _, players = players_of(recipe)
+    players = players_of(recipe)
     assert generator_terms(recipe.losses, players.ema, torch.device("cpu")) == ({}, {})
 
 
@@ -384,15 +383,15 @@ def test_terms_without_weight_are_not_even_built() -> None:
 def test_the_generators_step_is_adam_on_the_weighted_sum() -> None:
     """Against the sum written out with autograd alone."""
     recipe = small(losses=ALL_TERMS | {"artifact": 0.0}, discriminator={"normalisation": "none"})
-    fabric, players = players_of(recipe)
+    players = players_of(recipe)
     lr, hr = batch()
-    functions, _ = generator_terms(recipe.losses, players.ema, fabric.device)
+    functions, _ = generator_terms(recipe.losses, players.ema, players.fabric.device)
     weights = {"content": 0.3, "perceptual": 0.07, "adversarial": 0.9}
     sr = players.generator(lr)
     total = 0.3 * (sr - hr).square().mean() + 0.07 * functions["perceptual"](sr, hr, lr)
     total = total - 0.9 * torch.log(torch.sigmoid(players.discriminator(sr))).mean()
     expected = torch.autograd.grad(total, list(players.generator.parameters()))
-    terms = generator_step(fabric, players, functions, weights, lr, hr, players.generator(lr), 0.0)
+    terms = generator_step(players, functions, weights, Batch(lr, hr, players.generator(lr)), 0.0)
     for parameter, gradient in zip(players.generator.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     assert sum(weights[name] * float(terms[name]) for name in weights) == pytest.approx(
@@ -412,26 +411,26 @@ def test_gradient_norms_by_hand() -> None:
 
 def test_the_discriminator_alone_moves_first() -> None:
     recipe = small(adversarial={"discriminator_alone_steps": 2})
-    fabric, players = players_of(recipe)
-    step = stage_step("adversarial", recipe, players, fabric)
+    players = players_of(recipe)
+    step = stage_step("adversarial", recipe, players)
     for number, moves in ((0, False), (1, False), (2, True)):
         weights, judge = copied(players.generator), copied(players.discriminator)
-        step(batch, trainer.Position("adversarial", number), 1e-3)
+        step(batch, Position("adversarial", number), 1e-3)
         assert same(copied(players.generator), weights) is not moves
         assert not same(copied(players.discriminator), judge)
 
 
 def test_both_players_follow_the_schedule() -> None:
     recipe = small(adversarial={"learning_rate": 1e-3, "discriminator_learning_rate": 4e-4})
-    fabric, players = players_of(recipe)
-    step = stage_step("adversarial", recipe, players, fabric)
-    step(batch, trainer.Position("adversarial", rate_scale=0.5, discriminator_rate_scale=0.1), 2e-4)
+    players = players_of(recipe)
+    step = stage_step("adversarial", recipe, players)
+    step(batch, Position("adversarial", rate_scale=0.5, discriminator_rate_scale=0.1), 2e-4)
     assert players.generator_optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
     assert players.discriminator_optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 4e-5)
 
 
 def test_looking_at_the_accuracy_leaves_no_trace() -> None:
-    _, players = players_of(small())
+    players = players_of(small())
     before = copied(players.discriminator)
     lr, hr = batch(3)
     share = trainer.accuracy(players, hr, players.generator(lr))
@@ -446,27 +445,17 @@ def test_looking_at_the_accuracy_leaves_no_trace() -> None:
 
 @contextmanager
 def stopping_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Iterator[None]:
-    """A run within the block is asked to stop before it would draw its batch number `steps` + 1."""
-    drawn, draw = [0], trainer.draw_pair
+    """A run within the block gets Ctrl-C while it draws its batch number `steps`."""
+    drawn, draw = [0], Patches.pairs
 
     def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
         drawn[0] += 1
+        if drawn[0] == steps:
+            signal.raise_signal(signal.SIGINT)
         return draw(*arguments)
 
-    class Stop:
-        def __call__(self) -> bool:
-            return drawn[0] >= steps
-
-        def reason(self) -> BaseException:
-            return KeyboardInterrupt()
-
-    @contextmanager
-    def asked() -> Iterator[Stop]:
-        yield Stop()
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "draw_pair", counted)
-        patch.setattr(trainer, "asked_to_stop", asked)
+        patch.setattr(Patches, "pairs", counted)
         yield
 
 
@@ -514,7 +503,7 @@ def straight(cache: PictureCache, tmp_path_factory: pytest.TempPathFactory) -> C
         if kind not in known:
             folder = tmp_path_factory.mktemp(kind)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(trainer, "export_ema", lambda *_: ())
+                patch.setattr(Run, "export", lambda *_: [])
                 train(small(**KINDS[kind]), cache, folder)
             known[kind] = final(folder)
         return known[kind]
@@ -544,7 +533,7 @@ def test_resuming_equals_never_stopping(
     kind: str,
     stops: list[int],
 ) -> None:
-    monkeypatch.setattr(trainer, "export_ema", lambda *_: ())
+    monkeypatch.setattr(Run, "export", lambda *_: [])
     recipe = small(**KINDS[kind])
     for sitting, steps in enumerate(stops):
         with stopping_after(monkeypatch, steps), pytest.raises(KeyboardInterrupt):
@@ -568,7 +557,7 @@ def finished(cache: PictureCache, tmp_path_factory: pytest.TempPathFactory) -> t
     """A run of both stages and what it exported; not to be written to."""
     run = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "_lpips_can_be_had", lambda: True)
+        patch.setattr(validation, "lpips_available", lambda: True)
         patch.setattr(metrics, "lpips", lambda *_: 0.25)
         return run, train(small(), cache, run)
 
@@ -578,18 +567,18 @@ def test_a_run_exports_both_stages(finished: tuple[Path, list[Path]], cache: Pic
     names = [f"{name}.{kind}" for name in ("srresnet-x4", "srgan-x4") for kind in ("safetensors", "onnx")]
     assert [path.name for path in exported] == names
     assert all(path.parent == run and path.is_file() for path in exported)
-    generator, said = load_generator(exported[2])
+    generator, metadata = load_generator(exported[2])
     _, state = latest_checkpoint(run)
     for name, tensor in generator.state_dict().items():
         assert torch.equal(tensor, state["ema"][f"module.{name}"])  # the average, not the generator of the day
     assert any(not torch.equal(t, state["generator"][name]) for name, t in generator.state_dict().items())
-    assert said.name == "srgan-x4"
-    assert said.architecture == small().generator.model_dump()
-    assert said.halo_lr_px == generator.halo_lr_px
-    assert said.data_sha256 == cache.sha256
-    assert validated(said.recipe, "x") == small()
-    assert said.metrics["validation/lpips"] == 0.25
-    assert 5 < said.metrics["validation/psnr_y"] < 60
+    assert metadata.name == "srgan-x4"
+    assert metadata.architecture == small().generator.model_dump()
+    assert metadata.halo_lr_px == generator.halo_lr_px
+    assert metadata.data_sha256 == cache.sha256
+    assert validated(metadata.recipe, "x") == small()
+    assert metadata.metrics["validation/lpips"] == 0.25
+    assert 5 < metadata.metrics["validation/psnr_y"] < 60
 
 
 def test_the_second_stage_starts_from_the_average(finished: tuple[Path, list[Path]], cache: PictureCache) -> None:
@@ -597,15 +586,15 @@ def test_the_second_stage_starts_from_the_average(finished: tuple[Path, list[Pat
     first = load_generator(exported[0])[0].state_dict()
     best = load_checkpoint(checkpoint_path(run, 0, "pretrain", None))
     assert all(torch.equal(first[name], best["ema"][f"module.{name}"]) for name in first)
-    fabric, players = players_of(small())
+    players = players_of(small())
     with torch.no_grad():
         for parameter in players.ema.module.parameters():
             parameter.fill_(0.125)
-    pretrain_step(fabric, players, nn.functional.mse_loss, *batch(), 1.0)
+    pretrain_step(players, nn.functional.mse_loss, *batch(), 1.0)
     with torch.no_grad():
         for parameter in players.ema.module.parameters():
             parameter.fill_(0.125)
-    trainer.begin_stage(players, small().adversarial)
+    begin_stage(players, small().adversarial)
     assert all((parameter == 0.125).all() for parameter in players.generator.parameters())
     assert not players.generator_optimizer.state
     assert players.ema.n_averaged == 0
@@ -639,7 +628,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trainer, "export_ema", lambda *_: ())
+    monkeypatch.setattr(Run, "export", lambda *_: [])
     train(small(), cache, tmp_path / "same")
     assert differences(straight("default"), final(tmp_path / "same")) == []
     train(small(seed=1), cache, tmp_path / "other")
@@ -673,13 +662,10 @@ def test_another_run_is_not_resumed(
 
 
 def test_each_process_resumes_its_own_random_streams(cache: PictureCache, tmp_path: Path) -> None:
-    recipe = small()
-    _, players = players_of(recipe)
-
     class Process:
         """Rank 1 of 2, whose rank 0 has the states of generators that never drew."""
 
-        world_size, global_rank, is_global_zero = 2, 1, True
+        world_size, global_rank, is_global_zero, device = 2, 1, True, torch.device("cpu")
 
         def broadcast(self, state: Tensor, src: int) -> Tensor:
             return state if src == 1 else torch.Generator().manual_seed(0).get_state()
@@ -688,17 +674,19 @@ def test_each_process_resumes_its_own_random_streams(cache: PictureCache, tmp_pa
             pass
 
     fabric: Any = Process()
-    patches = torch.Generator().manual_seed(5)
-    torch.rand(7, generator=patches)
-    save_state(recipe, cache, players, patches, tmp_path, fabric, Position())
-    expected = [torch.rand(3, generator=stream) for stream in (patches, players.objective.random)]
-    load_state(recipe, cache, players, patches, tmp_path, fabric)
-    assert torch.equal(torch.rand(3, generator=patches), expected[0])
-    assert torch.equal(torch.rand(3, generator=players.objective.random), expected[1])
+    run = Run(small(), cache, tmp_path, fabric)
+    with run.journal:
+        streams = (run.patch_random, run.players.objective.random)
+        torch.rand(7, generator=run.patch_random)
+        run.save()
+        expected = [torch.rand(3, generator=stream) for stream in streams]
+        run.load()
+        for stream, numbers in zip(streams, expected, strict=True):
+            assert torch.equal(torch.rand(3, generator=stream), numbers)
 
 
 def test_other_pictures_are_not_resumed_on(finished: tuple[Path, list[Path]], cache: PictureCache) -> None:
-    other = cache_of(discs(6), sha256="b" * 64)
+    other = cache_of(*discs(6), sha256="b" * 64)
     with pytest.raises(WeightsError, match="trained on other pictures: give --data the same folders"):
         train(small(), other, finished[0], resume=True)
 
@@ -711,7 +699,7 @@ def test_nothing_to_resume(cache: PictureCache, tmp_path: Path) -> None:
 def test_start_from_weights(finished: tuple[Path, list[Path]], cache: PictureCache, tmp_path: Path) -> None:
     start = str(finished[1][0])
     recipe = small(start=start, pretrain={"steps": 0})
-    _, players = players_of(recipe)
+    players = players_of(recipe)
     assert same(copied(players.generator), copied(load_generator(Path(start))[0]))
     assert [path.name for path in train(recipe, cache, tmp_path)] == ["srgan-x4.safetensors", "srgan-x4.onnx"]
     with pytest.raises(WeightsError, match="another architecture"):
@@ -722,7 +710,7 @@ def test_start_from_weights(finished: tuple[Path, list[Path]], cache: PictureCac
 
 def test_start_from_a_bundled_model() -> None:
     bundled, _ = load_generator(bundled_tensors("srresnet-x4"))
-    _, players = players_of(small(start="srresnet-x4", generator={"blocks": 16, "features": 64}))
+    players = players_of(small(start="srresnet-x4", generator={"blocks": 16, "features": 64}))
     assert same(copied(players.generator), copied(bundled))
     with pytest.raises(UnknownModelError, match="no model 'nothing-x4': choose one of srresnet-x4"):
         players_of(small(start="nothing-x4"))
@@ -745,13 +733,13 @@ def test_start_from_a_checkpoint_goes_on_with_both_players(
     path = checkpoint_path(finished[0], 1, "adversarial", None)
     state = load_checkpoint(path)
     recipe = small(start=str(path), pretrain={"steps": 0})
-    _, players = players_of(recipe)
+    players = players_of(recipe)
     for name, tensor in players.generator.state_dict().items():
         assert torch.equal(tensor, state["ema"][f"module.{name}"])
         assert torch.equal(tensor, players.ema.module.state_dict()[name])
     for name, tensor in players.discriminator.state_dict().items():
         assert torch.equal(tensor, state["discriminator"][name])
-    assert not same(copied(players.discriminator), copied(players_of(small())[1].discriminator))
+    assert not same(copied(players.discriminator), copied(players_of(small()).discriminator))
     assert [path.name for path in train(recipe, cache, tmp_path)] == ["srgan-x4.safetensors", "srgan-x4.onnx"]
 
 
@@ -770,7 +758,7 @@ def test_start_from_a_checkpoint_that_does_not_fit(finished: tuple[Path, list[Pa
 
 def test_a_first_stage_alone_asks_for_no_discriminator(finished: tuple[Path, list[Path]]) -> None:
     path = checkpoint_path(finished[0], 1, "adversarial", None)
-    _, players = players_of(
+    players = players_of(
         small(start=str(path), adversarial={"steps": 0}, discriminator={"kind": "patch", "features": 4})
     )
     averaged = load_checkpoint(path)["ema"]
@@ -780,19 +768,19 @@ def test_a_first_stage_alone_asks_for_no_discriminator(finished: tuple[Path, lis
 
 def test_pictures_smaller_than_a_patch_with_its_margin(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 32 px on both sides"):
-        train(small(), cache_of(discs(5, size=31)), tmp_path)
+        train(small(), cache_of(*discs(5, size=31)), tmp_path)
 
 
 def test_held_out_pictures_may_be_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An icon among the photographs must not end a run when it is its turn to be validated on."""
-    monkeypatch.setattr(trainer, "export_ema", lambda *_: ())
+    monkeypatch.setattr(Run, "export", lambda *_: [])
     for side in (1, 3, 11, 33):
         pictures = [*discs(5), *[np.full((side, side + 1, 3), 77, np.uint8)] * 5]
-        train(small(data={"held_out": 2}, seed=side), cache_of(pictures), tmp_path / str(side))
+        train(small(data={"held_out": 2}, seed=side), cache_of(*pictures), tmp_path / str(side))
 
 
 def test_a_run_without_held_out_pictures(tmp_path: Path) -> None:
-    exported = train(small(data={"held_out": 0}, adversarial={"steps": 0}), cache_of(discs(1)), tmp_path)
+    exported = train(small(data={"held_out": 0}, adversarial={"steps": 0}), cache_of(*discs(1)), tmp_path)
     assert load_generator(exported[0])[1].metrics == {}
 
 
@@ -802,7 +790,7 @@ def test_mistakes_of_the_second_stage_are_found_before_the_first(
     """A day of pre-training should not end on a layer that VGG does not have, or a backbone that is not there."""
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     steps: list[object] = []
-    monkeypatch.setattr(trainer, "draw_pair", lambda *_: steps.append(1))
+    monkeypatch.setattr(Patches, "pairs", lambda *_: steps.append(1))
     absent = {"perceptual": {"weight": 1.0, "file": str(tmp_path / "absent.safetensors")}}
     unknown = {"perceptual": {"weight": 1.0, "layers": {"conv9_9": 1.0}}}
     with pytest.raises(BackboneError, match=r"absent\.safetensors"):
@@ -842,7 +830,7 @@ def waves(count: int, size: int = 96) -> list[np.ndarray]:
 
 def gain(recipe: Recipe, run: Path) -> float:
     """How much held-out PSNR a run gains over the untrained generator, in dB."""
-    cache = cache_of(waves(12))
+    cache = cache_of(*waves(12))
     _, held_out = split(cache, recipe.data.held_out, recipe.seed)
     torch.manual_seed(recipe.seed)
     start = validate(Generator(**recipe.generator.model_dump()).eval(), held_out)["validation/psnr_y"]
@@ -883,15 +871,15 @@ def test_signals_leave_a_checkpoint_and_the_right_exit_code(tmp_path: Path, numb
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     ) as process:
         assert process.stdout is not None
-        said = []
+        lines = []
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if "pretrain 3 " in line:
                 process.send_signal(number)
                 break
-        said += list(process.stdout)
-        assert process.wait() == code, "".join(said)
-    assert "Traceback" not in "".join(said)
+        lines += list(process.stdout)
+        assert process.wait() == code, "".join(lines)
+    assert "Traceback" not in "".join(lines)
     _, state = latest_checkpoint(run)
     assert state["position"]["step"] >= 3
     cache = build_cache([photos], run.parent / "cache")
@@ -899,56 +887,76 @@ def test_signals_leave_a_checkpoint_and_the_right_exit_code(tmp_path: Path, numb
 
 
 SIGNALS = """
-import os, signal
+import os, signal, sys
+from pathlib import Path
 from srgan.training import trainer
+from srgan.training.config import load_recipe
+from srgan.training.data.cache import build_cache
+from srgan.training.data.patches import Patches
 
-before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-with trainer.asked_to_stop() as stop:
-    assert not stop()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop()
-    assert isinstance(stop.reason(), SystemExit)
-    assert stop.reason().code == 143
+def step(*arguments):
+    for number in signals:
+        signal.raise_signal(number)
+    return draw(*arguments)
+
+def outcome():
     try:
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("the second signal did nothing")
-    except KeyboardInterrupt:
-        pass
-assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-with trainer.asked_to_stop() as stop:
-    os.kill(os.getpid(), signal.SIGINT)
-    assert isinstance(stop.reason(), KeyboardInterrupt)
+        trainer.train(recipe, cache, run, resume=run.exists())
+    except BaseException as error:
+        return type(error).__name__, getattr(error, "code", None)
+
+folder = Path(sys.argv[1])
+run, recipe = folder / "run", load_recipe(str(folder / "recipe.toml"))
+cache = build_cache([folder], folder / "cache")
+draw, Patches.pairs = Patches.pairs, step
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+for signals in ([signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGINT]):
+    print(*outcome())
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 """
 
 
-def test_a_second_signal_ends_at_once() -> None:
+def test_a_signal_waits_for_the_step_and_a_second_one_does_not(tmp_path: Path) -> None:
     """In a process of its own: what other tests load may have changed how this one takes signals."""
-    subprocess.run([sys.executable, "-c", SIGNALS], check=True)
+    for index, picture in enumerate(discs(5)):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    (tmp_path / "recipe.toml").write_text(
+        "generator = { blocks = 1, features = 4 }\ndata = { held_out = 0 }\nadversarial = { steps = 0 }\n"
+        "pretrain = { steps = 100, batch_size = 2, patch_hr_px = 16 }\n"
+    )
+    command = [sys.executable, "-c", SIGNALS, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["SystemExit 143", "KeyboardInterrupt None", "KeyboardInterrupt None"]
+    _, state = latest_checkpoint(tmp_path / "run")
+    assert state["position"]["step"] == 2  # the two that were let end
 
 
 @pytest.mark.parametrize(
     ("capabilities", "precision"),
-    [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, "32-true")],
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32")],
 )
 def test_half_precision_only_where_the_processor_computes_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    fabric = make_fabric(small(precision="auto"))
-    assert fabric._precision.precision == precision
-    assert make_fabric(small(precision="32-true"))._precision.precision == "32-true"
+    assert precision_of(small(precision="auto")) == precision
+    assert precision_of(small(precision="fp32")) == "fp32"
+    for recipe, kind in ((small(precision="auto"), precision), (small(precision="fp32"), "fp32")):
+        with make_fabric(recipe).autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
 
 
 def test_a_step_in_half_precision_keeps_its_losses_and_weights_in_full() -> None:
     steps = {}
-    for precision in ("32-true", "bf16-mixed"):
+    for precision in ("fp32", "bf16"):
         recipe = small(precision=precision, generator={"blocks": 2, "features": 8})
-        fabric, players = players_of(recipe)
+        players = players_of(recipe)
         lr, hr = batch()
-        steps[precision] = pretrain_step(fabric, players, nn.functional.l1_loss, lr, hr, 0.0)
+        steps[precision] = pretrain_step(players, nn.functional.l1_loss, lr, hr, 0.0)
         assert all(parameter.dtype == torch.float32 for parameter in players.generator.parameters())
-    half, full = steps["bf16-mixed"], steps["32-true"]
+    half, full = steps["bf16"], steps["fp32"]
     assert half["content"].dtype == torch.float32
     assert float(half["content"]) == pytest.approx(float(full["content"]), rel=5e-3)
     assert float(half["gradient_norm"]) == pytest.approx(float(full["gradient_norm"]), rel=5e-2)

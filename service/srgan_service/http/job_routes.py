@@ -24,9 +24,10 @@ from srgan_service.http import openapi
 from srgan_service.http.keys import Holder
 from srgan_service.http.parameters import Wish, is_picture_field, text_fields, with_form
 from srgan_service.http.problems import Problem, documented, problem_of
-from srgan_service.http.routes import AHolder, AService, AWish
+from srgan_service.http.routes import AHolder, AWish
 from srgan_service.http.uploads import Body, BodyLimits, announced_bytes, check_kind, is_form, too_large
-from srgan_service.jobs.jobs import ANYBODY, Job, Jobs, Upload, Word
+from srgan_service.jobs.jobs import ANYBODY, Jobs
+from srgan_service.jobs.records import Job, JobError, JobFile, JobStatus, Upload
 from srgan_service.work.admission import Gate
 from srgan_service.work.service import Service
 
@@ -41,24 +42,6 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 JOB_PROBLEMS = ("unauthorized", "not-found", "invalid-parameter", "storage-failed", "not-ready")
 
 router = APIRouter(tags=["jobs"])
-
-
-class JobError(BaseModel):
-    """Why a picture or a job failed; `code` is that of a problem document."""
-
-    code: str
-    detail: str
-
-
-class JobFile(BaseModel):
-    """A picture of a job."""
-
-    name: str = Field(description="As the client called it.")
-    bytes: int
-    width: int | None = Field(None, description="Of the result, in pixels.")
-    height: int | None = None
-    warnings: list[str] = Field([], description="What of the upload is not as it was, once it is done.")
-    error: JobError | None = None
 
 
 class JobResult(BaseModel):
@@ -94,7 +77,7 @@ class JobState(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     id: str
-    status: Word
+    status: JobStatus
     progress: float = Field(ge=0, le=1)
     created_at: datetime
     started_at: datetime | None
@@ -117,6 +100,7 @@ class JobDesk:
     """What the routes need of jobs: the jobs themselves, threads to wait in, a gate for uploads."""
 
     def __init__(self, service: Service, jobs: Jobs) -> None:
+        self.service = service
         self._jobs = jobs
         self._settings = service.settings
         self._threads = ThreadPoolExecutor(8, "srgan-database")
@@ -154,9 +138,9 @@ class JobDesk:
             started_at=job.started,
             finished_at=job.finished,
             expires_at=None if job.finished is None else job.finished + expiry,
-            files=[JobFile(**file) for file in job.files],
+            files=job.files,
             parameters=job.parameters,
-            error=None if job.error is None else JobError(**job.error),
+            error=job.error,
             result=result,
         )
 
@@ -202,7 +186,6 @@ def _owner(holder: Holder) -> str:
 async def create(
     request: Request,
     response: Response,
-    service: AService,
     holder: AHolder,
     desk: ADesk,
     wish: AWish,
@@ -212,6 +195,7 @@ async def create(
     ] = None,
 ) -> JobState:
     """Accept one picture (raw or in a form) or many (a form with `image` or `file` as often as needed)."""
+    service = desk.service
     announced = announced_bytes(request.headers)
     limit = service.settings.job_bytes if is_form(request.headers) else service.settings.limit_bytes
     if announced > limit:
@@ -222,7 +206,7 @@ async def create(
         limits = BodyLimits(limit, service.settings.body_timeout_s, service.settings.body_bytes_per_s)
         body = Body(request, limits, lambda count: desk.gate.add_bytes(ticket, count))
         async with contextlib.AsyncExitStack() as held:
-            uploads, wish = await service.wanted.upload(_uploads(body, request, wish, service, held))
+            uploads, wish = await service.cancellation.upload(_uploads(body, request, wish, service, held))
             _refuse_nonsense(wish, service)
             job, is_new = await desk.call(
                 lambda jobs: jobs.submit(_owner(holder), uploads, wish, idempotency_key),
@@ -266,7 +250,7 @@ def _reader(file: UploadFile) -> Callable[[], bytes]:
 
 def _refuse_nonsense(wish: Wish, service: Service) -> None:
     try:
-        wish.request()
+        wish.order()
         service.models.check(wish.model, wish.balance)
     except SrganError as error:
         raise problem_of(error) from error
@@ -285,10 +269,10 @@ async def list_jobs(
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> JobPage:
     """Answer with the jobs of this API key, the newest first."""
-    found = await desk.call(lambda jobs: jobs.page(_owner(holder), limit + 1, offset))
+    page = await desk.call(lambda jobs: jobs.page(_owner(holder), limit + 1, offset))
     return JobPage(
-        jobs=[desk.state(job) for job in found[:limit]],
-        next_offset=offset + limit if len(found) > limit else None,
+        jobs=[desk.state(job) for job in page[:limit]],
+        next_offset=offset + limit if len(page) > limit else None,
     )
 
 
@@ -403,32 +387,32 @@ def _part_of(asked: str | None, size: int) -> tuple[int, int] | None:
         **documented(*JOB_PROBLEMS, "queue-full"),
     },
 )
-async def watch(request: Request, id: AnId, service: AService, holder: AHolder, desk: ADesk) -> Response:
+async def watch(id: AnId, holder: AHolder, desk: ADesk) -> Response:
     """Answer with an event whenever the job changes; the last one says how it ended."""
     job = await desk.call(lambda jobs: jobs.get(_owner(holder), id))
-    if desk.watchers >= service.settings.job_watchers:
+    if desk.watchers >= desk.service.settings.job_watchers:
         raise Problem(
             "queue-full", "too many jobs are being watched; ask from time to time instead", retry_after_s=10
         )
-    return StreamingResponse(_events(desk, service, _owner(holder), job), media_type="text/event-stream")
+    return StreamingResponse(_events(desk, _owner(holder), job), media_type="text/event-stream")
 
 
-async def _events(desk: JobDesk, service: Service, owner: str, job: Job) -> AsyncIterator[str]:
+async def _events(desk: JobDesk, owner: str, job: Job) -> AsyncIterator[str]:
     def look(jobs: Jobs) -> Job:
         return jobs.get(owner, job.id)
 
     desk.watchers += 1
     try:
-        said, quiet_s = "", 0.0
+        told, quiet_s = "", 0.0
         while True:
             text = desk.state(job).model_dump_json()
-            if text != said:
-                said, quiet_s = text, 0.0
+            if text != told:
+                told, quiet_s = text, 0.0
                 yield f"event: status\nid: {hashlib.sha256(text.encode()).hexdigest()[:16]}\ndata: {text}\n\n"
             elif quiet_s >= _ALIVE_EVERY_S:
                 quiet_s = 0.0
                 yield ": still there\n\n"
-            if job.status not in ("pending", "processing") or service.gate.draining:
+            if job.status not in ("pending", "processing") or desk.service.gate.draining:
                 return
             await asyncio.sleep(_EVENTS_EVERY_S)
             quiet_s += _EVENTS_EVERY_S

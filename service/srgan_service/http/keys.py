@@ -68,13 +68,13 @@ class Keys:
             raise _unauthorized("this service has no API keys and serves its own machine only")
         presented = _presented(request)
         digest = hashlib.sha256(presented if presented is not None else b"").digest()
-        found: Holder | None = None
+        match: Holder | None = None
         for stored, holder in self._holders:  # all of them, so that the time tells nothing
             if hmac.compare_digest(stored, digest):
-                found = holder
-        if found is None or presented is None:
+                match = holder
+        if match is None or presented is None:
             raise _unauthorized("send an API key as X-API-Key or as Authorization: Bearer")
-        return found
+        return match
 
     def _add(self, name: str, digest: bytes, share: float) -> None:
         if not _NAME.fullmatch(name):
@@ -124,7 +124,7 @@ def _digest_of(name: str, key: str) -> bytes:
     if len(key) < _LEAST_CHARACTERS:
         raise UsageError(
             f"API key {name[:64]!r} is shorter than {_LEAST_CHARACTERS} characters; make one with "
-            "`python -m service.keys NAME`"
+            "`python -m srgan_service.http.keys NAME`"
         )
     return hashlib.sha256(key.encode()).digest()
 
@@ -148,7 +148,7 @@ if __name__ == "__main__":
     import sys
 
     if len(sys.argv) != 2 or not _NAME.fullmatch(sys.argv[1]):
-        sys.exit("usage: python -m service.keys NAME")
+        sys.exit("usage: python -m srgan_service.http.keys NAME")
     made, made_sha256 = new_key()
     print(f"key, to be given to its holder: {made}", file=sys.stderr)
     print(f'[keys."{sys.argv[1]}"]\nsha256 = "{made_sha256}"')

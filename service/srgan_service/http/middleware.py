@@ -32,7 +32,7 @@ SECURITY_HEADERS = {
 }
 
 
-class Around:
+class RequestMiddleware:
     """The outermost ASGI application: everything that goes in or comes out passes here."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, limit_header_bytes: int) -> None:

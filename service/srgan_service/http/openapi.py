@@ -14,7 +14,7 @@ from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import ProblemDocument
 from srgan_service.work.models import Models
 from srgan_service.work.service import Service
-from srgan_service.work.work import MEDIA_TYPES
+from srgan_service.work.upscaling import MEDIA_TYPES
 
 _UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
 _USE = (
@@ -137,10 +137,10 @@ def _name_models(operation: dict[str, Any], models: Models) -> None:
     names = [model.name for model in models.listed]
     parameters: list[dict[str, Any]] = operation.get("parameters", [])
     if models.balance is None:
-        parameters[:] = [one for one in parameters if one["name"] != "balance"]
-    for one in parameters:
-        if one["name"] == "model":
-            one["schema"] = {"type": "string", "enum": names}
+        parameters[:] = [parameter for parameter in parameters if parameter["name"] != "balance"]
+    for parameter in parameters:
+        if parameter["name"] == "model":
+            parameter["schema"] = {"type": "string", "enum": names}
     for body in operation.get("requestBody", {}).get("content", {}).values():
         properties = body["schema"].get("properties", {})
         if "model" in properties:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
+from srgan.folder.making import Order
 from srgan.pictures import FORMATS
 from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request
 from srgan_service.http.problems import Problem
@@ -53,15 +54,16 @@ class Wish(BaseModel):
         Field(description="Whether what the upload says of place, time and camera stays in the result."),
     ] = "strip"
 
-    def request(self) -> Request:
-        """Return the part that the upscaler takes. Raises UsageError for two sizes that contradict."""
-        return Request(
+    def order(self) -> Order:
+        """Return what decides on the result beside the model. Raises UsageError for two sizes that contradict."""
+        request = Request(
             scale=self.scale,
             long_side_px=self.long_side,
             width_px=self.width,
             height_px=self.height,
             strength=self.strength,
         )
+        return Order(request, format=self.format, quality=self.quality, metadata=self.metadata)
 
 
 assert set(FormatName.__args__) == {"auto", *FORMATS}  # type: ignore[attr-defined]  # noqa: S101
@@ -72,15 +74,15 @@ def with_form(wish: Wish, fields: dict[str, str]) -> Wish:
 
     Raises Problem for an unknown or wrong parameter.
     """
-    said = wish.model_dump(exclude_unset=True)
+    given = wish.model_dump(exclude_unset=True)
     try:
         formed = Wish.model_validate(fields).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise Problem("invalid-parameter", describe(error)) from error
     for name, value in formed.items():
-        if said.setdefault(name, value) != value:
+        if given.setdefault(name, value) != value:
             raise Problem("invalid-parameter", f"{name}: the query and the form contradict each other")
-    return Wish(**said)
+    return Wish(**given)
 
 
 def describe(error: ValidationError) -> str:
@@ -91,10 +93,10 @@ def describe(error: ValidationError) -> str:
 def describe_errors(errors: Sequence[Any]) -> str:
     """Return what pydantic's list of errors says, in a line, without what the client sent."""
     parts = []
-    for one in errors[:5]:
-        where = ".".join(str(part) for part in one["loc"] if part not in ("query", "body", "path", "header"))
+    for error in errors[:5]:
+        where = ".".join(str(part) for part in error["loc"] if part not in ("query", "body", "path", "header"))
         name = where if where.isidentifier() and len(where) < 40 else "a parameter"
-        parts.append(f"{name}: {one['msg']}")
+        parts.append(f"{name}: {error['msg']}")
     return "; ".join(parts) or "a parameter is wrong"
 
 

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from srgan.errors import (
     EngineError,
+    FormatError,
     GuardError,
     PictureTooLargeError,
     SrganError,
@@ -109,26 +110,25 @@ def draining() -> Problem:
 
 def too_long(limit_bytes: int) -> Problem:
     """Return what is said of a head above its limit."""
-    said = f"the head of a request may have {limit_bytes} bytes"
-    return Problem("headers-too-large", said)
+    return Problem("headers-too-large", f"the head of a request may have {limit_bytes} bytes")
 
 
 def problem_of(error: SrganError) -> Problem:
     """Return what an error of the library means to a client."""
-    said = str(error)
+    detail = str(error)
     match error:
         case PictureTooLargeError():
-            return Problem("too-many-pixels", said)
+            return Problem("too-many-pixels", detail)
         case UnsupportedPictureError():
-            return Problem("unsupported-format", said)
-        case UsageError():
-            return Problem("invalid-parameter", said)
+            return Problem("unsupported-format", detail)
+        case UsageError() | FormatError():
+            return Problem("invalid-parameter", detail)
         case GuardError():
             return Problem("not-ready", "pictures cannot be decoded now; try again", retry_after_s=5)
         case EngineError():
             return Problem("engine-failed", "the upscaler failed on this picture; try again, or another model")
         case _:
-            return Problem("damaged-picture", said)
+            return Problem("damaged-picture", detail)
 
 
 def documented(*codes: str) -> dict[int | str, dict[str, object]]:

@@ -56,17 +56,16 @@ class Protocol(H11Protocol):
         self._real = transport
         super().connection_made(cast(asyncio.Transport, _GentleTransport(self, transport)))
         if len(self.connections) > self._limits.connections:
-            said = Problem("too-many-connections", "too many connections are open; try again")
-            self._refuse(said, _SHORT_LINGER_S)
+            problem = Problem("too-many-connections", "too many connections are open; try again")
+            self._refuse(problem, _SHORT_LINGER_S)
         else:
             self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: nothing is left to watch."""
-        for timer in (self._head_timer, self._write_timer, self._end_timer):
+        for timer in (self._head_timer, self._write_timer, self._end_timer, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
-        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from srgan_service.http import manual, openapi
+from srgan_service.http.cancellation import WatchedResponse
 from srgan_service.http.keys import Holder
 from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem, documented
 from srgan_service.http.uploads import Body, BodyLimits, announced_bytes, one_picture, too_large
-from srgan_service.http.wanted import WatchedResponse
 from srgan_service.work.admission import Ticket
 from srgan_service.work.service import Service
 
@@ -83,8 +83,10 @@ async def upscale(
     settings = service.settings
     limits = BodyLimits(settings.limit_bytes, settings.body_timeout_s, settings.body_bytes_per_s)
     body = Body(request, limits, lambda count: service.gate.add_bytes(ticket, count))
-    content, wish = await service.wanted.upload(one_picture(body, request.headers, wish))
-    answer = await service.wanted.run(request, service.works.answer(ticket, content, wish), settings.deadline_s)
+    content, wish = await service.cancellation.upload(one_picture(body, request.headers, wish))
+    answer = await service.cancellation.run(
+        request, service.works.answer(ticket, content, wish), settings.deadline_s
+    )
     return WatchedResponse(
         answer.content,
         answer.media_type,
@@ -154,8 +156,8 @@ class State(BaseModel):
 async def models(service: AService, holder: AHolder) -> ModelList:
     """Answer with the models that a request may name."""
     listed = [
-        Model(name=one.name, description=one.description, scale=one.scale, default=one.is_default)
-        for one in service.models.listed
+        Model(name=model.name, description=model.description, scale=model.scale, default=model.is_default)
+        for model in service.models.listed
     ]
     return ModelList(models=listed, balance=service.models.balance)
 

@@ -85,7 +85,7 @@ class Body:
 
         `spool_bytes`: from which size on a file lies on the disk in the meantime.
         """
-        parser = MultiPartParser(
+        parser = _FormParser(
             self._request.headers,
             self.chunks(),
             max_files=max_files,
@@ -94,15 +94,35 @@ class Body:
         )
         parser.spool_max_size = spool_bytes
         try:
-            try:
-                form = await parser.parse()
-            except MultiPartException as error:
-                raise Problem("malformed-request", f"multipart: {error.message[:200]}") from error
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise Problem("malformed-request", f"multipart: {error.message[:200]}") from error
+        try:
             yield form.multi_items()
         finally:
-            # All of them: a part that has no end is not in the form.
-            for file in parser._files_to_close_on_error:
-                file.close()
+            for _, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    value.file.close()
+
+
+class _FormParser(MultiPartParser):
+    """Refuses a form that breaks off, as the last part of a whole one is only known by the boundary behind it.
+
+    The refusal comes while the form is parsed, so that the parser closes the files it has begun.
+    """
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], **limits: int) -> None:
+        super().__init__(headers, self._whole(stream), **limits)
+        self._has_ended = False
+
+    def on_end(self) -> None:
+        self._has_ended = True
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._has_ended:
+            raise MultiPartException("the form breaks off before its last boundary")
 
 
 def announced_bytes(headers: Headers) -> int:

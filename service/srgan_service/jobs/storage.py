@@ -7,12 +7,12 @@ import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
 from srgan.errors import UsageError
-from srgan.files import TEMPORARY_SUFFIX, write_atomically
+from srgan.files import TEMPORARY_SUFFIX, written_whole
 
 # Every entry of an archive gets this time, so that the same pictures make the same bytes.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -35,12 +35,8 @@ class Storage:
 
     def write(self, name: str, content: bytes) -> None:
         """Make the file `name` hold `content`. Raises OSError."""
-        if self.local is not None:
-            path = self.local / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
-        else:
-            self._fs.pipe_file(self._path(name), content)
+        with self._written(name) as file:
+            file.write(content)
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Return the bytes of a file, or those from `start` to before `stop`. Raises OSError."""
@@ -49,13 +45,10 @@ class Storage:
 
     def archive(self, name: str, entries: Iterable[tuple[str, str]]) -> int:
         """Make `name` a ZIP archive of `entries`, pairs of a name in it and a file here; return its bytes."""
-        target = self._path(name)
-        with contextlib.closing(self._part(target)) as part, zipfile.ZipFile(part, "w") as archive:
+        with self._written(name) as part, zipfile.ZipFile(part, "w") as archive:
             for inside, file in entries:
                 archive.writestr(zipfile.ZipInfo(inside, _ZIP_TIME), self.read(file))  # stored: pictures are dense
-        if self.local is not None:
-            Path(part.name).replace(target)
-        size: int = self._fs.info(target)["size"]
+        size: int = self._fs.info(self._path(name))["size"]
         return size
 
     def exists(self, name: str) -> bool:
@@ -86,12 +79,14 @@ class Storage:
                 if time.time() - path.stat().st_mtime >= age_s:
                     path.unlink()
 
-    def _part(self, target: str) -> Any:
-        """Open what becomes `target`: elsewhere it appears when it is closed, here when it is renamed."""
+    def _written(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Return a file to fill that becomes `name` at the end of its block."""
         if self.local is None:
-            return self._fs.open(target, "wb")
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        return Path(target).with_name(".archive-part").open("wb")
+            opened: IO[bytes] = self._fs.open(self._path(name), "wb")  # appears when it is closed
+            return opened
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return written_whole(path)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

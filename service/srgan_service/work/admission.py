@@ -77,7 +77,7 @@ class Gate:
         if self._inside and self.px >= self._px:
             raise self._full("the queue is full of pictures", excess_px=self.px - self._px)
         ticket = Ticket(key, share)
-        if self._of_key(ticket, lambda one: 1) + 1 > max(1, share * self._requests):
+        if self._of_key(ticket, lambda ticket: 1) + 1 > max(1, share * self._requests):
             raise self._over_share(ticket)
         self._inside.add(ticket)
         try:
@@ -96,7 +96,7 @@ class Gate:
         others = self._inside - {ticket}
         if others and self.bytes + count > self._bytes:
             raise self._full("too many uploads are under way")
-        if others and self._of_key(ticket, lambda one: one.bytes) + count > ticket.share * self._bytes:
+        if others and self._of_key(ticket, lambda ticket: ticket.bytes) + count > ticket.share * self._bytes:
             raise self._over_share(ticket)
         ticket.bytes += count
 
@@ -108,7 +108,7 @@ class Gate:
         ticket.bytes = 0
         if self.px and self.px + px > self._px:
             raise self._full("the queue is full of pictures", excess_px=self.px + px - self._px)
-        of_key = self._of_key(ticket, lambda one: one.px)
+        of_key = self._of_key(ticket, lambda ticket: ticket.px)
         if of_key and of_key + px > ticket.share * self._px:
             raise self._over_share(ticket)
         self._refuse_if_late(ticket, px, lane)
@@ -117,8 +117,8 @@ class Gate:
     def _refuse_if_late(self, ticket: Ticket, px: int, lane: str) -> None:
         """Refuse what its deadline would end while it waits for others."""
         groups: Counter[tuple[str, str]] = Counter()
-        for one in self._inside:
-            groups[one.key, one.lane] += one.px
+        for other in self._inside:
+            groups[other.key, other.lane] += other.px
         mine = groups.pop((ticket.key, lane), 0) + px
         # Keys and lanes share the device evenly, so of who has more only as much is done meanwhile.
         until_done_px = mine + sum(min(mine, others) for others in groups.values())
@@ -133,7 +133,7 @@ class Gate:
             raise draining()
 
     def _of_key(self, ticket: Ticket, what: Callable[[Ticket], int]) -> int:
-        return sum(what(one) for one in self._inside if one.key == ticket.key)
+        return sum(what(other) for other in self._inside if other.key == ticket.key)
 
     def _full(self, what: str, excess_px: int | None = None) -> Problem:
         if excess_px is None:  # the next of those inside will do; they share the device
@@ -141,8 +141,8 @@ class Gate:
         return Problem("queue-full", f"{what}; try again later", retry_after_s=self._seconds(excess_px))
 
     def _over_share(self, ticket: Ticket) -> Problem:
-        count = self._of_key(ticket, lambda one: 1)
-        backlog_px = self._of_key(ticket, lambda one: one.px)
+        count = self._of_key(ticket, lambda ticket: 1)
+        backlog_px = self._of_key(ticket, lambda ticket: ticket.px)
         return Problem(
             "key-over-share",
             f"this API key has {count} requests in work, which is its share; wait for one of them",

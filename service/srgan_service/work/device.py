@@ -86,16 +86,18 @@ class Device:
 
     def run(self, engine: Engine, lr: np.ndarray) -> np.ndarray:
         """Return what `engine.run(lr)` does, when its turn comes; raises what that raises, or Stopped."""
+        return self.submit(engine, lr).result()
+
+    def submit(self, engine: Engine, lr: np.ndarray) -> Future[np.ndarray]:
+        """Return at once the future of what `run` returns."""
         lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
-        flow = _flow.get() or Flow()
-        sr: np.ndarray = self._turn(_Piece(engine, flow, lr_px, lambda: engine.run(lr), tile=lr))
-        return sr
+        return self._put(_Piece(engine, _flow.get() or Flow(), lr_px, lambda: engine.run(lr), tile=lr))
 
     def run_precisely(self, engine: DeviceEngine, lr: np.ndarray) -> np.ndarray:
         """Return what `engine.run_precisely(lr)` does, when its turn comes; raises what that does, or Stopped."""
         lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
         flow = _flow.get() or Flow()
-        sr: np.ndarray = self._turn(_Piece(engine, flow, lr_px, lambda: engine.run_precisely(lr)))
+        sr: np.ndarray = self._put(_Piece(engine, flow, lr_px, lambda: engine.run_precisely(lr))).result()
         return sr
 
     def strips(
@@ -103,16 +105,20 @@ class Device:
     ) -> Iterator[Strip]:
         """Yield what `engine.strips` does, each strip when its turn comes."""
         flow, strips = _flow.get() or Flow(), engine.strips(height, width, rows, read)
-        while (strip := self._turn(_Piece(engine, flow, rows * width, lambda: next(strips, None)))) is not None:
+
+        def following() -> Strip | None:
+            return next(strips, None)
+
+        while (strip := self._put(_Piece(engine, flow, rows * width, following)).result()) is not None:
             yield strip
 
-    def _turn(self, piece: _Piece) -> Any:
+    def _put(self, piece: _Piece) -> Future[Any]:
         with self._changed:
             if self._closed:
                 raise EngineError("the service is shutting down")
             self._waiting.put(piece.flow, piece.lr_px, piece)
             self._changed.notify()
-        return piece.done.result()
+        return piece.done
 
     def forget_speed(self) -> None:
         """Measure the speed anew: what was computed so far says nothing about what comes."""
@@ -154,7 +160,7 @@ class Device:
         """Let all engines but those used last give back the memory that makes them faster."""
         if (self._warm and engine is self._warm[-1]) or not isinstance(engine, StripEngine):
             return
-        self._warm = [*(one for one in self._warm if one is not engine), engine]
+        self._warm = [*(warm for warm in self._warm if warm is not engine), engine]
         while len(self._warm) > _WARM_ENGINES:
             self._warm.pop(0).forget()
 

@@ -55,9 +55,9 @@ class FairQueue(Generic[T]):
         self._clock, _, item = heapq.heappop(self._heap)
         return item
 
-    def get_like(self, wanted: Callable[[T], bool], most: int) -> list[T]:
-        """Take out up to `most` that are `wanted`, in order, without moving the clock."""
-        taken = heapq.nsmallest(most, (entry for entry in self._heap if wanted(entry[2])))
+    def get_like(self, matches: Callable[[T], bool], most: int) -> list[T]:
+        """Take out up to `most` that `matches` is true of, in order, without moving the clock."""
+        taken = heapq.nsmallest(most, (entry for entry in self._heap if matches(entry[2])))
         for entry in taken:
             self._heap.remove(entry)
         if taken:

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from srgan.conversion.loading import load_engine
-from srgan.engines.inference import Progress
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.pictures import Picture
-from srgan.upscale import Request, Upscaler
-from srgan.weights import ModelMetadata, balance_models, bundled_models, is_file_name
+from srgan.upscale import AnyUpscaler, Upscaler
+from srgan.weights import balance_models, bundled_models, is_file_name
 from srgan_service.work.device import Device
 
 # Generators between two models that are kept loaded; every balance is one.
 _MOST_BALANCED = 4
-
-
-class AnyUpscaler(Protocol):
-    """What the service needs of an `Upscaler`, and what a test can fake."""
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What the model says of itself."""
-        ...
-
-    @property
-    def scale(self) -> int:
-        """Output pixels per input pixel when no other scale is asked for."""
-        ...
-
-    def upscale(
-        self, picture: Picture, request: Request | float | None = None, progress: Progress | None = None
-    ) -> Picture:
-        """Return `picture` enlarged; an exception that `progress` raises stops the work between two tiles."""
-        ...
-
-    def output_size(self, picture: Picture, request: Request | float | None = None) -> tuple[int, int]:
-        """Return (height, width) that `upscale` would give, or raise what it would."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,15 +64,24 @@ class Models:
         self.failure: str | None = None
         self.ready = False
         if upscaler is not None:
-            self.serve_only(upscaler)
+            metadata = upscaler.metadata
+            self.serve_only({ServedModel(metadata.name, "", metadata.scale, is_default=True): upscaler})
         else:
             self._find(default)
 
-    def serve_only(self, upscaler: AnyUpscaler) -> None:
-        """Take `upscaler` for the one and only model."""
-        metadata = upscaler.metadata
-        self._loaded, self.balance = {metadata.name: upscaler}, None
-        self._listed = [ServedModel(metadata.name, "", metadata.scale, is_default=True)]
+    def serve_only(
+        self,
+        upscalers: Mapping[ServedModel, AnyUpscaler],
+        balance: tuple[str, str] | None = None,
+        balanced: Mapping[float, AnyUpscaler] | None = None,
+    ) -> None:
+        """Take these for the only models, one of them the default; nothing is loaded.
+
+        `balance`: the names of two of them that requests may balance; `balanced`: what lies between, by balance.
+        """
+        self._listed = list(upscalers)
+        self._loaded = {model.name: upscaler for model, upscaler in upscalers.items()}
+        self.balance, self._balanced = balance, dict(balanced or {})
 
     def _find(self, default: str | None) -> None:
         file = Path(default) if default is not None and is_file_name(default) else None
@@ -121,6 +106,11 @@ class Models:
         return list(self._listed)
 
     @property
+    def loaded_balances(self) -> list[float]:
+        """The balances whose generators are kept, those asked for first first."""
+        return list(self._balanced)
+
+    @property
     def default(self) -> str:
         """The name of the model used when none is named."""
         return next(model.name for model in self._listed if model.is_default)
@@ -134,27 +124,27 @@ class Models:
             raise UsageError("balance: this service has no two models that it could lie between")
         if balance is not None and self.balance is not None and name not in (None, *self.balance):
             raise UsageError(f"balance lies between {' (0) and '.join(self.balance)} (1); leave the model away")
-        wanted = name or self.default
+        name = name or self.default
         for model in self._listed:
-            if model.name == wanted:
+            if model.name == name:
                 return model
         names = ", ".join(model.name for model in self._listed)
         raise UnknownModelError(f"there is no such model; choose one of {names}")
 
     def loaded(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler | None:
         """Return what `get` would if it is loaded already, else None; waits for nobody."""
-        wanted = self.check(name, balance).name
-        return self._loaded.get(wanted) if balance is None else self._balanced.get(balance)
+        name = self.check(name, balance).name
+        return self._loaded.get(name) if balance is None else self._balanced.get(balance)
 
     def get(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler:
         """Return the upscaler of a model, or of a point between two, loading it if it is the first time."""
-        wanted = self.check(name, balance).name
+        source = self.check(name, balance).name
         with self._lock:
             if (known := self.loaded(name, balance)) is not None:
                 return known
             if balance is None:
-                self._loaded[wanted] = self._upscaler(self._sources[wanted], None)
-                return self._loaded[wanted]
+                self._loaded[source] = self._upscaler(self._sources[source], None)
+                return self._loaded[source]
             while len(self._balanced) >= _MOST_BALANCED:
                 self._balanced.pop(next(iter(self._balanced)))
             self._balanced[balance] = self._upscaler(None, balance)

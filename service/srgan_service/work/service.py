@@ -10,15 +10,16 @@ import structlog
 
 from srgan.machine import available_bytes
 from srgan.pictures.guarded import GuardedDecoder, Limits
+from srgan.upscale import AnyUpscaler
+from srgan_service.http.cancellation import Cancellation
 from srgan_service.http.keys import Keys
 from srgan_service.http.problems import Problem, draining
-from srgan_service.http.wanted import Wanted
 from srgan_service.metrics import Metrics
 from srgan_service.settings import Settings
 from srgan_service.work.admission import Gate, Lane
 from srgan_service.work.device import Device
-from srgan_service.work.models import AnyUpscaler, Models
-from srgan_service.work.work import Decode, Works
+from srgan_service.work.models import Models
+from srgan_service.work.upscaling import Decode, Works
 
 _log = structlog.stdlib.get_logger("srgan_service")
 
@@ -53,7 +54,7 @@ class Service:
             deadline_s=settings.deadline_s,
             px_per_s=lambda: self.device.lr_px_per_s,
         )
-        self.wanted = Wanted()
+        self.cancellation = Cancellation()
         limits = Limits(
             max_megapixels=settings.limit_megapixels,
             max_side_px=settings.limit_side_px,
@@ -114,8 +115,8 @@ class Service:
         _log.info("draining", inside=self.gate.inside)
         for lane in self.works.lanes.values():
             lane.refuse_waiting(draining())
-        self.wanted.drain()
-        asyncio.get_running_loop().call_later(self.settings.grace_s, self.wanted.end)
+        self.cancellation.drain()
+        asyncio.get_running_loop().call_later(self.settings.grace_s, self.cancellation.end)
 
     def close(self) -> None:
         """Stop all work and end the threads."""

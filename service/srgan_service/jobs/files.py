@@ -1,0 +1,78 @@
+"""Where what of a job lies in the storage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+
+from srgan_service.jobs.storage import Storage
+
+
+class JobFiles:
+    """The files of all jobs, by the jobs' ids. What reads or writes raises OSError."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def write_picture(self, id: str, token: str, index: int, content: bytes) -> None:
+        """Keep a picture that a job is to upscale."""
+        self._storage.write(_picture(id, token, index), content)
+
+    def read_picture(self, id: str, token: str, index: int) -> bytes:
+        """Return a picture that a job is to upscale."""
+        return self._storage.read(_picture(id, token, index))
+
+    def remove_pictures(self, id: str, token: str, count: int) -> None:
+        """Remove the pictures of a job that was not accepted."""
+        for index in range(count):
+            self._storage.remove(_picture(id, token, index))
+
+    def write_result(self, id: str, index: int, suffix: str, content: bytes) -> str:
+        """Keep the result of a picture, and return where it is."""
+        path = f"jobs/{id}/out/{index:04}{suffix}"
+        self._storage.write(path, content)
+        return path
+
+    def archive_results(self, id: str, entries: Iterable[tuple[str, str]]) -> tuple[str, int]:
+        """Put results into one archive, as pairs of a name there and where it is; return its place and bytes."""
+        path = f"jobs/{id}/result.zip"
+        return path, self._storage.archive(path, entries)
+
+    def write_progress(self, id: str, fraction: float) -> None:
+        """Tell other processes how far a job is."""
+        self._storage.write(f"jobs/{id}/progress.json", json.dumps(fraction).encode())
+
+    def progress(self, id: str) -> float:
+        """Return how far a job is, as the process that works on it told last; 0 if it told nothing."""
+        try:
+            return float(json.loads(self._storage.read(f"jobs/{id}/progress.json")))
+        except (OSError, ValueError):
+            return 0.0
+
+    def is_cancelled(self, id: str) -> bool:
+        """Return whether a job was cancelled, by whichever process."""
+        return self._storage.exists(_cancelled(id))
+
+    def cancel(self, id: str) -> None:
+        """Tell all processes that a job is cancelled, and remove everything else of it."""
+        with contextlib.suppress(OSError):  # no room even for this; they notice after the picture
+            self._storage.write(_cancelled(id), b"")
+        for part in ("in", "out", "progress.json"):
+            self._storage.remove(f"jobs/{id}/{part}")
+
+    def remove(self, id: str) -> None:
+        """Remove everything of a job."""
+        self._storage.remove(f"jobs/{id}")
+
+    def ids(self) -> list[str]:
+        """Return the ids of all jobs that have files."""
+        return self._storage.names("jobs")
+
+
+def _picture(id: str, token: str, index: int) -> str:
+    return f"jobs/{id}/in/{token}-{index:04}"
+
+
+def _cancelled(id: str) -> str:
+    return f"jobs/{id}/cancelled"

@@ -1,0 +1,210 @@
+"""From the bytes of an upload to those of its result: the way of one picture, at its turn, while it is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+from typing import TypeVar
+
+from srgan.errors import SrganError
+from srgan.folder.making import Decision, decide, make
+from srgan.pictures import FORMATS, Picture
+from srgan.upscale import AnyUpscaler
+from srgan_service.http.parameters import Wish
+from srgan_service.http.problems import Problem, problem_of
+from srgan_service.metrics import Metrics
+from srgan_service.settings import Settings
+from srgan_service.work.admission import Gate, Lane, Ticket
+from srgan_service.work.device import Device
+from srgan_service.work.fair import Stopped
+from srgan_service.work.models import Models
+
+T = TypeVar("T")
+
+MEDIA_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "avif": "image/avif",
+    "tiff": "image/tiff",
+    "gif": "image/gif",
+    "bmp": "image/bmp",
+    "ppm": "image/x-portable-anymap",
+}
+
+Decode = Callable[[bytes], Picture]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result as a file. `format`: a key of `srgan.pictures.FORMATS`. `width` and `height`: in pixels.
+
+    `warnings`: what of the upload is not as it was, each in a few words.
+    """
+
+    content: bytes
+    format: str
+    width: int
+    height: int
+    model: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of the file."""
+        return MEDIA_TYPES[self.format]
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of a name for the file."""
+        return FORMATS[self.format].suffixes[0]
+
+
+class Works:
+    """Decodes, upscales and encodes; a picture of many pixels never keeps those of few waiting.
+
+    Decoding and encoding have threads of their own beside the device's. `decode` reads an upload.
+    """
+
+    def __init__(
+        self, settings: Settings, models: Models, device: Device, gate: Gate, metrics: Metrics, decode: Decode
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._device = device
+        self._gate = gate
+        self._metrics = metrics
+        self._decode = decode
+        self.lanes = {
+            "small": Lane(settings.small_at_once),
+            "large": Lane(settings.large_at_once),
+        }
+        self._decoding = Lane(2)
+        self._loading = Lane(1)
+        at_once = settings.small_at_once + settings.large_at_once
+        self._decoders = ThreadPoolExecutor(2, "srgan-decode")
+        self._workers = ThreadPoolExecutor(at_once + 1, "srgan-work")  # one of them to load a model
+
+    def close(self) -> None:
+        """End the threads."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, ticket: Ticket, content: bytes, wish: Wish) -> Answer:
+        """Return the result of an upload. If this is cancelled, the work ends after the tile at hand.
+
+        Raises Problem for whatever is wrong with the picture or the wish, or if there is no room for it.
+        """
+        with _problems():
+            order = wish.order()
+            self._models.check(wish.model, wish.balance)
+        picture = await self._decoded(ticket, content)
+        upscaler = await self._upscaler(ticket, wish)
+        with _problems():
+            decision = decide(picture, order, upscaler)
+        cost_px = sum(frame.width * frame.height * (1 if frame.alpha is None else 2) for frame in picture.frames)
+        lane = "small" if cost_px <= self._settings.small_megapixels * 1e6 else "large"
+        self._refuse_if_hopeless(cost_px)
+        self._gate.weigh(ticket, cost_px, lane)
+        self._gate.refuse_if_draining()
+        waiting_since = monotonic()
+        async with self.lanes[lane].turn(ticket):
+            self._metrics.wait.labels(lane).observe(monotonic() - waiting_since)
+            return await self._until_stopped(ticket, self._workers, lambda: self._work(ticket, upscaler, decision))
+
+    def work_on_job(self, ticket: Ticket, content: bytes, wish: Wish, progress: Callable[[float], None]) -> Answer:
+        """Return the result of an upload of a job, in the thread that asks.
+
+        `progress` is called with the finished fraction; what it raises ends the work. Raises Problem.
+        """
+        with _problems():
+            order = wish.order()
+            upscaler = self._models.get(wish.model, wish.balance)
+            decision = decide(self._decode(content), order, upscaler)
+        return self._work(ticket, upscaler, decision, progress)
+
+    async def _decoded(self, ticket: Ticket, content: bytes) -> Picture:
+        async with self._decoding.turn(ticket):
+            return await self._until_stopped(ticket, self._decoders, lambda: self._decode(content))
+
+    async def _upscaler(self, ticket: Ticket, wish: Wish) -> AnyUpscaler:
+        if (loaded := self._models.loaded(wish.model, wish.balance)) is not None:
+            return loaded
+        async with self._loading.turn(ticket):  # one after the other, so that who needs none to be loaded goes on
+            return await self._until_stopped(
+                ticket, self._workers, lambda: self._models.get(wish.model, wish.balance)
+            )
+
+    def _work(
+        self,
+        ticket: Ticket,
+        upscaler: AnyUpscaler,
+        decision: Decision,
+        progress: Callable[[float], None] | None = None,
+    ) -> Answer:
+        def report(fraction: float) -> None:
+            if ticket.flow.stopped:
+                raise Stopped
+            if progress is not None:
+                progress(fraction)
+
+        report(0.0)
+        with _problems(), self._device.shared_by(ticket.flow):
+            made = make(decision, upscaler, report)
+        self._metrics.pixels_in.inc(sum(frame.width * frame.height for frame in decision.picture.frames))
+        self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in made.picture.frames))
+        result = made.picture
+        return Answer(
+            made.content, made.format, result.width, result.height, upscaler.metadata.name, made.warnings
+        )
+
+    async def _until_stopped(self, ticket: Ticket, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        """Return what `work` does in a thread of `pool`; if this is cancelled, stop the work and see its end."""
+
+        def guarded() -> T:
+            with _problems():
+                return work()
+
+        future = asyncio.get_running_loop().run_in_executor(pool, guarded)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            ticket.flow.stopped = True
+            await _ended(future)
+            raise
+
+    def _refuse_if_hopeless(self, cost_px: int) -> None:
+        # Not the speed of late: after a slow hour, a picture that is never begun would never prove it wrong.
+        speed = self._device.best_lr_px_per_s
+        if speed and cost_px / speed > self._settings.deadline_s:
+            raise Problem(
+                "takes-too-long",
+                f"this picture takes about {cost_px / speed:.0f} s here, and one request may take "
+                f"{self._settings.deadline_s:.0f} s; send it to /v1/jobs",
+            )
+
+
+class _problems(contextlib.AbstractContextManager[None]):  # noqa: N801
+    """Turns the library's errors into Problems."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError):
+            raise Problem(
+                "queue-full", "there is not enough memory for this picture now", retry_after_s=5
+            ) from error
+        if isinstance(error, SrganError):
+            raise problem_of(error) from error
+
+
+async def _ended(future: Awaitable[object]) -> None:
+    """Wait until `future` is done, however often this is cancelled; what it gives is nobody's any more."""
+    waiting = asyncio.ensure_future(asyncio.wait([asyncio.ensure_future(future)]))
+    while not waiting.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(waiting)
+    with contextlib.suppress(BaseException):
+        await future

@@ -1,0 +1,221 @@
+"""What can be typed for the verbs with many options: a record for each, whose fields are the options."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from srgan.errors import UsageError
+
+HALO_HELP = "Context of a tile, in pixels of the input, for a network of another program; default: measured."
+
+Record = TypeVar("Record")
+
+
+def taking(record: type[Record]) -> Callable[[Callable[[Record], None]], Callable[..., None]]:
+    """Make a command for typer of a function of one `record`, a dataclass whose fields are annotated options."""
+    hints = typing.get_type_hints(record, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(record)  # type: ignore[arg-type]  # a dataclass, as said
+    ]
+
+    def decorate(verb: Callable[[Record], None]) -> Callable[..., None]:
+        @functools.wraps(verb)
+        def command(**options: Any) -> None:
+            verb(record(**options))
+
+        command.__annotations__ = hints
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """Of `srgan upscale`."""
+
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Pictures, or folders of them.", show_default=False)
+    ]
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="Folder for the results, or a file for one picture."),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-n", "--model", help="Bundled model (see `srgan models`), or the path of a file (.onnx, ...)."
+        ),
+    ] = None
+    scale: Annotated[
+        float | None, typer.Option("-s", "--scale", help="Times larger, 1 to 16; default: the model's own.")
+    ] = None
+    long_side: Annotated[
+        int | None, typer.Option("--long-side", metavar="PX", help="Longer side of the result, instead of -s.")
+    ] = None
+    width: Annotated[
+        int | None,
+        typer.Option("--width", metavar="PX", help="Width of the result; with --height, the box it fits into."),
+    ] = None
+    height: Annotated[int | None, typer.Option("--height", metavar="PX", help="Height of the result.")] = None
+    strength: Annotated[
+        float, typer.Option("--strength", help="1: the model's result, 0: bicubic, between: a blend.")
+    ] = 1.0
+    tile: Annotated[
+        str, typer.Option("-t", "--tile", metavar="auto|off|N", help="Side of a tile, in pixels of the input.")
+    ] = "auto"
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="auto|SIZE", help="Most memory to work in, such as 800M or 2G.")
+    ] = "auto"
+    device: Annotated[
+        str, typer.Option("--device", metavar="auto|cpu|cuda[:N]|mps", help="Where to compute; GPUs need torch.")
+    ] = "auto"
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="auto|fp32|fp16|bf16", help="Of the computation on a GPU.")
+    ] = "auto"
+    balance: Annotated[
+        float | None,
+        typer.Option("--balance", help="Instead of -n: 0 is srresnet-x4 (true), 1 srgan-x4 (sharp), or between."),
+    ] = None
+    halo: Annotated[int | None, typer.Option("--halo", metavar="PX", help=HALO_HELP)] = None
+    format: Annotated[
+        str,
+        typer.Option(
+            "-f", "--format", help="auto (that of the input), png, jpg, webp, avif, tiff, gif, bmp or ppm."
+        ),
+    ] = "auto"
+    quality: Annotated[int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")] = (
+        None
+    )
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make finished files again, and replace any that are in the way.")
+    ] = False
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow symbolic links out of a folder.")
+    ] = False
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first file that fails.")] = False
+    max_megapixels: Annotated[
+        float, typer.Option("--max-megapixels", metavar="N", help="Refuse larger pictures before decoding them.")
+    ] = 200.0
+    workers: Annotated[
+        int, typer.Option("-j", "--workers", help="Files that are decoded or encoded beside the one in inference.")
+    ] = 2
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what became of each file; - for stdout.")
+    ] = None
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with what appears in the folder, until Ctrl-C.")
+    ] = False
+    runner: Annotated[
+        str, typer.Option("--runner", metavar="local|ray", help="Work here, or on a Ray cluster.")
+    ] = "local"
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of the Ray cluster; default: one on this machine alone.")
+    ] = None
+    # What --runner was called until 0.2.0: an engine is what runs a generator, and nothing else.
+    engine: Annotated[str | None, typer.Option("--engine", hidden=True)] = None
+
+    @property
+    def tile_lr_px(self) -> int | Literal["auto", "off"]:
+        """The side of a tile in LR pixels, "auto" or "off"."""
+        if self.tile == "auto" or self.tile == "off":
+            return self.tile  # type: ignore[return-value]  # one of the two
+        if self.tile.isascii() and self.tile.isdecimal() and int(self.tile) > 0:
+            return int(self.tile)
+        raise UsageError(f"tile {self.tile!r} is not understood: give auto, off or the side of a tile in pixels")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What "800M" or "2G" stand for; None for "auto"."""
+        if self.memory == "auto":
+            return None
+        units = {"K": 10**3, "M": 10**6, "G": 10**9}
+        size = self.memory.upper().removesuffix("B")
+        try:
+            count, unit = float(size[:-1]), units[size[-1:]]
+        except (ValueError, KeyError):
+            count, unit = 0.0, 0
+        if not 0 < count < 1e6:
+            raise UsageError(f"memory {self.memory!r} is not understood: give auto or a size such as 800M or 2G")
+        return int(count * unit)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Of `srgan train`."""
+
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="tiny, srresnet_x4, srgan_x4, srgan_x4_best, srgan_x4_photo or the path of a TOML file.",
+            show_default=False,
+        ),
+    ]
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data", metavar="DIR[=WEIGHT]", help="Folder of pictures, or HR_DIR:LR_DIR; may be given again."
+        ),
+    ]
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder for checkpoints, logs and results.")]
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe.")
+    ] = None
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Finish in this time, with the schedule fitted to it.")
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run.")] = False
+    devices: Annotated[int, typer.Option("--devices", help="GPUs, or processes on a CPU, per machine.")] = 1
+    nodes: Annotated[int, typer.Option("--nodes", help="Machines.")] = 1
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Of `srgan evaluate`."""
+
+    hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Folder of true high-resolution pictures.")]
+    lr: Annotated[
+        Path | None,
+        typer.Option("--lr", metavar="DIR", help="Their low-resolution versions; default: made by bicubic."),
+    ] = None
+    models: Annotated[
+        list[str] | None, typer.Option("-n", "--model", help="Model to measure; may be given again.")
+    ] = None
+    sr: Annotated[
+        list[str] | None,
+        typer.Option("--sr", metavar="[NAME=]DIR", help="Pictures that another program made; may be given again."),
+    ] = None
+    border: Annotated[
+        int | None, typer.Option("--border", help="Pixels shaved before PSNR and SSIM; default: the scale.")
+    ] = None
+    luma: Annotated[
+        str, typer.Option("--luma", metavar="studio|rounded|full", help="Range of Y; rounded is MATLAB's.")
+    ] = "studio"
+    perceptual_border: Annotated[
+        int, typer.Option("--perceptual-border", help="Pixels shaved before LPIPS and DISTS.")
+    ] = 0
+    fid: Annotated[bool, typer.Option("--fid", help="FID, too; needs torch-fidelity and its weights.")] = False
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = (
+        None
+    )
+    csv_path: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a row for each picture there.")
+    ] = None
+    html_path: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the pictures there.")
+    ] = None

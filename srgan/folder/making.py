@@ -1,0 +1,166 @@
+"""The one making of a file: which format a result has, what is lost and told, and the bytes.
+
+The folder job, the pipe, the cluster, and the requests and jobs of the service all come here, so the same picture
+becomes the same file, with the same warnings or for the same reason none, wherever it was sent.
+
+    decide    before the inference, which would be lost if its result could not be written
+    make      the inference and what follows it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from srgan.errors import FormatError, UsageError
+from srgan.pictures import FORMATS, Picture, encode, format_of_suffix, losses, why_not
+from srgan.upscale import AnyUpscaler, Request
+
+AUTO = "auto"  # the format of the input
+
+# Of a colour profile; the largest in use, of printing presses, have two or three megabytes.
+_MAX_ICC_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for of a file, all that decides on the result beside the picture and the model.
+
+    `format`: a key of `pictures.FORMATS`, or `AUTO` for that of the picture, and PNG where that cannot hold the
+    result. `quality`: 1..100 for lossy formats, None for their default. `metadata`: "strip" leaves out what the
+    picture's file says beside its pixels and their colours. Raises UsageError for a value out of range.
+    """
+
+    request: Request = field(default_factory=Request)
+    format: str = AUTO
+    quality: int | None = None
+    metadata: Literal["keep", "strip"] = "keep"
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense whatever the picture."""
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise UsageError(f"quality {self.quality} is out of range: choose one from 1 to 100")
+        if self.format != AUTO and self.format not in FORMATS:
+            raise UsageError(f"unknown format {self.format!r}: choose {AUTO}, {', '.join(FORMATS)}")
+
+    def settings(self) -> dict[str, object]:
+        """Return all of it, fit for JSON."""
+        settings = {**asdict(self.request), "format": self.format, "quality": self.quality}
+        # Absent where it is kept, so that results of before there was a choice are still known.
+        return settings if self.metadata == "keep" else {**settings, "metadata": self.metadata}
+
+    def fingerprint(self, model_sha256: str) -> str:
+        """Return what two results have in common that were made with the same model and settings."""
+        text = json.dumps([model_sha256, self.settings()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How `picture` will be written: `format` is a key of `pictures.FORMATS`, `warnings` tell why that one."""
+
+    picture: Picture
+    order: Order
+    format: str
+    warnings: tuple[str, ...] = ()
+
+    def named(self, target: Path) -> tuple[Decision, Path]:
+        """Return the decision and the place of its result, which has another suffix than `target` if it must."""
+        suffixes = FORMATS[self.format].suffixes
+        if target.suffix.lower() in suffixes:
+            return self, target
+        place = target.with_suffix(suffixes[0])
+        if self.warnings:
+            return self, place
+        warning = f"the file is in truth {self.format.upper()}, so the result is named {place.name}"
+        return replace(self, warnings=(warning,)), place
+
+
+@dataclass(frozen=True)
+class Made:
+    """A result: the `picture`, and the `content` of its file in `format`. `warnings`: what is not as it was."""
+
+    picture: Picture
+    content: bytes
+    format: str
+    warnings: tuple[str, ...]
+
+
+def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
+    """Return how the result of `order` for `picture` will be written.
+
+    Raises FormatError if it cannot be, UsageError for a size out of range, PictureTooLargeError for a result
+    above the upscaler's limit.
+    """
+    size = upscaler.output_size(picture, order.request)
+    format = picture.format if order.format == AUTO else order.format
+    reason = why_not(picture, format, size=size)
+    if reason is None:
+        return Decision(picture, order, format)
+    if order.format != AUTO:
+        raise FormatError(f"{reason}; choose another format, or {AUTO}, which takes one that can")
+    if png_cannot := why_not(picture, "png", size=size):
+        raise FormatError(f"{reason}, and {png_cannot}; choose another format")
+    return Decision(picture, order, "png", (f"{reason}, so the result is PNG",))
+
+
+def make(
+    decision: Decision,
+    upscaler: AnyUpscaler,
+    progress: Callable[[float], None] | None = None,
+    turn: AbstractContextManager[None] | None = None,
+) -> Made:
+    """Return the result that was decided on.
+
+    `progress`: as `Upscaler.upscale` takes it. `turn`: entered for the inference alone. Raises EngineError if
+    the inference fails, PictureError if the result cannot be encoded.
+    """
+    order = decision.order
+    with turn or contextlib.nullcontext():
+        result = upscaler.upscale(decision.picture, order.request, progress)
+    if order.metadata == "strip":
+        result = stripped(result)
+    content = encode(result, decision.format, quality=order.quality)
+    warnings = dict.fromkeys([*result.warnings, *decision.warnings, *losses(result, decision.format)])
+    return Made(result, content, decision.format, tuple(warnings))
+
+
+def stripped(picture: Picture) -> Picture:
+    """Return `picture` with its colour profile and nothing else that its file said beside the pixels."""
+    frames = [replace(frame.without_metadata(), icc=_profile(frame.icc)) for frame in picture.frames]
+    warnings = picture.warnings
+    if any(before.icc and not after.icc for before, after in zip(picture.frames, frames, strict=True)):
+        warnings = (*warnings, "its colour profile is none that can be passed on, so it was left out")
+    return replace(frames[0], further=tuple(frames[1:]), warnings=warnings)
+
+
+def known_format(name: str) -> str:
+    """Return the key in `FORMATS` that "jpeg" or "TIF" stand for, or `AUTO`; raises UsageError for others."""
+    if name == AUTO:
+        return name
+    format = format_of_suffix(f".{name}")
+    if not format:
+        raise UsageError(f"unknown format {name!r}: choose {AUTO}, {', '.join(FORMATS)}")
+    return format
+
+
+def format_of_name(out: Path, format: str) -> str:
+    """Return the format that the name `out` asks for; raises UsageError if `format` says another one."""
+    named = format_of_suffix(out.suffix)
+    if named is None:
+        raise UsageError(f"{out}: {out.suffix} cannot be written; choose {', '.join(FORMATS)}")
+    if format not in (AUTO, named):
+        raise UsageError(f"{out}: the name says {named} but -f says {format}; leave one of them away")
+    return named
+
+
+def _profile(icc: bytes | None) -> bytes | None:
+    """Return a colour profile, or None for what is none (ICC.1, 7.2), whatever it may be."""
+    is_profile = icc is not None and len(icc) <= _MAX_ICC_BYTES and icc[36:40] == b"acsp"
+    return icc if is_profile else None

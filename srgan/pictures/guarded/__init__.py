@@ -1,0 +1,126 @@
+"""Decoding of files that may be hostile: `pictures.decode` behind a look at the header, in a process with limits.
+
+An ordinary photograph (a JPEG, PNG or WebP file whose header asks for no care) is decoded where it is, at no cost.
+All else, and everything for who asks for it, goes to a worker process: another Python that decodes one file after
+another under limits on processor time and memory, and is killed at a deadline. What kills it costs that one file.
+
+The worker is started by `subprocess` and not by `multiprocessing`, so that threads in this process do no harm and
+the caller's main module is not run again. It answers with JSON and raw arrays; nothing is unpickled. It guards
+against accidents and exhaustion. It is no sandbox: who takes over a decoder has the rights of this user.
+
+Limits on processor time and memory need the module `resource` (Linux, macOS); macOS does not enforce the one on
+memory. Without them the deadline and the containment of crashes remain.
+
+    headers.py    what a file promises, read without decoding
+    pool.py       which worker decodes the next file
+    process.py    a worker as seen from this process: started, asked, killed
+    worker.py     the other side: the process that decodes
+    messages.py   what passes between the two
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import stat
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from srgan import pictures
+from srgan.machine import available_cores
+from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture
+from srgan.pictures.guarded import headers
+from srgan.pictures.guarded.headers import Limits
+from srgan.pictures.guarded.pool import Pool
+
+__all__ = ["GuardedDecoder", "Limits", "decode", "decoder_of_own_pictures"]
+
+
+class GuardedDecoder:
+    """Decodes pictures without risk to this process; any thread may call it.
+
+    `always`: decode every file in a worker, ordinary or not. `max_workers`: how many there may be at once, None
+    for one per core; further callers wait. Workers start when they are needed and stay for the next file
+    until `close`, the end of a `with` block, or the end of this process.
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, *, always: bool = False, max_workers: int | None = None
+    ) -> None:
+        self._limits = limits or Limits()
+        self._always = always
+        self._pool = Pool(max_workers or available_cores())
+        self._closing = weakref.finalize(self, self._pool.close)
+
+    @property
+    def crashes(self) -> int:
+        """Workers that died on a file or had to be killed so far."""
+        return self._pool.crashes
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes at work or waiting for work."""
+        return self._pool.worker_pids
+
+    def decode(self, source: Path | bytes, limits: Limits | None = None) -> Picture:
+        """Read a picture from a file or from the bytes of one, as `pictures.decode` does.
+
+        `limits`: of this file, in place of the decoder's.
+        Raises what that raises, PictureTooLargeError also for too many scans or too long a side, and PictureError
+        if the file exceeds the limits on time and memory or crashes its decoder; GuardError if no worker can be
+        started.
+        """
+        limits = limits or self._limits
+        name = "the picture" if isinstance(source, bytes) else str(source)
+        with _opened(source) as file:
+            if file is None:  # to be refused by name
+                return pictures.decode(source, max_megapixels=limits.max_megapixels)
+            header = None
+            with contextlib.suppress(OSError):  # the decoder will meet it again
+                header = headers.read_header(file, max_scans=limits.max_scans)
+        if header is not None:
+            headers.refuse(header, name, limits)
+            if header.ordinary and not self._always:
+                return pictures.decode(source, max_megapixels=limits.max_megapixels)
+        return self._pool.decode(source, name, limits)
+
+    def close(self) -> None:
+        """End the workers; a call that is under way is finished first, a later one raises GuardError."""
+        self._closing()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def decode(source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
+    """Do as `pictures.decode` does, with `Limits.of_own_pictures`; raises as `GuardedDecoder.decode`."""
+    return decoder_of_own_pictures().decode(source, Limits.of_own_pictures(max_megapixels))
+
+
+@functools.cache
+def decoder_of_own_pictures() -> GuardedDecoder:
+    """Return the decoder behind `decode`, one for the life of the process."""
+    return GuardedDecoder()
+
+
+@contextlib.contextmanager
+def _opened(source: Path | bytes) -> Iterator[BinaryIO | None]:
+    """Yield the file, or None for what is none that can be read; a pipe or a device is not opened."""
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    try:
+        file = source.open("rb") if stat.S_ISREG(source.stat().st_mode) else None
+    except (OSError, ValueError):
+        file = None
+    with file or contextlib.nullcontext():
+        yield file

@@ -1,0 +1,170 @@
+"""A worker as seen from this process: started, asked, and killed when it takes too long."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import cast
+
+from srgan import errors
+from srgan.errors import GuardError, PictureError, SrganError
+from srgan.pictures import Picture
+from srgan.pictures.guarded import messages
+from srgan.pictures.guarded.headers import Limits
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# What a worker runs.
+START = "import sys; sys.path[:] = sys.argv[1:]; from srgan.pictures.guarded.worker import serve; serve()"
+_START_TIMEOUT_S = 60.0
+
+_PACKAGES = str(Path(errors.__file__).parents[1])  # where this package lies
+
+# Of the environment, what finding libraries and naming files needs; keys and passwords are no affair of a worker.
+_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+# One thread, and its heap in one piece: what a machine of many cores sets aside for each would eat up the limit.
+_SETTINGS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+
+
+class Worker:
+    """The process that decodes, as seen from this one.
+
+    `state`: "fit" for the next file, "worn" (sound, but to be replaced), or "lost".
+    """
+
+    def __init__(self) -> None:
+        self.state = "lost"
+        self._overdue = False
+        places = [place for place in sys.path if place]
+        if _PACKAGES not in places:  # this package was found in the current folder
+            places.insert(0, _PACKAGES)
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # this Python and its places
+                # Isolated, or a numpy.py in the current folder would be run.
+                [sys.executable, "-I", "-W", "ignore", "-c", START, *places],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env=environment | _SETTINGS,
+                # Ctrl-C is this process's to answer.
+                process_group=None if sys.platform == "win32" else 0,
+            )
+        except OSError as error:
+            raise GuardError(f"no process for decoding can be started: {error.strerror}") from error
+        self._requests = cast(FileIO, self._process.stdin)
+        self._answers = cast(FileIO, self._process.stdout)
+        _widen(self._requests)
+        _widen(self._answers)
+        try:
+            with self._deadline(_START_TIMEOUT_S):
+                messages.receive(self._answers, len(messages.READY))
+        except EOFError as error:
+            self.end()
+            raise GuardError("the process for decoding does not start; is the installation complete?") from error
+        except BaseException:
+            self.end()
+            raise
+        self.state = "fit"
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        """Return whether the process has not ended."""
+        return self._process.poll() is None
+
+    def decode(self, source: Path | bytes, name: str, limits: Limits) -> Picture:
+        """Have a file decoded; `name` stands before what is wrong with it.
+
+        Raises what the decoder raises, and PictureError if the file kills the process or lets it run out of time.
+        """
+        self.state = "lost"  # until the answer is here, whatever interrupts it
+        try:
+            with self._deadline(limits.wall_s):
+                self._request(source, limits)
+                answer = messages.receive_description(self._answers)
+                picture = messages.unpack(
+                    answer.get("picture"), self._answers, messages.Budget(limits.memory_bytes)
+                )
+        except (EOFError, BrokenPipeError) as error:
+            raise PictureError(
+                f"{name}: {self._cause_of_death(limits)}; save it again with another program"
+            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PictureError(f"{name}: its decoder gave a senseless answer; the file is damaged") from error
+        self.state = "worn" if answer.get("worn") or self._overdue else "fit"
+        if isinstance(picture, Picture):
+            return picture
+        kind = getattr(errors, str(answer.get("error")), None)
+        if not (isinstance(kind, type) and issubclass(kind, SrganError)):
+            kind = PictureError
+        raise kind(f"{name}: {answer.get('message')}")
+
+    def end(self) -> None:
+        """Kill the process, which holds nothing worth saving, and leave nothing of it."""
+        self._process.kill()
+        self._process.wait()
+        self._requests.close()
+        self._answers.close()
+
+    def disown(self) -> None:
+        """Close what a fork has copied; the process belongs to another."""
+        self._requests.close()
+        self._answers.close()
+        self._process.returncode = 0  # so that it is not waited for
+
+    def _request(self, source: Path | bytes, limits: Limits) -> None:
+        is_path = not isinstance(source, bytes)
+        blob = source if isinstance(source, bytes) else os.fsencode(source.absolute())
+        messages.send(
+            self._requests, {"is_path": is_path, "bytes": len(blob), **dataclasses.asdict(limits)}, [blob]
+        )
+
+    def _cause_of_death(self, limits: Limits) -> str:
+        self._process.kill()
+        code = self._process.wait()
+        if self._overdue:
+            return f"takes longer than {limits.wall_s:g} s to decode"
+        if sys.platform != "win32" and code == -signal.SIGXCPU:
+            return f"takes more than {limits.cpu_s:g} s of processor time to decode"
+        reason = f"exit code {code}" if code >= 0 else signal.strsignal(-code) or f"signal {-code}"
+        return f"crashes its decoder ({reason})"
+
+    @contextlib.contextmanager
+    def _deadline(self, seconds: float) -> Iterator[None]:
+        """Kill the process, so that reading from it and writing to it end, once the time is over."""
+        timer = threading.Timer(seconds, self._kill_overdue)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError as error:
+            raise GuardError(f"no thread can be started: {error}") from error
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()  # it may be at work at this moment
+
+    def _kill_overdue(self) -> None:
+        self._overdue = True
+        self._process.kill()
+
+
+def _widen(pipe: FileIO) -> None:
+    """Ask for a larger pipe, where there is such a thing: pixels pass in fewer pieces."""
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)

@@ -1,0 +1,315 @@
+"""Image folders to a packed cache: pictures decoded once, and mapped into memory from then on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from srgan.errors import TrainingError, UsageError
+from srgan.files import TEMPORARY_SUFFIX, write_atomically
+from srgan.networks.generator import SCALE
+from srgan.texts import one_line
+from srgan.training.data.sources import THUMBNAIL_PX, File, Source, in_order, list_files, listed, try_examine
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1  # of the cache; part of its key, so that another version packs anew
+_BAD_FILES_SHOWN = 5
+_FILES_BETWEEN_LOGS = 2000  # a minute or so
+
+# The columns of a cache that have one number for each picture.
+_NUMBERS = ("offsets", "heights", "widths", "lr_offsets", "sources", "energy_offsets", "jpeg_qualities")
+
+
+@dataclass(frozen=True)
+class PictureCache:
+    """Pictures packed one after another, each (H,W,3) uint8 row by row.
+
+    `pixels`: (bytes,) uint8, memory-mapped. `names`: where each came from. `sha256`: hash of the names and
+    contents, so that a run can say what it was trained on. `skipped`: (name, reason) of files left out.
+
+    Of each picture, (count,) int64: `offsets` into `pixels`, `heights`, `widths`; `lr_offsets`: where its shipped
+    LR picture begins, -1 without one; `sources`: number of the source; `energy_offsets`: into `energy`, which is
+    `Examined.energy` of all pictures one after another; and `jpeg_qualities`, as `thumbnails` and `notes` those of
+    `Examined`. `source_weights`: of each source; empty if patches come as positions do.
+    """
+
+    pixels: Tensor
+    offsets: Tensor
+    heights: Tensor
+    widths: Tensor
+    lr_offsets: Tensor
+    sources: Tensor
+    energy_offsets: Tensor
+    energy: Tensor
+    jpeg_qualities: Tensor
+    thumbnails: Tensor
+    names: list[str]
+    notes: list[str]
+    sha256: str
+    skipped: tuple[tuple[str, str], ...]
+    source_weights: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def picture(self, index: int) -> Tensor:
+        """Return picture `index` as (H,W,3) uint8, a view."""
+        return self._view(int(self.offsets[index]), int(self.heights[index]), int(self.widths[index]))
+
+    def lr_picture(self, index: int) -> Tensor | None:
+        """Return the shipped LR of picture `index` as (H/4,W/4,3) uint8, a view, or None if it has none."""
+        if self.lr_offsets[index] < 0:
+            return None
+        height, width = int(self.heights[index]) // SCALE, int(self.widths[index]) // SCALE
+        return self._view(int(self.lr_offsets[index]), height, width)
+
+    def subset(self, indices: Sequence[int]) -> PictureCache:
+        """Return a cache of these pictures alone, sharing the pixels."""
+        keep = torch.as_tensor(list(indices), dtype=torch.int64)
+        names, notes = ([texts[i] for i in indices] for texts in (self.names, self.notes))
+        columns: dict[str, Any] = {key: getattr(self, key)[keep] for key in (*_NUMBERS, "thumbnails")}
+        return replace(self, names=names, notes=notes, **columns)
+
+    def _view(self, start: int, height: int, width: int) -> Tensor:
+        return self.pixels[start : start + height * width * 3].view(height, width, 3)
+
+
+def build_cache(
+    folders: Sequence[Source | Path], cache_folder: Path, *, max_bad_share: float = 1.0
+) -> PictureCache:
+    """Decode every picture of `folders` once; later calls with the same files only map the result.
+
+    Unreadable, unmatched and vanished pictures are counted, named in the log and left out. The pixels are stored
+    under the hash of their content, the index under that of the paths, sizes and modification times, so a changed
+    folder is packed anew. The index is written last and whole, so a kill leaves nothing that is trusted later;
+    one process packs at a time. Raises UsageError for a folder that does not exist, or if more than
+    `max_bad_share` of the files had to be left out, or all; TrainingError if the cache cannot be written.
+    """
+    sources = _as_sources(folders)
+    files = list_files(sources)
+    index_path = _index_path(files, cache_folder)
+    try:
+        cache = _load(index_path)
+        if cache is None:
+            cache_folder.mkdir(parents=True, exist_ok=True)
+            with locked(cache_folder) as alone:
+                if alone:
+                    _sweep(cache_folder)
+                log.info("decoding %d files into %s", len(files), cache_folder)
+                cache = _load(index_path) or pack(files, cache_folder)
+    except OSError as error:
+        raise TrainingError(
+            f"{cache_folder} cannot hold the decoded pictures: {error.strerror or error}; make room or choose "
+            "another --run"
+        ) from error
+    _refuse_if_bad(cache, max_bad_share, sources)
+    return weighted(cache, sources)
+
+
+def pack(files: Sequence[File], folder: Path) -> PictureCache:
+    """Decode `files` into `folder`, whatever is there, and map the result; bad files end up in its `skipped`.
+
+    Raises OSError if the folder cannot hold them.
+    """
+    temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    try:
+        with temporary.open("xb") as packed:
+            header, columns, _ = _decode_all(files, packed)
+            packed.flush()
+            os.fsync(packed.fileno())
+            header["bytes"] = packed.tell()
+        # Named by content: the same pictures under other paths or dates share one file, and two processes that
+        # saw different ones never share it.
+        header["pixels"] = f"{header['sha256'][:32]}.pixels"
+        temporary.replace(folder / header["pixels"])
+    finally:
+        temporary.unlink(missing_ok=True)
+    text = torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
+    index_path = _index_path(files, folder)
+    write_atomically(index_path, save({**columns, "header": text}))
+    cache = _load(index_path)
+    if cache is None:
+        raise OSError(f"{index_path} could not be read back")
+    return cache
+
+
+def survey(files: Sequence[File]) -> tuple[PictureCache, list[File]]:
+    """Decode `files` as `build_cache` does but keep no pixels; return the rest, and the files that can be used."""
+    header, columns, kept = _decode_all(files, None)
+    return _assembled(header, columns, torch.empty(0, dtype=torch.uint8)), kept
+
+
+def weighted(cache: PictureCache, sources: Sequence[Source]) -> PictureCache:
+    """Return `cache` with the weights of `sources`; one without a weight has 1 beside others."""
+    if all(source.weight is None for source in sources):
+        return cache
+    weights = tuple(1.0 if source.weight is None else source.weight for source in sources)
+    sha256 = hashlib.sha256(f"{cache.sha256} {weights}".encode()).hexdigest()  # it is another training set
+    return replace(cache, source_weights=weights, sha256=sha256)
+
+
+def split(cache: PictureCache, held_out: int, seed: int) -> tuple[PictureCache, PictureCache]:
+    """Return (training, validation) pictures; validation is `held_out` of them, chosen by `seed`.
+
+    Never more than a fifth is held out, so that a handful of pictures still trains.
+    """
+    training, validation = split_numbers(len(cache), held_out, seed)
+    return cache.subset(training), cache.subset(validation)
+
+
+def split_numbers(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return which of `count` pictures `split` puts where."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = min(held_out, count // 5)
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def _as_sources(folders: Sequence[Source | Path]) -> list[Source]:
+    return [folder if isinstance(folder, Source) else Source(folder) for folder in folders]
+
+
+def _index_path(files: Sequence[File], folder: Path) -> Path:
+    """Named by the format and the paths, sizes, modes and modification times."""
+    stamps: list[Any] = [_FORMAT]
+    for file in files:
+        for path in (file.path, file.lr_path):
+            stamps.append([file.source, *_stamp(path)] if path else None)
+    return folder / f"{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]}.index"
+
+
+def _stamp(path: Path) -> list[Any]:
+    try:
+        status = path.stat()
+    except OSError:  # vanished since it was listed; reading it will say so
+        return [str(path.absolute())]
+    # The mode too: a file that could not be read is read again once it may be.
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_mode]
+
+
+def _load(index_path: Path) -> PictureCache | None:
+    """Map a packed cache, or return None if there is none, or not the whole of one."""
+    try:
+        with safe_open(index_path, framework="pt") as index:
+            columns = {name: index.get_tensor(name) for name in index.keys()}  # noqa: SIM118 - not a dict
+        header = json.loads(columns.pop("header").numpy().tobytes())
+        path = index_path.parent / header["pixels"]
+        if path.stat().st_size != header["bytes"]:
+            return None
+    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+        return None
+    return _assembled(header, columns, _mapped(path) if header["bytes"] else torch.empty(0, dtype=torch.uint8))
+
+
+def _mapped(path: Path) -> Tensor:
+    """Map a file as (bytes,) uint8; it may be larger than memory."""
+    # Read-only, because a mapping that could be written to is refused beyond memory and swap (copy on write would
+    # need room for all of it). torch warns that it has no read-only tensors; nothing writes to this one.
+    packed = np.memmap(path, dtype=np.uint8, mode="r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(packed)
+
+
+def _assembled(header: dict[str, Any], columns: dict[str, Tensor], pixels: Tensor) -> PictureCache:
+    fields: dict[str, Any] = {**columns, **{key: header[key] for key in ("names", "notes", "sha256")}}
+    return PictureCache(pixels, skipped=tuple(map(tuple, header["skipped"])), **fields)
+
+
+def _decode_all(
+    files: Sequence[File], packed: IO[bytes] | None
+) -> tuple[dict[str, Any], dict[str, Tensor], list[File]]:
+    """Examine all files in parallel, write the pixels in order to `packed` if given, and say which can be used."""
+    kept: list[File] = []
+    digest, skipped, names, notes = hashlib.sha256(), [], [], []
+    rows: list[tuple[int, ...]] = []
+    energies, thumbnails = [np.empty(0, np.float32)], []
+    offset = energy_offset = 0
+    for number, (file, picture) in enumerate(in_order(try_examine, files), start=1):
+        if number % _FILES_BETWEEN_LOGS == 0:
+            log.info("%d of %d files decoded", number, len(files))
+        if isinstance(picture, str):
+            skipped.append((file.path.name, picture))
+            continue
+        height, width = picture.hr.shape[:2]
+        lr_offset = -1 if picture.lr is None else offset + picture.hr.nbytes
+        rows.append((offset, height, width, lr_offset, file.source, energy_offset, picture.jpeg_quality))
+        for pixels in (picture.hr, picture.lr):
+            if pixels is not None:
+                data = pixels.data
+                digest.update(
+                    f"{file.path.name} {hashlib.sha256(data).hexdigest()}\n".encode(errors="surrogateescape")
+                )
+                offset += pixels.nbytes
+                if packed is not None:
+                    packed.write(data)
+        energies.append(picture.energy.ravel())
+        energy_offset += picture.energy.size
+        thumbnails.append(picture.thumbnail)
+        names.append(file.path.name)
+        kept.append(file)
+        notes.append(picture.note)
+    table = torch.tensor(rows, dtype=torch.int64).view(-1, len(_NUMBERS))
+    columns = {key: column.contiguous() for key, column in zip(_NUMBERS, table.unbind(1), strict=True)}
+    columns["energy"] = torch.from_numpy(np.concatenate(energies))
+    columns["thumbnails"] = torch.from_numpy(
+        np.array(thumbnails, dtype=np.uint8).reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)
+    )
+    header = {"names": names, "notes": notes, "skipped": skipped, "sha256": digest.hexdigest()}
+    return header, columns, kept
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold `folder` against other processes that pack, and yield whether that could be done.
+
+    The lock falls when this process does, however it ends. Without one, two processes may do the same work twice.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError):  # some network file systems have no locks
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left; only for who holds the folder alone."""
+    for left_over in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        left_over.unlink()
+
+
+def _refuse_if_bad(cache: PictureCache, max_bad_share: float, sources: Sequence[Source]) -> None:
+    bad, total = len(cache.skipped), len(cache.skipped) + len(cache)
+    if not bad:
+        return
+    some = "; ".join(one_line(reason) for _, reason in cache.skipped[:_BAD_FILES_SHOWN])
+    message = f"{bad} of {total} files below {listed(sources)} cannot be used: {some}"
+    message += "; ..." if bad > _BAD_FILES_SHOWN else ""
+    if not len(cache):
+        raise UsageError(f"none of the {total} files below {listed(sources)} could be read as a picture: {some}")
+    if bad > max_bad_share * total:
+        raise UsageError(
+            f"{message}. That is more than data.max_bad_share = {max_bad_share:g} allows: is it the right folder?"
+        )
+    log.warning("left out: %s", message)
