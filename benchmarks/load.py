@@ -21,7 +21,6 @@ import collections
 import contextlib
 import hashlib
 import http.client
-import json
 import multiprocessing
 import os
 import signal
@@ -37,12 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import busy_s
+from measuring import write_figures
 
+from srgan.machine import available_cores
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PROCESSORS = len(os.sched_getaffinity(0))
+_CORES = available_cores()
 _HEALTH_PAUSE_S = 0.1
 
 
@@ -61,8 +63,9 @@ def pictures(count: int, sides: list[int]) -> list[bytes]:
 
 def machine_cpu_s() -> float:
     """Return the processor time that everybody on this machine has had so far, and what its host took away."""
-    user, nice, system, _, _, irq, softirq, steal, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
-    return sum(map(int, (user, nice, system, irq, softirq, steal))) / _TICKS_PER_S
+    seconds = busy_s()
+    assert seconds is not None, "the load is measured on Linux"
+    return seconds
 
 
 # The engine alone
@@ -157,7 +160,7 @@ class Server:
     def cpu_s(self) -> float:
         """Processor time of all its processes so far."""
         fields = [text_of(place / "stat").rpartition(")")[2].split() for place in self.processes()]
-        return sum(int(one[11]) + int(one[12]) for one in fields if one) / _TICKS_PER_S
+        return sum(int(stat[11]) + int(stat[12]) for stat in fields if stat) / _TICKS_PER_S
 
     def holds(self) -> dict[str, int]:
         """Return how many of which things it holds that should not grow."""
@@ -359,7 +362,7 @@ class Cpu:
         """End the measurement, which took so long."""
         (self.server_s, self.clients_s, machine_s) = np.subtract(self._now(), self._before)
         # The prober's share counts as others'; it is small.
-        self.others_share = (machine_s - self.server_s - self.clients_s) / (seconds * _PROCESSORS)
+        self.others_share = (machine_s - self.server_s - self.clients_s) / (seconds * _CORES)
 
 
 def figures(tally: Tally, before: Alone, after: Alone, right: list[np.ndarray], cpu: Cpu) -> dict[str, Any]:
@@ -367,7 +370,7 @@ def figures(tally: Tally, before: Alone, after: Alone, right: list[np.ndarray], 
     wrong, lr_px, in_time_px = tally.answers.check(right)
     engine = (before.lr_px + after.lr_px) / (before.wall_s + after.wall_s)
     engine_cpu = (before.cpu_s + after.cpu_s) / (before.lr_px + after.lr_px)
-    alone_s = (before.wall_s + after.wall_s) * _PROCESSORS
+    alone_s = (before.wall_s + after.wall_s) * _CORES
     others = before.machine_cpu_s + after.machine_cpu_s - before.cpu_s - after.cpu_s
     served = in_time_px / tally.seconds
     return {
@@ -391,7 +394,7 @@ def figures(tally: Tally, before: Alone, after: Alone, right: list[np.ndarray], 
             "curve": [[round(second, 1), round(mib)] for second, _, mib in tally.memory],
             "bytes_per_request": round(bytes_per_request(tally.memory)),
         },
-        "processors": _PROCESSORS,
+        "processors": _CORES,
         "others_share_alone": round(others / alone_s, 3),
         "others_share_under_load": round(cpu.others_share, 3),
     }
@@ -468,8 +471,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = measured(options, scratch)
     report(found)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_figures(options.json, found)
     sys.exit(bool(found["wrong"] or set(found["statuses"]) - {"200", "429", "503"}))
 
 

@@ -6,9 +6,11 @@ import importlib.metadata
 import os
 import platform
 import resource
-import time
 from pathlib import Path
+from time import monotonic
 from typing import Any
+
+from srgan.machine import available_cores
 
 PACKAGES = ("openvino", "torch", "onnxruntime", "ncnn", "numpy", "pillow")
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
@@ -25,8 +27,8 @@ def machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "processor": cpu.get("model name") or platform.processor() or platform.machine(),
-        "cores": cores(),
+        "processor": processor(),
+        "cores": available_cores(),
         "flags": [flag for flag in _FLAGS if flag in flags],
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
         "system": platform.system(),
@@ -34,27 +36,27 @@ def machine() -> dict[str, Any]:
     }
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def processor() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 class OtherWork:
     """How many cores everything but this process and its ended children keeps busy, since it was made."""
 
     def __init__(self) -> None:
-        self._began, self._busy, self._own = time.monotonic(), _busy_s(), _own_s()
+        self._began, self._busy, self._used = monotonic(), busy_s(), used_s()
 
     def cores(self) -> float | None:
         """Return it, or None where the system does not tell."""
-        busy = _busy_s()
+        busy = busy_s()
         if busy is None or self._busy is None:
             return None
-        others = busy - self._busy - (_own_s() - self._own)
-        return max(0.0, others / (time.monotonic() - self._began))
+        others = busy - self._busy - (used_s() - self._used)
+        return max(0.0, others / (monotonic() - self._began))
 
 
-def _busy_s() -> float | None:
+def busy_s() -> float | None:
     """Seconds in which any core worked, with those that a hypervisor gave to others, since the system's start."""
     try:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
@@ -64,9 +66,10 @@ def _busy_s() -> float | None:
     return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
 
 
-def _own_s() -> float:
+def used_s() -> float:
+    """Processor time of this process and its ended children so far."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def _cpuinfo() -> dict[str, str]:

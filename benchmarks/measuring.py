@@ -54,12 +54,6 @@ def photographs(folder: Path, sizes: Sequence[tuple[int, int]], suffix: str) -> 
     return folder
 
 
-def first_line(error: BaseException) -> str:
-    """Return what an error says in one line."""
-    said = str(error).strip().splitlines()
-    return (said[0] if said else type(error).__name__)[:200]
-
-
 def read_figures(path: Path) -> Any:
     """Return what `write_figures` wrote."""
     return json.loads(path.read_text())

@@ -27,19 +27,20 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import openvino
 import plain_folder
 import torch
-from measuring import ROOT, first_line, in_turns, timed, write_figures
+from measuring import ROOT, in_turns, timed, write_figures
 from openvino import opset13
 
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.machine import available_bytes, available_cores
 from srgan.networks.generator import Generator
 from srgan.networks.layers import deployed as for_inference
+from srgan.texts import first_line
 
 MODEL = ROOT / "weights" / "srgan-x4.onnx"
 MATMUL_SIDE = 2048
@@ -83,7 +84,7 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
             except BenchmarkError as error:
                 contenders[name] = {"missing": str(error)}
         turns = in_turns(
-            {name: partial(one.turn, options.cpu_time) for name, one in workers.items()}, options.rounds
+            {name: partial(worker.turn, options.cpu_time) for name, worker in workers.items()}, options.rounds
         )
     for name, seconds in turns.items():
         contenders[name]["seconds"] = seconds
@@ -201,9 +202,10 @@ def ncnn_net(lr: np.ndarray, threads: int) -> Run:
     return run
 
 
-def eager(generator: torch.nn.Module, lr: np.ndarray, memory_format: torch.memory_format) -> Run:
-    """PyTorch as it is."""
-    generator = generator.to(memory_format=memory_format)
+def eager(
+    generator: Callable[[torch.Tensor], torch.Tensor], lr: np.ndarray, memory_format: torch.memory_format
+) -> Run:
+    """PyTorch as it is; the weights of `generator` lie in `memory_format`."""
     picture = torch.from_numpy(lr).to(memory_format=memory_format)
 
     @torch.inference_mode()
@@ -220,10 +222,10 @@ def compiled(lr: np.ndarray, threads: int) -> Run:
 
     config.freezing = True
     generator = deployed().to(memory_format=torch.channels_last)
-    return eager(cast(torch.nn.Module, torch.compile(generator)), lr, torch.channels_last)
+    return eager(torch.compile(generator), lr, torch.channels_last)
 
 
-def deployed() -> Generator:
+def deployed() -> torch.nn.Module:
     """Return the bundled generator as it is exported."""
     published = plain_folder.load()
     generator = Generator()
@@ -237,10 +239,12 @@ CONTENDERS: dict[str, Build] = {
     "ncnn": ncnn_net,
     "PyTorch eager, NCHW, as published": lambda lr, _: eager(plain_folder.load(), lr, torch.contiguous_format),
     "PyTorch eager, channels_last, as published": lambda lr, _: eager(
-        plain_folder.load(), lr, torch.channels_last
+        plain_folder.load().to(memory_format=torch.channels_last), lr, torch.channels_last
     ),
     "PyTorch eager, NCHW": lambda lr, _: eager(deployed(), lr, torch.contiguous_format),
-    "PyTorch eager, channels_last": lambda lr, _: eager(deployed(), lr, torch.channels_last),
+    "PyTorch eager, channels_last": lambda lr, _: eager(
+        deployed().to(memory_format=torch.channels_last), lr, torch.channels_last
+    ),
     "torch.compile, channels_last": compiled,
 }
 

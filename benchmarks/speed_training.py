@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -43,13 +42,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from measuring import first_line, in_turns, photographs, write_figures
+from machine import processor
+from measuring import in_turns, photographs, write_figures
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from srgan.errors import SrganError
+from srgan.machine import available_cores
 from srgan.networks.generator import SCALE
+from srgan.texts import first_line
 from srgan.training import trainer
 from srgan.training.config import STAGES, Recipe, load_recipe
 from srgan.training.data.cache import PictureCache, build_cache
@@ -225,7 +227,7 @@ def compare(
     contenders = {loop: partial(seconds, run, settings.steps, fabric.device) for loop, run in steps.items()}
     contenders[DRAWING] = partial(seconds, draw, settings.steps, fabric.device)
     loops = in_turns(contenders, settings.rounds)
-    drawing = [draws * one for one in loops.pop(DRAWING)]
+    drawing = [draws * seconds_of_one for seconds_of_one in loops.pop(DRAWING)]
     return {"patches": stage.batch_size * draws, "loops": loops, "drawing": drawing}
 
 
@@ -246,14 +248,12 @@ def report(name: str, found: dict[str, Any]) -> None:
 
 def machine() -> str:
     """Return the machine in one line."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    parts = [model, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts = [
+        processor(),
+        f"{available_cores()} cores",
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__}",
+    ]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     if hasattr(os, "getloadavg"):

@@ -138,8 +138,9 @@ def draw(generator: Generator, rows: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def save_grid(pictures: Tensor, path: Path, *, zoom: int = 3) -> None:
     """Write (rows x 10,1,P,P) in [0,1] as one picture, ten in a row, dark on light."""
-    rows = F.pad(pictures, [1] * 4).unflatten(0, (-1, CLASSES)).squeeze(2)  # (rows,10,P+2,P+2)
-    sheet = rows.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
+    rows = F.pad(pictures, [1] * 4).squeeze(1)  # (rows x 10,P+2,P+2)
+    height, width = rows.shape[1:]
+    sheet = rows.reshape(-1, CLASSES, height, width).permute(0, 2, 1, 3).reshape(-1, CLASSES * width)
     levels = (255 * (1 - sheet)).round().byte().numpy().repeat(zoom, axis=0).repeat(zoom, axis=1)
     Image.fromarray(levels).save(path)
 

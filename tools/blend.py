@@ -21,7 +21,7 @@ from srgan.training.data.sources import parse_source
 from srgan.training.validation import validate
 
 
-def blended(first: Path, second: Path, share: float, data: list[str], cache: Path, out: Path) -> list[Path]:
+def blended(first: Path, second: Path, share: float, *, data: list[str], cache: Path, out: Path) -> list[Path]:
     """Write the blend of two safetensors files to `out`, with figures of the held-out part of `data`.
 
     Raises WeightsError for different architectures.
@@ -51,7 +51,9 @@ def main() -> None:
     if not 0 <= options.share <= 1:
         parser.error(f"share {options.share} is not between 0 and 1")
     cache = options.second.parent / "cache"
-    for path in blended(options.first, options.second, options.share, options.data, cache, options.out):
+    for path in blended(
+        options.first, options.second, options.share, data=options.data, cache=cache, out=options.out
+    ):
         print(path)
 
 

@@ -150,7 +150,8 @@ def finish(folder: Path, run: Run, pretrained: Path, data: list[str], out: Path)
     """Write to `out` what `run` is bundled as: the best of its game, blended with the `pretrained` generator."""
     command = [sys.executable, "-m", "srgan", "export", str(best_of_game(folder)), "--name", run.game]
     subprocess.run([*command, "-o", str(folder / "best"), "--to", "safetensors"], check=True)
-    blended(pretrained, folder / "best" / f"{run.game}.safetensors", BLEND, data, folder / "cache", out)
+    second = folder / "best" / f"{run.game}.safetensors"
+    blended(pretrained, second, BLEND, data=data, cache=folder / "cache", out=out)
 
 
 def bundle(trained: dict[Path, Run], data: list[str], benchmarks: Path, out: Path) -> None:

@@ -162,7 +162,7 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
 def judged(generator: Path, test: Path) -> dict[str, float]:
     """Return the mean figures of what an exported generator makes of the pictures in `test`; LPIPS may be NaN."""
     upscaler = Upscaler(find_weights(generator))
-    scores = []
+    scores: list[tuple[float, float, float]] = []
     for pair in pairs(test):
         sr = upscaler.upscale(pair.lr)
         psnr = metrics.psnr(sr.pixels, pair.hr.pixels, border=upscaler.scale, y_only=True)
@@ -207,7 +207,7 @@ def outcome_of(run: Path, objective: str, seed: int, weight: float, test: Path) 
 
 
 def play(
-    folder: Path, cache: PictureCache, start: Path, objective: str, seed: int, steps: int, test: Path
+    folder: Path, cache: PictureCache, start: Path, *, objective: str, seed: int, steps: int, test: Path
 ) -> Outcome:
     """Return the outcome of one run, which is trained, gone on with, or only read if it is finished."""
     run = folder / f"{objective}-{seed}"
@@ -388,7 +388,10 @@ def train(options: argparse.Namespace) -> None:
         _kept(before, Outcome(_START, 0, alarms=0, **judged(start.with_suffix(".onnx"), options.test)))
     for seed in range(options.seeds):  # seed by seed, so that a run cut short still compares all
         for objective in options.objective:
-            print(play(options.run, cache, start, objective, seed, options.steps, options.test), flush=True)
+            outcome = play(
+                options.run, cache, start, objective=objective, seed=seed, steps=options.steps, test=options.test
+            )
+            print(outcome, flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ patch_hr_px = 32
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with networks of a few features in place of the bundled ones."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as a script finds its neighbours
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))  # as a script finds its neighbours
     module = load_script("tools/make_weights.py")
     for recipe, name, steps in (("best", "srgan-x4", 100_000), ("photo", "srgan-x4-photo", 0)):
         (tmp_path / f"{recipe}.toml").write_text(SMALL.format(name=name, pretrain_steps=steps))
