@@ -102,6 +102,14 @@ class UpscaleOptions:
     quality: Annotated[int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")] = (
         None
     )
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name",
+            metavar="TEMPLATE",
+            help="Of results: {stem}, {size}, {scale}, {model}, {strength} are filled in.",
+        ),
+    ] = "{stem}_{size}"
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make finished files again, and replace any that are in the way.")
     ] = False

@@ -117,8 +117,13 @@ def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_
 def _planned(options: UpscaleOptions, settings: Options, upscaler: Upscaler) -> dict[str, Any]:
     """Return what planning is told beside the inputs and their place."""
     order = settings.order
-    label = order.request.label(upscaler.scale)
-    return {"scale": label, "format": order.format, "follow_links": options.follow_links}
+    naming = planning.Naming(
+        order.request.label(upscaler.scale),
+        template=options.name,
+        model=upscaler.metadata.name,
+        strength=order.request.strength,
+    )
+    return {"scale": naming, "format": order.format, "follow_links": options.follow_links}
 
 
 def _stream(options: UpscaleOptions, upscaler: Upscaler, settings: Options) -> _Start:

@@ -95,7 +95,7 @@ class Desk:
             finished = manifest.finished(job.target, origin, self._fingerprint(job))
             if finished is not None:
                 return FileReport(job.source, finished, "skipped")
-            manifest.refuse_foreign(job.target, origin)
+            manifest.refuse_foreign(job.target, origin, self._fingerprint(job))
         return origin
 
     def place(self, job: Job, target: Path, origin: Origin) -> Path:
@@ -137,7 +137,7 @@ class Desk:
 
     def _refuse_foreign(self, job: Job, target: Path, origin: Origin) -> None:
         if not self.options.overwrite:
-            self._manifests[job.root].refuse_foreign(target, origin)
+            self._manifests[job.root].refuse_foreign(target, origin, self._fingerprint(job))
 
     def _fingerprint(self, job: Job) -> str:
         return self.options.order_of(job).fingerprint(self._model_sha256)

@@ -102,23 +102,29 @@ class Manifest:
                 return self._path(row.target)
         return None
 
-    def refuse_foreign(self, target: Path, origin: Origin) -> None:
-        """Raise PictureError if `target` exists and is not a result of the same source that nobody has touched."""
+    def refuse_foreign(self, target: Path, origin: Origin, settings: str) -> None:
+        """Raise PictureError if `target` exists, unless it is what `settings` made of the same source before.
+
+        That is replaced when its source has changed. What others made or touched, what another model or other
+        settings made, and links stay.
+        """
         try:
             status = target.lstat()
         except FileNotFoundError:
             return
         except OSError as error:
             raise PictureError(f"{target}: cannot be written: {error.strerror}") from error
+        remedy = "give another -o or --name, or --overwrite to replace it"
         if stat.S_ISLNK(status.st_mode):
-            return  # replaced, not written through: what it leads to stays
+            raise PictureError(f"{target}: is a symbolic link; {remedy}")
         if stat.S_ISDIR(status.st_mode):
             raise PictureError(f"{target}: cannot be written: Is a directory")
-        remedy = "give another -o, or --overwrite to replace it"
         for row in self._results("target", target):
             if row.is_at(target):
-                if row.origin.path == origin.path or row.is_of(origin):
+                if (row.origin.path == origin.path or row.is_of(origin)) and row.settings == settings:
                     return
+                if row.origin.path == origin.path or row.is_of(origin):
+                    raise PictureError(f"{target}: another model or other settings made it; {remedy}")
                 raise PictureError(f"{target}: is the result of {row.origin.path}; {remedy}")
         raise PictureError(f"{target}: exists, and is not as this program left it; {remedy}")
 

@@ -26,6 +26,44 @@ _RESULT_SUFFIXES = {".pbm": ".ppm"}
 
 
 @dataclass(frozen=True)
+class Naming:
+    """How results are called: by a `template` of {stem}, {size}, {scale}, {model} and {strength}.
+
+    {size} is x4 or 2000px, {scale} the same without the x. `size`: how `Request.label` puts it, or a number of
+    times. Raises UsageError for a template of anything else.
+    """
+
+    size: str | float
+    template: str = "{stem}_{size}"
+    model: str = ""
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a template that names nothing, before any work."""
+        self.of("picture")
+
+    def of(self, stem: str) -> str:
+        """Return the name for the result of `stem`, without its suffix; a plain name, whatever the model's is."""
+        size = self.size if isinstance(self.size, str) else f"x{self.size:g}"
+        fields = {
+            "stem": stem,
+            "size": size,
+            "scale": size.removeprefix("x"),
+            "model": self.model,
+            "strength": f"{self.strength:g}",
+        }
+        # Not str.format, which would look into the fields' attributes.
+        parts = re.split(r"\{(\w+)\}", self.template)
+        if not set(parts[1::2]) <= set(fields) or any(brace in text for text in parts[::2] for brace in "{}"):
+            known = ", ".join(f"{{{field}}}" for field in fields)
+            raise UsageError(f"--name {self.template!r} is not understood: it takes {known}")
+        name = "".join(fields[part] if number % 2 else part for number, part in enumerate(parts))
+        if not name.strip(". ") or any(character in name for character in "/\\\0"):
+            raise UsageError(f"--name {self.template!r} makes {name!r}, which is no name of a file")
+        return name
+
+
+@dataclass(frozen=True)
 class Job:
     """One picture to read and where its result goes.
 
@@ -42,11 +80,12 @@ def plan(
     inputs: Sequence[Path],
     out: Path | None,
     *,
-    scale: float | str,
+    scale: float | str | Naming,
     format: str = AUTO,
     follow_links: bool = False,
 ) -> Plan:
-    """Return which files become which when upscaled `scale` times, or to a size with that `Request.label`.
+    """Return which files become which when upscaled `scale` times, or to a size with that `Request.label`;
+    a `Naming` says so, too, and what results are called.
 
     A file `photo.jpg` becomes `photo_x4.jpg` beside it or in the folder `out`, or `out` itself if that names a
     picture. A folder becomes the same tree in `out`, or in a folder beside it with "_x4" to its name; hidden
@@ -58,7 +97,7 @@ def plan(
     for path in inputs:
         if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a folder may not be searched
             raise UsageError(f"{path}: no such file or folder")
-    tag = f"_{scale}" if isinstance(scale, str) else f"_x{scale:g}"
+    naming = scale if isinstance(scale, Naming) else Naming(scale)
     made = Plan()
     if out is not None and _names_a_picture(out):
         made.add(0, _job_with_named_target(inputs, out, format))
@@ -71,12 +110,12 @@ def plan(
     else:
         for position, path in enumerate(inputs):
             if path.is_dir():
-                tree = Tree(path, out or _beside(path, tag), tag, format, follow_links=follow_links)
+                tree = Tree(path, out or _beside(path, naming), naming, format, follow_links=follow_links)
                 for job in tree.jobs():
                     made.add(position, job)
                 made.note(tree)
             else:
-                made.add(position, _job(path, out or path.parent, tag, format, out or path.parent))
+                made.add(position, _job(path, out or path.parent, naming, format, out or path.parent))
     if not len(made) and not made.unreadable:
         raise UsageError(f"no pictures in {', '.join(map(str, inputs))}: none ends in {_known_suffixes()}")
     made.refuse_overwritten_inputs()
@@ -84,16 +123,21 @@ def plan(
 
 
 def tree(
-    inputs: Sequence[Path], out: Path | None, *, scale: float | str, format: str = AUTO, follow_links: bool = False
+    inputs: Sequence[Path],
+    out: Path | None,
+    *,
+    scale: float | str | Naming,
+    format: str = AUTO,
+    follow_links: bool = False,
 ) -> Tree:
     """Return the one folder of `inputs` as `plan` would see it; raises UsageError if it is anything else."""
     if len(inputs) != 1 or not inputs[0].is_dir():
         raise UsageError("--watch takes one folder")
-    tag = f"_{scale}" if isinstance(scale, str) else f"_x{scale:g}"
-    target = out or _beside(inputs[0], tag)
+    naming = scale if isinstance(scale, Naming) else Naming(scale)
+    target = out or _beside(inputs[0], naming)
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: is a file, not a folder; give another -o")
-    return Tree(inputs[0], target, tag, known_format(format), follow_links=follow_links)
+    return Tree(inputs[0], target, naming, known_format(format), follow_links=follow_links)
 
 
 @dataclass(frozen=True)
@@ -223,14 +267,16 @@ class Tree:
     the same.
     """
 
-    def __init__(self, folder: Path, target: Path, tag: str, format: str, *, follow_links: bool = False) -> None:
+    def __init__(
+        self, folder: Path, target: Path, naming: Naming, format: str, *, follow_links: bool = False
+    ) -> None:
         if os.path.realpath(target) == os.path.realpath(folder):
             raise UsageError(f"{folder}: results among their inputs would be inputs next time; give another -o")
         self.folder, self.target = folder, target
         self.unreadable: list[tuple[Path, str]] = []
         self.links_left = 0
         self.passed_over = PassedOver()
-        self._tag, self._format, self._follow_links = tag, format, follow_links
+        self._naming, self._format, self._follow_links = naming, format, follow_links
         self._inside, self._results = os.path.realpath(folder), os.path.realpath(target)
 
     def jobs(self) -> Iterator[Job]:
@@ -292,7 +338,7 @@ class Tree:
 
     def _job(self, source: Path) -> Job:
         mirrored = self.target / source.parent.relative_to(self.folder)
-        return _job(source, mirrored, self._tag, self._format, self.target)
+        return _job(source, mirrored, self._naming, self._format, self.target)
 
 
 def ignores_case(folder: Path) -> bool:
@@ -317,14 +363,14 @@ def ignores_case(folder: Path) -> bool:
     return False
 
 
-def _job(source: Path, folder: Path, tag: str, format: str, root: Path) -> Job:
+def _job(source: Path, folder: Path, naming: Naming, format: str, root: Path) -> Job:
     suffix = source.suffix.lower()
     stem = source.stem if suffix in PICTURE_SUFFIXES else source.name  # "photo.v2" is all stem
     if format != AUTO:
         suffix = FORMATS[format].suffixes[0]
     elif format_of_suffix(suffix) is None:
         suffix = _RESULT_SUFFIXES.get(suffix, ".png")
-    return Job(source, folder / f"{stem}{tag}{suffix}", format, root)
+    return Job(source, folder / f"{naming.of(stem)}{suffix}", format, root)
 
 
 def _job_with_named_target(inputs: Sequence[Path], out: Path, format: str) -> Job:
@@ -342,11 +388,11 @@ def _looks_like_a_file(out: Path) -> bool:
     return not out.exists() and re.fullmatch(r"\.[A-Za-z][A-Za-z0-9_]{1,8}", out.suffix) is not None
 
 
-def _beside(folder: Path, tag: str) -> Path:
+def _beside(folder: Path, naming: Naming) -> Path:
     named = folder if folder.name not in ("", "..") else folder.resolve()
     if not named.name:
         raise UsageError(f"{folder}: there is no place beside it for the results; give a folder with -o")
-    return named.with_name(named.name + tag)
+    return named.with_name(naming.of(named.name))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from support.folders import NearestEngine, options_of
 from srgan.errors import UsageError
 from srgan.folder import manifest
 from srgan.folder.batch import run
-from srgan.folder.planning import Plan, plan
+from srgan.folder.planning import Naming, Plan, plan
 from srgan.folder.reporting import FileReport
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Request, Upscaler
@@ -56,6 +57,29 @@ def files(folder: Path) -> set[str]:
 
 
 # Planning
+
+
+def test_results_are_called_as_the_template_says(tmp_path: Path) -> None:
+    source = picture(tmp_path / "cup.png")
+
+    def name(size: str | float, template: str, **fields: Any) -> str:
+        naming = Naming(size, template=template, **fields)
+        return next(iter(plan([source], None, scale=naming))).target.name
+
+    assert name("x4", "{stem}_{size}") == name(4, "{stem}_{size}") == "cup_x4.png"
+    assert name("x2.5", "{stem}_{model}_x{scale}", model="srgan-x4") == "cup_srgan-x4_x2.5.png"
+    assert name("2000px", "{strength} {stem} {size}", strength=0.5) == "0.5 cup 2000px.png"
+    assert name("x4", "v1.2 {stem}") == "v1.2 cup.png"
+    folder = picture(tmp_path / "in" / "a.gif").parent
+    (tree_job,) = plan([folder], None, scale=Naming("x4", template="{stem}-big"))
+    assert tree_job.target == tmp_path / "in-big" / "a-big.gif"
+    for template in ("{stem", "{nothing}", "{}", "{stem.__class__}", "{0}", "", "..", "a/{stem}", "{stem}\\"):
+        with pytest.raises(UsageError, match="--name"):
+            Naming("x4", template=template)
+    with pytest.raises(UsageError, match="no name of a file"):
+        name("x4", "{stem}_{model}", model="../../x")
+    with pytest.raises(UsageError, match="would both become"):
+        plan([source, picture(tmp_path / "other" / "b.png")], tmp_path / "out", scale=Naming(4, template="same"))
 
 
 def test_a_file_lands_beside_itself_in_a_folder_or_where_it_is_told(tmp_path: Path) -> None:
@@ -337,7 +361,7 @@ def test_options_reach_the_result(tmp_path: Path) -> None:
     assert fine.size == (80, 80)
     assert fine.target is not None
     before = fine.target.stat().st_size
-    done(planned, request=Request(2), quality=10)
+    done(planned, request=Request(2), quality=10, overwrite=True)
     assert fine.target.stat().st_size < before / 2
 
 

@@ -51,32 +51,42 @@ def test_a_single_file_is_treated_alike(tmp_path: Path) -> None:
     assert statuses(made(source, tmp_path / "named.png")) == ["skipped"]
 
 
-@pytest.mark.parametrize(
-    "change", ["source", "touched source", "missing result", "model", "size", "strength", "quality"]
-)
-def test_a_file_is_made_again_if_anything_it_depends_on_has_changed(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["source", "touched source", "missing result"])
+def test_a_file_is_made_again_if_its_source_has_changed(tmp_path: Path, change: str) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     path, _ = picture(source / "a.png"), picture(source / "b.png")
     made(source, out)
-    engine = NearestEngine()
-    options: dict[str, object] = {}
     if change == "source":
         picture(path, (9, 9, 9))
     elif change == "touched source":
         os.utime(path, (1, 1))  # older than the result, but not what the result was made from
-    elif change == "missing result":
-        (out / "a_x4.png").unlink()
-    elif change == "model":
-        engine = NearestEngine(replace(METADATA, name="another-x4"))
     else:
-        changed: dict[str, dict[str, object]] = {
-            "size": {"request": Request(long_side_px=24)},
-            "strength": {"request": Request(strength=0.5)},
-            "quality": {"quality": 80},
-        }
-        options = changed[change]
-    of_all = change in ("model", "size", "strength", "quality")
-    assert statuses(made(source, out, engine=engine, **options)) == ["written", "written" if of_all else "skipped"]
+        (out / "a_x4.png").unlink()
+    assert statuses(made(source, out)) == ["written", "skipped"]
+    assert statuses(made(source, out)) == ["skipped", "skipped"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ("model", {}),
+        ("size", {"request": Request(long_side_px=24)}),
+        ("strength", {"request": Request(strength=0.5)}),
+        ("quality", {"quality": 80}),
+    ],
+)
+def test_what_other_settings_made_is_not_replaced_in_silence(
+    tmp_path: Path, change: str, options: dict[str, object]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    picture(source / "a.png"), picture(source / "b.png")
+    made(source, out)
+    before = tree(out)
+    engine = NearestEngine(replace(METADATA, name="another-x4") if change == "model" else METADATA)
+    for report in made(source, out, engine=engine, **options):
+        assert "another model or other settings made it; give another -o or --name" in (report.error or "")
+    assert tree(out) == before
+    assert statuses(made(source, out, engine=engine, overwrite=True, **options)) == ["written", "written"]
     assert statuses(made(source, out, engine=engine, **options)) == ["skipped", "skipped"]
 
 
@@ -146,7 +156,7 @@ def test_a_file_that_appears_during_the_inference_is_kept(tmp_path: Path) -> Non
     assert temporaries(out) == []
 
 
-def test_links_in_the_output_are_replaced_or_refused_but_never_written_through(tmp_path: Path) -> None:
+def test_links_in_the_output_are_refused_and_never_written_through(tmp_path: Path) -> None:
     source, out, outside = tmp_path / "in", tmp_path / "out", tmp_path / "outside"
     picture(source / "a.png"), picture(source / "sub" / "b.png")
     outside.mkdir()
@@ -155,8 +165,10 @@ def test_links_in_the_output_are_replaced_or_refused_but_never_written_through(t
     (out / "a_x4.png").symlink_to(outside / "secret")
     (out / "sub").symlink_to(outside)
     reports = made(source, out)
-    assert statuses(reports) == ["written", "failed"]
+    assert statuses(reports) == ["failed", "failed"]
+    assert "a_x4.png: is a symbolic link" in (reports[0].error or "")
     assert "leads out of" in (reports[1].error or "")
+    assert statuses(made(source, out, overwrite=True)) == ["written", "failed"]
     assert not (out / "a_x4.png").is_symlink()
     assert tree(outside) == tree(outside) | {}
     assert [path.name for path in outside.iterdir()] == ["secret"]
