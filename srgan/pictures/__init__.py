@@ -7,8 +7,10 @@ format of the result can hold it, and what is not is told.
     encode     a `Picture` to the bytes of a file: writing.py, with png.py and tiff.py
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
     resized    a `Picture` at another size: resampling.py
+    flattened  a `Picture` as 8-bit RGB without transparency: flattening.py
 """
 
+from srgan.pictures.flattening import flattened
 from srgan.pictures.picture import (
     FORMATS,
     PICTURE_SUFFIXES,
@@ -30,6 +32,7 @@ __all__ = [
     "Picture",
     "decode",
     "encode",
+    "flattened",
     "format_of_suffix",
     "jpeg_quality",
     "losses",

@@ -190,7 +190,7 @@ def test_labels_are_drawn_anew_within_their_ranges_for_every_picture(monkeypatch
     assert 1.18 < real.max() < 1.2
     assert 0 <= fake.min() < 0.02
     assert 0.28 < fake.max() < 0.3
-    assert len(real.unique()) > 490  # type: ignore[no-untyped-call]  # one for each picture
+    assert len(real.unique()) > 490
     assert not torch.equal(real, real_again)
 
 

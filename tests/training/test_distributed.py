@@ -67,7 +67,7 @@ def test_gradients_of_two_processes_equal_one_on_the_joined_batch(tmp_path: Path
         # The first process's clock and anyone's wish to stop hold for all.
         assert results["agreed"].tolist() == [1.0, 1.0]
         assert float(results["averaged"]) == 0.5
-        assert len(results["draws"].unique()) == 4  # type: ignore[no-untyped-call]  # every process, patches and labels: streams of their own
+        assert len(results["draws"].unique()) == 4
 
 
 RECIPE = """

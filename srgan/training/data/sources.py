@@ -55,7 +55,7 @@ class Examined:
 
     `hr`: (H,W,3) uint8; `lr`: (H/4,W/4,3) uint8 or None. `energy`: mean gradient magnitude of each block of
     `ENERGY_BLOCK_PX`, in grey levels, float32. `thumbnail`: (16,16) uint8. `jpeg_quality`: 1..100, 0 if it is no
-    JPEG file. `note`: what is unusual about it, or "".
+    JPEG file. `note`: what is unusual about it, and what was not taken as it is, or "".
     """
 
     hr: Pixels
@@ -114,23 +114,21 @@ def list_files(sources: Sequence[Source]) -> list[File]:
 def examine(file: File) -> Examined:
     """Decode one picture and measure it. Raises PictureError if it or its pair cannot be used."""
     picture = pictures.decode(file.path)
-    hr = _rgb(picture.pixels)
+    hr, changed = pictures.flattened(picture)
+    notes = [*(["grey"] if picture.is_grey else []), *changed, *picture.warnings]
     lr = None
     if file.lr_path is not None:
         if not file.lr_path.exists():
             raise PictureError(f"{file.path}: has no LR picture: {file.lr_path} does not exist")
-        lr = _rgb(pictures.decode(file.lr_path).pixels)
+        shipped = pictures.decode(file.lr_path)
+        lr, changed = pictures.flattened(shipped)
+        notes += [f"LR: {words}" for words in (*changed, *shipped.warnings)]
         if hr.shape != (SCALE * lr.shape[0], SCALE * lr.shape[1], 3):
             raise PictureError(
                 f"{file.path}: is {hr.shape[1]}x{hr.shape[0]} px, not {SCALE} times its LR picture "
                 f"{file.lr_path.name} of {lr.shape[1]}x{lr.shape[0]} px"
             )
     green = np.ascontiguousarray(hr[..., 1])  # stands for luma, and is a third of the work
-    notes = [
-        *(["grey"] if picture.is_grey else []),
-        *(["transparency left out"] if picture.alpha is not None else []),
-        *picture.warnings,
-    ]
     return Examined(
         hr=hr,
         lr=lr,
@@ -221,10 +219,6 @@ def _may_be_read(path: Path) -> bool:
 
 def _stem(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
-
-
-def _rgb(pixels: Pixels) -> Pixels:
-    return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2))
 
 
 def _energy(grey: Pixels) -> npt.NDArray[np.float32]:
