@@ -6,16 +6,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from srgan.errors import SrganError, UsageError
-from srgan.evaluation.benchmark import Upscale, evaluate
+from srgan.evaluation.benchmark import Upscale, evaluate, scale_between
 from srgan.evaluation.measures import MEASURES
 from srgan.evaluation.tables import BASELINE, SCALE, Luma, Mean, Measured, Protocol, Table
 from srgan.files import write_atomically
@@ -48,14 +48,18 @@ def evaluate_command(
     `tables.Protocol` and `benchmark.evaluate`. Raises UsageError for what cannot be compared, SrganError if
     a file cannot be written.
     """
-    protocol = _protocol(border, luma, perceptual_border)
+    _refuse_bad_protocol(border, luma, perceptual_border)
     folders = dict(_named_folder(text) for text in sr)
     if len(folders) < len(sr):
         raise UsageError("two --sr folders have the same name: give them others, as NAME=DIR")
-    table = Table(protocol)
+    upscalers, notes = _upscalers(models), list[str]()
+    scale = _scale(upscalers, hr, lr, notes)
+    protocol = Protocol(scale, scale if border is None else border, cast(Luma, luma), perceptual_border)
+    table = Table(protocol, notes=notes)
     gallery = Gallery() if html_path else None
     distances = _FrechetDistances() if fid else None
-    for measured in evaluate(_upscalers(models), hr, lr, sr_folders=folders, protocol=protocol, notes=table.notes):
+    contenders: dict[str, Upscale] = {name: upscaler.upscale for name, upscaler in upscalers.items()}
+    for measured in evaluate(contenders, hr, lr, sr_folders=folders, protocol=protocol, notes=notes):
         table.add(measured)
         if distances:
             distances.add(measured)
@@ -72,26 +76,41 @@ def evaluate_command(
         write_page(html_path, evaluation_page("/".join(hr.resolve().parts[-2:]), table, gallery))
 
 
-def _protocol(border: int | None, luma: str, perceptual_border: int) -> Protocol:
-    border = SCALE if border is None else border
+def _refuse_bad_protocol(border: int | None, luma: str, perceptual_border: int) -> None:
     if luma not in get_args(Luma):
         raise UsageError(f"--luma {luma!r}: choose {', '.join(get_args(Luma))}")
-    if border < 0 or perceptual_border < 0:
+    if (border or 0) < 0 or perceptual_border < 0:
         raise UsageError("a border is a number of pixels, 0 or more")
-    return Protocol(border, luma, perceptual_border)  # type: ignore[arg-type]
 
 
-def _upscalers(models: Sequence[str]) -> dict[str, Upscale]:
+def _upscalers(models: Sequence[str]) -> dict[str, Upscaler]:
     """Return the models by what they are called in the table: files by their names, unless two have the same."""
     models = list(dict.fromkeys(models))
     names = [Path(model).name if is_file_name(model) else model for model in models]
-    upscalers: dict[str, Upscale] = {}
-    for name, model in zip(names, models, strict=True):
-        upscaler = Upscaler(model)
-        if upscaler.scale != SCALE:
-            raise UsageError(f"{name} enlarges {upscaler.scale} times, and the benchmark is for {SCALE}")
-        upscalers[name if names.count(name) == 1 else model] = upscaler.upscale
-    return upscalers
+    return {
+        name if names.count(name) == 1 else model: Upscaler(model)
+        for name, model in zip(names, models, strict=True)
+    }
+
+
+def _scale(upscalers: Mapping[str, Upscaler], hr: Path, lr: Path | None, notes: list[str]) -> int:
+    """Return the scale of the benchmark: that of all models, without any that between LR and HR, else the usual.
+
+    Raises UsageError if the models differ, or LR in their scale is not to be had from `lr`.
+    """
+    scales = {name: upscaler.scale for name, upscaler in upscalers.items()}
+    name, scale = next(iter(scales.items()), ("", SCALE))
+    for other, its in scales.items():
+        if its != scale:
+            raise UsageError(f"{name} enlarges {scale} times and {other} {its} times: measure them one by one")
+    if lr is None:
+        if not scales:
+            notes.append(f"×{scale} by default: neither a model nor --lr says another scale")
+        return scale
+    shipped = scale_between(hr, lr, scale)
+    if scales and shipped != scale:
+        raise UsageError(f"{name} enlarges {scale} times, and the pictures in {lr} were reduced {shipped} times")
+    return shipped
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -167,7 +186,7 @@ def _as_json(table: Table) -> dict[str, Any]:
         return {key: {name: _finite(value) for name, value in asdict(mean).items()} for key, mean in pairs if mean}
 
     return {
-        "protocol": {"scale": SCALE, **asdict(table.protocol)},
+        "protocol": asdict(table.protocol),
         "notes": table.notes,
         "means": {name: means((key, table.mean(name, key)) for key in keys) for name in table.rows},
         f"better than {first} by": {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from srgan.commands.terminal import say
 from srgan.conversion.exporting import KINDS, exported, write_files
 from srgan.errors import UsageError, WeightsError
 from srgan.networks import reading
@@ -58,8 +59,11 @@ def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata
     try:
         recipe = validated(state["recipe"], str(path))
         weights = reading.averaged_weights(state, path)
-        name = recipe.stages()[state["position"]["stage"]].export_name
+        stage, step = recipe.stages()[state["position"]["stage"]], state["position"]["step"]
+        name = stage.export_name
         data_sha256: str = state["data_sha256"]
     except (KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is not a training checkpoint: it lacks {error}") from error
+    if step <= stage.idle_steps:
+        say("warning", f"{path}: the stage has not moved the generator yet, so {name} is what it began with")
     return checkpoint.described(weights, recipe, name, data_sha256, {})

@@ -42,11 +42,11 @@ def train(
         raise UsageError(f"--devices {devices} --nodes {nodes}: give at least 1 of each")
     fabric = make_fabric(settings, devices, nodes)
     with together(fabric):
+        if not fabric.is_global_zero:  # whatever is told of the pictures or the run, the first process tells
+            logging.getLogger("srgan").setLevel(logging.ERROR)
         with fabric.rank_zero_first():  # the others then only map what the first has packed
             sources = [parse_source(text) for text in data]
             cache = build_cache(sources, run.parent / "cache", max_bad_share=settings.data.max_bad_share)
-        if not fabric.is_global_zero:
-            logging.getLogger("srgan").setLevel(logging.WARNING)
         log.info("%s", summary(findings(cache, settings)))
         for path in trainer.train(settings, cache, run, minutes=minutes, resume=resume, fabric=fabric):
             log.info("written: %s", path)

@@ -13,7 +13,7 @@ from srgan.evaluation.measures import MEASURES
 from srgan.pictures import Picture
 
 BASELINE = "bicubic"  # always in the table
-SCALE = 4  # of the benchmarks
+SCALE = 4  # of the usual benchmarks, where nothing says another
 _RESAMPLES = 2000  # of the bootstrap: the ends of its intervals then move by a few hundredths of their width
 
 # studio: 16 to 235, as MATLAB's rgb2ycbcr computes it; rounded: to whole levels, as it returns it for 8 bits;
@@ -25,10 +25,11 @@ Luma = Literal["studio", "rounded", "full"]
 class Protocol:
     """How pictures are compared; the defaults are the field's.
 
-    `border_px`: shaved from each side before PSNR and SSIM. `luma`: range of the Y in PSNR-Y and SSIM-Y.
-    `perceptual_border_px`: shaved before LPIPS and DISTS.
+    `scale`: from LR to HR. `border_px`: shaved from each side before PSNR and SSIM. `luma`: range of the Y in
+    PSNR-Y and SSIM-Y. `perceptual_border_px`: shaved before LPIPS and DISTS.
     """
 
+    scale: int = SCALE
     border_px: int = SCALE
     luma: Luma = "studio"
     perceptual_border_px: int = 0
@@ -36,7 +37,7 @@ class Protocol:
     def __str__(self) -> str:
         """Say it in a line."""
         return (
-            f"×{SCALE}, 8 bits, Y of BT.601 {self.luma} range, border {self.border_px} for PSNR and SSIM and "
+            f"×{self.scale}, 8 bits, Y of BT.601 {self.luma} range, border {self.border_px} for PSNR and SSIM and "
             f"{self.perceptual_border_px} for LPIPS and DISTS"
         )
 
@@ -46,7 +47,7 @@ FIELD = Protocol()
 
 @dataclass(frozen=True)
 class Pair:
-    """One test picture: `hr` (4h,4w,3) uint8 and the `lr` (h,w,3) uint8 it was reduced to."""
+    """One test picture: `hr` (sh,sw,3) uint8 and the `lr` (h,w,3) uint8 it was reduced to, s times."""
 
     name: str
     hr: Picture

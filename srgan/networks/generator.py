@@ -22,8 +22,8 @@ class GeneratorRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    blocks: Annotated[int, Field(ge=1, le=64)] = 16
-    features: Annotated[int, Field(ge=1, le=512)] = 64
+    blocks: Annotated[int, Field(ge=1, le=64)] = 16  # the paper's
+    features: Annotated[int, Field(ge=1, le=512)] = 64  # likewise
     normalisation: Literal["none", "batch"] = "none"  # BatchNorm costs range and shifts colours
 
 

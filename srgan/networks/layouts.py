@@ -27,13 +27,15 @@ class Layout:
     """One repository's names and conventions.
 
     `names`: theirs to ours, where # is a number and * the last part of the name; {after}, {end} and {steps} are
-    numbers of layers behind the blocks where blocks are counted among the other layers, from `first_block` on.
+    numbers of layers behind the blocks where blocks are counted among the other layers, from `first_block` on;
+    steps are counted from `first_step` on, by `step_stride`.
     `slopes`: of activations without weights. `facts`: for `Architecture`, where the shapes do not tell.
     """
 
     name: str
     names: Mapping[str, str]
     first_block: int = 0
+    first_step: int = 0
     step_stride: int = 1
     slopes: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -50,25 +52,49 @@ _LORNATANG_BLOCKS = {
 }
 _MODIFIED = {"long_skip": False, "hr_convolution": True, "picture_skip": "bilinear"}
 
+_LEFTTHOMAS = {
+    "block1.0.*": "head.*",
+    "block1.1.*": "head_act.*",
+    "block#.conv1.*": "blocks.#.conv1.*",
+    "block#.bn1.*": "blocks.#.norm1.*",
+    "block#.prelu.*": "blocks.#.act.*",
+    "block#.conv2.*": "blocks.#.conv2.*",
+    "block#.bn2.*": "blocks.#.norm2.*",
+    "block{after}.0.*": "trunk.*",
+    "block{end}.#.conv.*": "steps.#.conv.*",
+    "block{end}.#.prelu.*": "steps.#.act.*",
+    "block{end}.{steps}.*": "tail.*",
+}
+
 LAYOUTS = (
+    Layout(  # its published netG_epoch_*_100.pth; before the layout of today, whose names hold all of these
+        "leftthomas/SRGAN (until 2019)",
+        {**_LEFTTHOMAS, "block{after}.1.weight": "trunk_act.weight"},
+        first_block=2,
+        facts={"output": "tanh", "trunk_activation": True},
+    ),
     Layout(
         "leftthomas/SRGAN",
-        {
-            "block1.0.*": "head.*",
-            "block1.1.*": "head_act.*",
-            "block#.conv1.*": "blocks.#.conv1.*",
-            "block#.bn1.*": "blocks.#.norm1.*",
-            "block#.prelu.*": "blocks.#.act.*",
-            "block#.conv2.*": "blocks.#.conv2.*",
-            "block#.bn2.*": "blocks.#.norm2.*",
-            "block{after}.0.*": "trunk.*",
-            "block{after}.1.*": "trunk_norm.*",
-            "block{end}.#.conv.*": "steps.#.conv.*",
-            "block{end}.#.prelu.*": "steps.#.act.*",
-            "block{end}.{steps}.*": "tail.*",
-        },
+        {**_LEFTTHOMAS, "block{after}.1.*": "trunk_norm.*"},
         first_block=2,
         facts={"output": "tanh"},
+    ),
+    Layout(
+        "aitorzip/PyTorch-SRGAN",
+        {
+            "conv1.*": "head.*",
+            "residual_block#.conv1.*": "blocks.#.conv1.*",
+            "residual_block#.bn1.*": "blocks.#.norm1.*",
+            "residual_block#.conv2.*": "blocks.#.conv2.*",
+            "residual_block#.bn2.*": "blocks.#.norm2.*",
+            "conv2.*": "trunk.*",
+            "bn2.*": "trunk_norm.*",
+            "upsample#.conv.*": "steps.#.conv.*",
+            "conv3.*": "tail.*",
+        },
+        first_block=1,
+        first_step=1,
+        facts={"activation": "swish", "input": "imagenet", "output": "imagenet"},
     ),
     Layout(
         "Lornatang/SRGAN-PyTorch",
@@ -204,10 +230,10 @@ def _our_name(ours: str, parts: dict[str, str | Any], layout: Layout) -> str:
         number = int(parts["number"])
         if ours.startswith("blocks"):
             number -= layout.first_block
-        elif number % layout.step_stride == 0:
-            number //= layout.step_stride
+        elif (number - layout.first_step) % layout.step_stride == 0:
+            number = (number - layout.first_step) // layout.step_stride
         ours = ours.replace("#", str(number))
-    return ours.replace("*", parts["last"])
+    return ours.replace("*", parts.get("last", ""))
 
 
 def _built(state: dict[str, Tensor], layout: Layout, source: str) -> ResidualNetwork:

@@ -19,8 +19,10 @@ class Architecture(BaseModel):
 
     `layout`: whose names and conventions the weights had. `factors`: of the sub-pixel steps, in their order.
     `long_skip`: a convolution after the blocks and a sum with what went into them. `hr_convolution`: a 3×3
-    convolution at full size before the last one. `picture_skip`: what the result is added to. `input`: "imagenet"
-    for LR normalised by the mean and deviation of ImageNet. `output`: "tanh" for (tanh(x) + 1) / 2.
+    convolution at full size before the last one. `activation`: behind convolutions; "swish" is x · sigmoid(x).
+    `trunk_activation`: there is one behind that after the blocks, too. `picture_skip`: what the result is added
+    to. `input`: "imagenet" for LR normalised by the mean and deviation of ImageNet. `output`: "tanh" for
+    (tanh(x) + 1) / 2, "imagenet" for a result that is normalised likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,9 +36,11 @@ class Architecture(BaseModel):
     tail_kernel: Kernel
     long_skip: bool = True
     hr_convolution: bool = False
+    activation: Literal["prelu", "swish"] = "prelu"
+    trunk_activation: bool = False
     picture_skip: Literal["none", "bilinear"] = "none"
     input: Literal["plain", "imagenet"] = "plain"
-    output: Literal["linear", "tanh"] = "linear"
+    output: Literal["linear", "tanh", "imagenet"] = "linear"
 
     @property
     def scale(self) -> int:
@@ -60,8 +64,8 @@ class Architecture(BaseModel):
 class ResidualNetwork(nn.Module):
     """A generator as `architecture` describes it: LR (N,3,H,W) in [0,1] to SR (N,3,sH,sW), not clamped.
 
-    Batch normalisation is folded into the convolutions, and every activation is a PReLU: one with slope 0 is a
-    ReLU, with slope 1 none at all. A sub-pixel step is activated before its shuffle, as in `SubPixelStep`.
+    Batch normalisation is folded into the convolutions, and every activation but swish is a PReLU: one with slope
+    0 is a ReLU, with slope 1 none at all. A sub-pixel step is activated before its shuffle, as in `SubPixelStep`.
     """
 
     mean: Tensor
@@ -75,6 +79,7 @@ class ResidualNetwork(nn.Module):
         self.head_act = nn.PReLU()
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(architecture.blocks)))
         self.trunk = _convolution(features, features, 3) if architecture.long_skip else None
+        self.trunk_act = nn.PReLU() if architecture.trunk_activation else nn.Identity()
         self.steps = nn.ModuleList(SubPixelStep(features, factor) for factor in architecture.factors)
         self.hr = _convolution(features, features, 3) if architecture.hr_convolution else None
         self.hr_act = nn.PReLU() if architecture.hr_convolution else None
@@ -89,6 +94,8 @@ class ResidualNetwork(nn.Module):
         # ImageNet's mean and deviation, as torchvision gives them.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1), persistent=False)
+        if architecture.activation == "swish":
+            _activate_by_swish(self)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Return SR, not clamped."""
@@ -96,7 +103,7 @@ class ResidualNetwork(nn.Module):
         shallow = self.head_act(self.head(normalised))
         features = self.blocks(shallow)
         if self.trunk is not None:
-            features = shallow + self.trunk(features)
+            features = shallow + self.trunk_act(self.trunk(features))
         *steps, last = (cast(SubPixelStep, step) for step in self.steps)
         for step in steps:
             features = step(features)
@@ -106,7 +113,17 @@ class ResidualNetwork(nn.Module):
         sr: Tensor = self.tail(features)
         if self.architecture.output == "tanh":
             sr = (torch.tanh(sr) + 1) / 2
+        elif self.architecture.output == "imagenet":
+            sr = sr * self.deviation + self.mean
         return sr if self.skip is None else sr + self.skip(lr)
+
+
+def _activate_by_swish(network: nn.Module) -> None:
+    """Put a swish in place of every PReLU of `network`."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.PReLU):
+                setattr(module, name, nn.SiLU())
 
 
 def _convolution(before: int, after: int, kernel: int) -> nn.Conv2d:

@@ -7,9 +7,11 @@ format of the result can hold it, and what is not is told.
     encode     a `Picture` to the bytes of a file: writing.py, with formats/
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
     resized    a `Picture` at another size: resampling.py
+    flattened  a `Picture` as 8-bit RGB without transparency: flattening.py
     guarded    decoding of files that may be hostile, in a process with limits
 """
 
+from srgan.pictures.flattening import flattened
 from srgan.pictures.formats.jpeg import jpeg_quality
 from srgan.pictures.picture import (
     FORMATS,
@@ -32,6 +34,7 @@ __all__ = [
     "Picture",
     "decode",
     "encode",
+    "flattened",
     "format_of_suffix",
     "jpeg_quality",
     "losses",

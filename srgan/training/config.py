@@ -36,7 +36,7 @@ class DiscriminatorRecipe(_Strict):
     """Which of `discriminators.DISCRIMINATORS`, and its keyword arguments beside the patch size."""
 
     kind: Literal["vgg", "unet", "patch", "autoencoder"] = "vgg"  # Ledig et al. 2017, figure 4
-    features: Annotated[int, Field(ge=1, le=512)] = 64
+    features: Annotated[int, Field(ge=1, le=512)] = 64  # likewise
     normalisation: Literal["batch", "none", "spectral"] = "batch"
 
 
@@ -96,8 +96,8 @@ class DegradationRecipe(_Strict):
     jpeg_quality: Range = (40.0, 95.0)  # libjpeg's scale (30 to 95); below 40 the web shows little
     # Shares of the pictures that are met with less than all that, so that they are not smoothed as if they had it
     # (0, 0): the plain bicubic reduction, and that saved once as JPEG, which is what most of the web is.
-    clean: Fraction = 0.0
-    only_jpeg: Fraction = 0.0
+    clean: Fraction = 0.0  # likewise
+    only_jpeg: Fraction = 0.0  # likewise
 
     @model_validator(mode="after")
     def _ranges_make_sense(self) -> Self:
@@ -125,7 +125,7 @@ class ContentRecipe(_Strict):
     """Pixel term."""
 
     kind: Literal["mse", "l1", "charbonnier"] = "mse"  # Ledig et al. 2017, eq. 4
-    weight: Weight = 1.0
+    weight: Weight = 1.0  # the unit that the other weights are in, likewise
 
 
 class PerceptualRecipe(_Strict):
@@ -139,7 +139,7 @@ class PerceptualRecipe(_Strict):
     # 0.006 = 1/12.75² belongs to Caffe-scale features; torchvision's are about 6.8 times smaller, so they are
     # multiplied by 6.8 to give the nominal weight the strength that it has in the paper. 1.0 for Caffe weights.
     feature_scale: Positive = 6.8
-    weight: Weight = 0.006
+    weight: Weight = 0.006  # Ledig et al. 2017, section 3.2
 
 
 class AdversarialRecipe(_Strict):
@@ -147,7 +147,7 @@ class AdversarialRecipe(_Strict):
 
     weight: Weight = 1e-3  # Ledig et al. 2017, eq. 3
     real_labels: Range = (0.7, 1.2)  # noisy soft labels, drawn anew for every picture and step (ganhacks 6)
-    fake_labels: Range = (0.0, 0.3)
+    fake_labels: Range = (0.0, 0.3)  # likewise
     clip_weights: Positive = 0.01  # wgan: Arjovsky et al. 2017, algorithm 1
     gradient_penalty: Weight = 10.0  # wgan-gp, dragan: Gulrajani et al. 2017, algorithm 1
     began_gamma: Fraction = 0.7  # began: ratio of the two errors aimed at, Berthelot et al. 2017, figure 3
@@ -183,12 +183,17 @@ class StageRecipe(_Strict):
     patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
     learning_rate: Positive
     final_learning_rate: Positive
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # the paper has none
     hold: Fraction = 0.0  # share of the stage at the full learning rate before it falls
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # Adam's own; Ledig et al. 2017 give the first
     clip_norm: Weight = 1.0  # gradients above this norm are scaled down; 0: never
-    ema_decay: Fraction = 0.999
+    ema_decay: Fraction = 0.999  # looks back a thousand steps: noise is gone, and little of the progress
     time_share: Positive = 1.0  # of `--minutes`, relative to the other stage
+
+    @property
+    def idle_steps(self) -> int:
+        """How many steps at the beginning leave the generator as it is."""
+        return 0
 
 
 class PretrainRecipe(StageRecipe):
@@ -208,12 +213,17 @@ class AdversarialStageRecipe(StageRecipe):
     steps: Annotated[int, Field(ge=0)] = 200_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise, for the first half
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly
-    hold: Fraction = 0.5
-    discriminator_learning_rate: Positive = 1e-4
+    hold: Fraction = 0.5  # where the paper lowers the rate
+    discriminator_learning_rate: Positive = 1e-4  # the generator's, as in the paper
     # Steps of the discriminator for each of the generator; 0: the objective's own number.
     discriminator_steps: Annotated[int, Field(ge=0, le=100)] = 0
     discriminator_alone_steps: Annotated[int, Field(ge=0)] = 0  # before the generator moves
     ramp_steps: Annotated[int, Field(ge=0)] = 0  # over which the adversarial weight grows from 0
+
+    @property
+    def idle_steps(self) -> int:
+        """How many steps the discriminator is alone."""
+        return self.discriminator_alone_steps
 
 
 class GuardsRecipe(_Strict):
@@ -232,7 +242,7 @@ class GuardsRecipe(_Strict):
     colour_shift_above: Weight = 5.0  # grey levels
     lr_psnr_below: Weight = 28.0  # dB
     detail_within: Range = (0.05, 2.0)  # of HR's: from flat to noise
-    sameness_above: Fraction = 0.3
+    sameness_above: Fraction = 0.3  # far from both
 
     @model_validator(mode="after")
     def _detail_ascends(self) -> Self:
@@ -245,7 +255,7 @@ class GuardsRecipe(_Strict):
 class Recipe(_Strict):
     """A whole training run. Defaults are Ledig et al. 2017."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # any number will do; the same one gives the same run
     # auto: bf16 where it is native. Not fp16: its range needs scaled losses, and gradients of gradients leave it.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # What to start from; empty: from scratch. A bundled model by its name, a file of weights (.safetensors),
@@ -262,10 +272,10 @@ class Recipe(_Strict):
     pretrain: PretrainRecipe = PretrainRecipe()
     adversarial: AdversarialStageRecipe = AdversarialStageRecipe()
     guards: GuardsRecipe = GuardsRecipe()
-    log_steps: Annotated[int, Field(ge=1)] = 100
-    checkpoint_minutes: Positive = 5.0
+    log_steps: Annotated[int, Field(ge=1)] = 100  # measuring gradients by term costs as much as a step
+    checkpoint_minutes: Positive = 5.0  # the most that a power cut costs
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2  # the last ones, beside the best
-    validation_minutes: Positive = 5.0
+    validation_minutes: Positive = 5.0  # a look takes seconds: a hundredth of the time or so
 
     def stages(self) -> dict[str, StageRecipe]:
         """Return the stages that are to be run, by name and in their order."""

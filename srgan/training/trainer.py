@@ -14,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from srgan.errors import TrainingError, UsageError
 from srgan.interrupts import Interrupt, signals_taken
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
@@ -46,8 +47,10 @@ def train(
     decides). `fabric`: devices and processes, already launched; each process draws `batch_size` patches of its
     own, so the effective batch is `batch_size` times the processes. SIGINT and SIGTERM finish the step, write a
     checkpoint and raise KeyboardInterrupt or SystemExit(143). Raises UsageError if `folder` already holds a run
-    and `resume` is not set, WeightsError if its checkpoint does not fit, TrainingError if the run cannot go on.
+    and `resume` is not set, or a stage has nothing to do; WeightsError if its checkpoint does not fit;
+    TrainingError if the run cannot go on, or the time of a stage was over before its generator moved.
     """
+    refuse_idle_stages(recipe, minutes)
     interrupt = Interrupt()
     fabric = fabric or make_fabric(recipe)
     run = Run(recipe, cache, folder, fabric, resume=resume, asked_to_stop=interrupt.stop.is_set)
@@ -61,6 +64,7 @@ def train(
             if run.clock.stopping:
                 terminated = interrupt.exit_code == 128 + signal.SIGTERM
                 raise SystemExit(interrupt.exit_code) if terminated else KeyboardInterrupt
+            judge_length(run, minutes)
             exported += run.export(run.look())
     return exported
 
@@ -99,6 +103,39 @@ def train_stage(run: Run, minutes: float | None) -> None:
             saved_s = now_s
 
 
+def refuse_idle_stages(recipe: Recipe, minutes: float | None) -> None:
+    """Raise UsageError if the steps or the `minutes` of a stage cannot move the generator."""
+    for name, stage in recipe.stages().items():
+        if minutes is None and stage.steps <= stage.idle_steps:
+            raise UsageError(
+                f"{name}.steps = {stage.steps} leave the generator as it was, for the discriminator is alone for "
+                f"{stage.idle_steps}: raise the one, or lower {name}.discriminator_alone_steps"
+            )
+        ends_s = stage_end_s(recipe, name, minutes)
+        if ends_s is not None and ends_s <= 0:
+            raise UsageError(
+                f"--minutes {minutes:g} leaves no time for the stage {name}: raise it or {name}.time_share"
+            )
+
+
+def judge_length(run: Run, minutes: float | None) -> None:
+    """Alarm if the stage that `run` has ended was too short; raise TrainingError if its generator never moved."""
+    position, stage = run.position, run.recipe.stages()[run.position.stage]
+    name, alone = position.stage, stage.idle_steps
+    if position.step <= alone:
+        given = "" if minutes is None else f" in its share of --minutes {minutes:g}"
+        raise TrainingError(
+            f"{name} took {position.step} steps{given}, and the generator moves after {alone}: "
+            f"{stage.export_name} was not written, for it would be what the stage began with. Go on with --resume "
+            "and more --minutes"
+        )
+    ramp = stage.ramp_steps if isinstance(stage, AdversarialStageRecipe) else 0
+    first = max(stage.warmup_steps, alone + ramp)
+    if position.step < first:
+        text = f"the stage was too short: it ended within the {first} steps over which rates and weights grow"
+        run.journal.alarm(name, position.step, run.clock.now_s, text)
+
+
 def learning_rate(stage: StageRecipe, step: int, progress: float) -> float:
     """Linear warm-up over `warmup_steps`, full until `hold`, then half a cosine to the floor at progress 1."""
     full, floor = stage.learning_rate, stage.final_learning_rate
@@ -114,7 +151,8 @@ def progress(stage: StageRecipe, position: Position, now_s: float, ends_s: float
     """Return the share of the stage that is done, by the clock where it has an end, else by steps."""
     if ends_s is None:
         return position.step / stage.steps
-    return (now_s - position.stage_began_s) / max(ends_s - position.stage_began_s, 1e-3)
+    length_s = ends_s - position.stage_began_s
+    return (now_s - position.stage_began_s) / length_s if length_s > 0 else 1.0
 
 
 def stage_end_s(recipe: Recipe, name: str, minutes: float | None) -> float | None:

@@ -215,6 +215,19 @@ def test_strips_of_an_imported_network_equal_the_whole(imported: tuple[Path, For
     np.testing.assert_allclose(np.concatenate(strips, axis=2), engine.run(lr), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("program", ["leftthomas until 2019", "aitorzip"])
+def test_every_kind_of_activation_is_exported_and_cut_into_strips(tmp_path: Path, program: str) -> None:
+    foreign = FOREIGN[program]()
+    engine = OpenVinoEngine(read_model(saved(tmp_path / "g.pth", foreign.state), "g")["onnx"])
+    lr = noise(1, 3, 29, 17)
+    with torch.inference_mode():
+        expected = foreign.forward(foreign.state, lr).clamp(0, 1).numpy()
+    np.testing.assert_allclose(engine.run(lr.numpy()).clip(0, 1), expected, rtol=0, atol=1e-4)
+    assert engine.strip_facts is not None
+    strips = [sr.copy() for _, sr in engine.strips(29, 17, 4, lambda start, stop: lr.numpy()[:, :, start:stop])]
+    np.testing.assert_allclose(np.concatenate(strips, axis=2), engine.run(lr.numpy()), rtol=0, atol=2e-5)
+
+
 def test_weights_alone_can_be_a_model(tmp_path: Path) -> None:
     theirs = modified("BasicSR", (3,))
     engine, _ = load_engine(saved(tmp_path / "theirs.pth", {"params": theirs.state}))

@@ -175,13 +175,92 @@ def test_what_is_no_contender_is_refused(hr: Path, tmp_path: Path) -> None:
         list(evaluate({}, hr, protocol=Protocol(border_px=30)))
 
 
-def test_a_model_of_another_scale_is_refused(hr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Doubles:
-        scale = 2
+class Nearest:
+    """Repeats pixels; stands in for a model of any scale."""
 
-    monkeypatch.setattr(command, "Upscaler", lambda name: Doubles())
-    with pytest.raises(UsageError, match="twice enlarges 2 times, and the benchmark is for 4"):
-        evaluate_command(hr, None, ["twice"], [])
+    def __init__(self, scale: int) -> None:
+        self.scale = scale
+
+    def upscale(self, picture: pictures.Picture) -> pictures.Picture:
+        return pictures.Picture(picture.pixels.repeat(self.scale, axis=0).repeat(self.scale, axis=1))
+
+
+@pytest.fixture
+def of_any_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models called "x2", "x3" and so on."""
+    monkeypatch.setattr(command, "Upscaler", lambda name: Nearest(int(name[1:])))
+
+
+def reduced(hr: Path, scale: int, ending: str = "") -> Path:
+    folder = hr.parent / f"LRx{scale}"
+    folder.mkdir()
+    for path in sorted(hr.iterdir()):
+        pixels = np.asarray(Image.open(path))
+        height, width = (size // scale for size in pixels.shape[:2])
+        lr = bicubic(pixels[: scale * height, : scale * width], height, width)
+        Image.fromarray(lr).save(folder / f"{path.stem}{ending}.png")
+    return folder
+
+
+@pytest.mark.usefixtures("of_any_scale")
+@pytest.mark.parametrize("scale", [2, 3, 8])
+@pytest.mark.parametrize("told_by", ["model", "lr", "both", "ending"])
+def test_any_scale_by_the_model_or_by_lr(
+    hr: Path, tmp_path: Path, scale: int, told_by: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lr = None if told_by == "model" else reduced(hr, scale, f"x{scale}" if told_by == "ending" else "")
+    models = [f"x{scale}"] if told_by in ("model", "both") else []
+    evaluate_command(hr, lr, models, [], json_path=tmp_path / "e.json")
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert report["protocol"]["scale"] == report["protocol"]["border_px"] == scale
+    assert f"×{scale}, 8 bits" in " ".join(capsys.readouterr().out.split())
+    for row in report["pictures"]:
+        truth = np.asarray(Image.open(hr / row["picture"]))
+        height, width = (size // scale for size in truth.shape[:2])
+        truth = truth[: scale * height, : scale * width]
+        small = bicubic(truth, height, width)
+        sr = bicubic(small, *truth.shape[:2])
+        if row["contender"] != "bicubic":
+            sr = small.repeat(scale, axis=0).repeat(scale, axis=1)
+        assert row["psnr_y"] == metrics.psnr(sr, truth, border=scale, y_only=True)
+
+
+@pytest.mark.usefixtures("of_any_scale")
+def test_a_model_of_another_scale_is_refused_in_a_line(hr: Path) -> None:
+    lr = reduced(hr, 4)
+    with pytest.raises(UsageError, match=r"x2 enlarges 2 times, and the pictures in .*LRx4 were reduced 4 times"):
+        evaluate_command(hr, lr, ["x2"], [])
+    with pytest.raises(UsageError, match="x4 enlarges 4 times and x2 2 times: measure them one by one"):
+        evaluate_command(hr, lr, ["x4", "x2"], [])
+    Image.new("RGB", (80, 64)).save(lr / "a.png")
+    with pytest.raises(UsageError, match="HR is 80x64 and LR 80x64, not a whole number of times less"):
+        evaluate_command(hr, lr, [], [])
+
+
+@pytest.mark.usefixtures("of_any_scale")
+def test_lr_in_several_sizes_is_taken_in_that_of_the_model(hr: Path, tmp_path: Path) -> None:
+    both = reduced(hr, 2, "x2")
+    for path in reduced(hr, 4, "x4").iterdir():
+        path.rename(both / path.name)
+    for models, scale in ((["x2"], 2), (["x4"], 4), ([], 4)):
+        evaluate_command(hr, both, models, [], json_path=tmp_path / "e.json")
+        assert json.loads((tmp_path / "e.json").read_text())["protocol"]["scale"] == scale
+
+
+def test_a_scale_that_nothing_tells_is_said(hr: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_command(hr, None, [], [str(hr)])
+    assert "×4 by default: neither a model nor --lr" in " ".join(capsys.readouterr().out.split())
+
+
+def test_hidden_colours_are_not_measured_and_it_is_said(hr: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colours = photograph(64, 80, 5)
+    alpha = np.full((64, 80), 255, np.uint8)
+    alpha[:, 40:] = 0
+    Image.fromarray(np.dstack([colours, alpha])).save(hr / "d.png")
+    pair = next(pair for pair in pairs(hr) if pair.name == "d.png")
+    assert np.array_equal(pair.hr.pixels, np.where(alpha[..., None] == 255, colours, 255))
+    evaluate_command(hr, None, [], [])
+    assert "1 pictures: transparency laid on white" in capsys.readouterr().out
 
 
 def test_networks_that_cannot_be_had_are_noted_and_left_out(

@@ -69,7 +69,8 @@ def prelu(state: State, name: str, x: Tensor) -> Tensor:
     return F.prelu(x, state[f"{name}.weight"])
 
 
-def leftthomas(blocks: int = 5, steps: int = 2) -> Foreign:
+def leftthomas(blocks: int = 5, steps: int = 2, *, until_2019: bool = False) -> Foreign:
+    """`until_2019`: as when its weights were published, with a PReLU instead of the last normalisation."""
     make = Maker(1)
     make.conv("block1.0", FEATURES, 3, 9)
     make.slope("block1.1")
@@ -80,7 +81,10 @@ def leftthomas(blocks: int = 5, steps: int = 2) -> Foreign:
         make.slope(f"block{index}.prelu")
     trunk, end = f"block{2 + blocks}", f"block{3 + blocks}"
     make.conv(f"{trunk}.0", FEATURES, FEATURES, 3)
-    make.norm(f"{trunk}.1")
+    if until_2019:
+        make.slope(f"{trunk}.1")
+    else:
+        make.norm(f"{trunk}.1")
     for step in range(steps):
         make.conv(f"{end}.{step}.conv", 4 * FEATURES, FEATURES, 3)
         make.slope(f"{end}.{step}.prelu")
@@ -92,11 +96,46 @@ def leftthomas(blocks: int = 5, steps: int = 2) -> Foreign:
             inner = norm(state, f"block{index}.bn1", conv(state, f"block{index}.conv1", x))
             inner = conv(state, f"block{index}.conv2", prelu(state, f"block{index}.prelu", inner))
             x = x + norm(state, f"block{index}.bn2", inner)
-        x = first + norm(state, f"{trunk}.1", conv(state, f"{trunk}.0", x))
+        x = first + (prelu if until_2019 else norm)(state, f"{trunk}.1", conv(state, f"{trunk}.0", x))
         for step in range(steps):
             shuffled = F.pixel_shuffle(conv(state, f"{end}.{step}.conv", x), 2)
             x = prelu(state, f"{end}.{step}.prelu", shuffled)
         return (torch.tanh(conv(state, f"{end}.{steps}", x)) + 1) / 2
+
+    return Foreign(make.state, forward, 2**steps, blocks)
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def aitorzip(blocks: int = 3, steps: int = 2) -> Foreign:
+    make = Maker(6)
+    make.conv("conv1", FEATURES, 3, 9)
+    for index in range(1, 1 + blocks):
+        for number in (1, 2):
+            make.conv(f"residual_block{index}.conv{number}", FEATURES, FEATURES, 3)
+            make.norm(f"residual_block{index}.bn{number}")
+    make.conv("conv2", FEATURES, FEATURES, 3)
+    make.norm("bn2")
+    for index in range(1, 1 + steps):
+        make.conv(f"upsample{index}.conv", 4 * FEATURES, FEATURES, 3)
+    make.conv("conv3", 3, FEATURES, 9)
+
+    def forward(state: State, lr: Tensor) -> Tensor:
+        mean, deviation = (
+            torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        )
+        first = x = swish(conv(state, "conv1", (lr - mean) / deviation))
+        for index in range(1, 1 + blocks):
+            block = f"residual_block{index}"
+            inner = swish(norm(state, f"{block}.bn1", conv(state, f"{block}.conv1", x)))
+            x = norm(state, f"{block}.bn2", conv(state, f"{block}.conv2", inner)) + x
+        x = norm(state, "bn2", conv(state, "conv2", x)) + first
+        for index in range(1, 1 + steps):
+            x = swish(F.pixel_shuffle(conv(state, f"upsample{index}.conv", x), 2))
+        # It learns normalised pictures, too; its program turns them back to be looked at.
+        return conv(state, "conv3", x) * deviation + mean
 
     return Foreign(make.state, forward, 2**steps, blocks)
 
@@ -229,6 +268,11 @@ FOREIGN: dict[str, Callable[[], Foreign]] = {
     "leftthomas x2": lambda: leftthomas(steps=1),
     "leftthomas x8": lambda: leftthomas(steps=3),
     "leftthomas of 16 blocks": lambda: leftthomas(blocks=16),
+    "leftthomas until 2019": lambda: leftthomas(until_2019=True),
+    "leftthomas until 2019 x2": lambda: leftthomas(steps=1, until_2019=True),
+    "leftthomas until 2019 x8": lambda: leftthomas(steps=3, until_2019=True),
+    "aitorzip": aitorzip,
+    "aitorzip x2": lambda: aitorzip(steps=1),
     "Lornatang": lornatang,
     "Lornatang 2022": lambda: lornatang(("conv_block1", "conv_block2", "conv_block3")),
     "BasicSR": lambda: modified("BasicSR"),

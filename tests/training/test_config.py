@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import tomllib
 import types
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 import srgan.training
 from srgan.errors import RecipeError, UsageError
+from srgan.networks import generator
+from srgan.training import config
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import STAGES, Recipe, bundled_recipes, load_recipe, validated
 from srgan.training.discriminators import DISCRIMINATORS
@@ -65,8 +71,67 @@ def test_bundled_recipes_load() -> None:
 
 
 def test_the_default_preset_is_the_default() -> None:
-    """`srgan_x4` shows every number; none may differ from the one in the code."""
+    """`srgan_x4` shows the paper's numbers; none may differ from the one in the code."""
     assert load_recipe("srgan_x4") == Recipe()
+
+
+@pytest.mark.parametrize("module", [config, generator])
+def test_every_number_has_its_reason_beside_it(module: types.ModuleType) -> None:
+    """As docs/training.md says: a comment in the line of its field, or in the lines above that belong to it."""
+    source = inspect.getsource(module)
+    lines = source.splitlines()
+    fields = [
+        field
+        for class_ in ast.parse(source).body
+        if isinstance(class_, ast.ClassDef)
+        for field in class_.body
+        if isinstance(field, ast.AnnAssign) and field.value is not None
+    ]
+    numbers = (int, float)
+    without = [
+        lines[field.lineno - 1].strip()
+        for field in fields
+        if any(isinstance(c, ast.Constant) and type(c.value) in numbers for c in ast.walk(field.value or field))
+        and "#" not in lines[field.lineno - 1]
+        and not lines[field.lineno - 2].strip().startswith("#")
+    ]
+    assert fields
+    assert not without
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_recipes_do_not_claim_to_show_every_key(name: str) -> None:
+    text = (resources.files("srgan.training") / "recipes" / f"{name}.toml").read_text()
+    shown, known = flat(tomllib.loads(text)), flat(Recipe().model_dump())
+    assert shown < known
+    assert "every key is shown" not in text.lower()
+
+
+def flat(section: dict[str, Any], prefix: str = "") -> set[str]:
+    """Keys with those of the sections that they are in."""
+    keys: set[str] = set()
+    for key, value in section.items():
+        keys |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key != "layers" else {prefix + key}
+    return keys
+
+
+def test_the_cost_of_the_bundled_weights_is_told_alike() -> None:
+    """The hours in both documents are those of the runs that the model card lists."""
+    root = Path(__file__).parents[2]
+    card, page = ((root / name).read_text() for name in ("weights/README.md", "docs/training.md"))
+    runs = re.findall(r"^\| \d \| [^|]+ \| (\d+), ", card, re.MULTILINE)
+    assert len(runs) == 6
+    assert round(2 * sum(map(int, runs)) / 60) / 2 == 4.5
+    assert "Four and a half hours on one or two cores" in card
+    assert "took four and a half hours on one or two cores" in " ".join(page.split())
+
+
+def test_what_is_measured_in_the_documents_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for name in ("README.md", "docs/evaluation.md"):
+        folders = re.findall(r"evaluate --hr (\S+)", (root / name).read_text())
+        assert folders
+        assert all(list((root / folder).glob("*.png")) for folder in folders)
 
 
 def test_srresnet_is_the_pretraining_alone() -> None:

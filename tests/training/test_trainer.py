@@ -21,7 +21,8 @@ from PIL import Image
 from support.caches import cache_of
 from torch import Tensor, nn
 
-from srgan.errors import BackboneError, UnknownModelError, UsageError, WeightsError
+from srgan.commands.export import export
+from srgan.errors import BackboneError, TrainingError, UnknownModelError, UsageError, WeightsError
 from srgan.evaluation import backbones, metrics
 from srgan.evaluation.backbones import FOLDER_VARIABLE
 from srgan.networks.generator import Generator
@@ -225,6 +226,59 @@ def test_minutes_of_a_single_stage_are_all_its_own(cache: PictureCache, tmp_path
     assert 1000 + 120 - 20 <= clock.now_s <= 1000 + 120
 
 
+def exports_of(run: Path) -> list[str]:
+    return sorted(path.name for path in run.glob("*.onnx"))
+
+
+def test_a_game_without_time_writes_no_model_and_can_go_on(
+    cache: PictureCache, tmp_path: Path, clock: Clock
+) -> None:
+    recipe = small(pretrain={"time_share": 1.0}, adversarial={"time_share": 1e-6})
+    message = r"adversarial took 0 steps in its share of --minutes 2, .*srgan-x4 was not written.*--resume"
+    with pytest.raises(TrainingError, match=message):
+        train(recipe, cache, tmp_path, minutes=2)
+    assert exports_of(tmp_path) == ["srresnet-x4.onnx"]
+    with pytest.raises(TrainingError, match="adversarial took 0 steps"):
+        train(recipe, cache, tmp_path, minutes=2, resume=True)
+    more = small(pretrain={"time_share": 1.0}, adversarial={"time_share": 1.0})
+    train(more, cache, tmp_path, minutes=5, resume=True)
+    assert exports_of(tmp_path) == ["srgan-x4.onnx", "srresnet-x4.onnx"]
+
+
+def test_a_game_that_the_discriminator_plays_alone_writes_no_model(
+    cache: PictureCache, tmp_path: Path, clock: Clock
+) -> None:
+    recipe = small(adversarial={"discriminator_alone_steps": 1000})
+    with pytest.raises(TrainingError, match="and the generator moves after 1000: srgan-x4 was not written"):
+        train(recipe, cache, tmp_path / "by-clock", minutes=2)
+    assert exports_of(tmp_path / "by-clock") == ["srresnet-x4.onnx"]
+    with pytest.raises(UsageError, match=r"adversarial\.steps = 4 leave the generator as it was.*alone for 1000"):
+        train(recipe, cache, tmp_path / "by-steps")
+    assert not (tmp_path / "by-steps").exists()
+
+
+def test_minutes_that_leave_nothing_to_the_first_stage_are_refused(cache: PictureCache, tmp_path: Path) -> None:
+    recipe = small(pretrain={"time_share": 0.01}, adversarial={"time_share": 1.0})
+    with pytest.raises(UsageError, match="--minutes 2 leaves no time for the stage pretrain"):
+        train(recipe, cache, tmp_path / "run", minutes=2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "growing"),
+    [("pretrain", {"warmup_steps": 5}), ("adversarial", {"discriminator_alone_steps": 2, "ramp_steps": 3})],
+)
+def test_a_stage_that_ends_while_it_grows_is_told(
+    cache: PictureCache, tmp_path: Path, stage: str, growing: dict[str, int]
+) -> None:
+    train(small(**{stage: growing}), cache, tmp_path / "short")
+    alarms = [row for row in rows_of(tmp_path / "short") if "alarm" in row]
+    assert [(row["stage"], row["step"]) for row in alarms] == [(stage, 4)]
+    assert "too short: it ended within the 5 steps" in alarms[0]["alarm"]
+    train(small(**{stage: growing | {"steps": 5}}), cache, tmp_path / "long")
+    assert not [row for row in rows_of(tmp_path / "long") if "alarm" in row]
+
+
 def test_a_resumed_run_knows_the_minutes_that_are_gone(
     cache: PictureCache, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +298,16 @@ def test_the_first_checkpoint_of_a_stage_knows_the_minutes_that_are_gone(
     train(small(), cache, tmp_path)
     position = load_checkpoint(checkpoint_path(tmp_path, 1, "adversarial", 0))["position"]
     assert position["elapsed_s"] == position["stage_began_s"] == 4 * 4
+
+
+def test_an_export_of_a_stage_that_has_not_moved_yet_says_so(
+    cache: PictureCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small(), cache, tmp_path)
+    export(str(checkpoint_path(tmp_path, 1, "adversarial", 0)), tmp_path / "out", kinds=["safetensors"])
+    assert "has not moved the generator yet, so srgan-x4 is what it began with" in capsys.readouterr().err
+    export(str(tmp_path), tmp_path / "out", kinds=["safetensors"])
+    assert not capsys.readouterr().err
 
 
 # --- steps -----------------------------------------------------------------------------------------------------

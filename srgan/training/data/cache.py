@@ -29,7 +29,7 @@ from srgan.training.data.sources import THUMBNAIL_PX, File, Source, in_order, li
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # of the cache; part of its key, so that another version packs anew
+_FORMAT = 2  # of the cache and of how pixels come into it; part of its key, so that another version packs anew
 _BAD_FILES_SHOWN = 5
 _FILES_BETWEEN_LOGS = 2000  # a minute or so
 

@@ -190,6 +190,7 @@ def summary(findings: Findings) -> str:
         parts.append(f"{len(findings.too_small)} smaller than a patch of {findings.patch_hr_px} px")
     if findings.low_quality:
         parts.append(f"{findings.low_quality} JPEG files below quality {LOW_JPEG_QUALITY}")
+    parts += [f"{files} pictures: {note}" for note, files in findings.unusual.items()]
     if findings.leaks:
         parts.append(f"{len(findings.leaks)} held-out pictures have a near-duplicate in training")
     if findings.duplicates:

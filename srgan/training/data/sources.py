@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from srgan.errors import PictureError, UsageError
 from srgan.machine import available_cores
 from srgan.networks.generator import SCALE
 from srgan.texts import one_line
+
+log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
@@ -55,7 +58,7 @@ class Examined:
 
     `hr`: (H,W,3) uint8; `lr`: (H/4,W/4,3) uint8 or None. `energy`: mean gradient magnitude of each block of
     `ENERGY_BLOCK_PX`, in grey levels, float32. `thumbnail`: (16,16) uint8. `jpeg_quality`: 1..100, 0 if it is no
-    JPEG file. `note`: what is unusual about it, or "".
+    JPEG file. `note`: what is unusual about it, and what was not taken as it is, or "".
     """
 
     hr: Pixels
@@ -87,23 +90,30 @@ def parse_source(text: str) -> Source:
 def list_files(sources: Sequence[Source]) -> list[File]:
     """Return every picture of `sources`, by source and then by path; a pair is found when its LR file is.
 
-    Raises UsageError for a folder that does not exist or if there is no picture at all.
+    What training runs below the folders have written is left out, and named in the log: a run inside its own data
+    would learn from its sample sheets. Raises UsageError for a folder that does not exist or if there is no
+    picture at all.
     """
     files: list[File] = []
     seen: set[Path] = set()  # folders that overlap must not bring a picture into training and validation
+    runs: set[Path] = set()
     for number, source in enumerate(sources):
-        paths = [path for path in _picture_paths(source.folder) if path.resolve() not in seen]
+        paths = [path for path in _picture_paths(source.folder, runs) if path.resolve() not in seen]
         seen.update(path.resolve() for path in paths)
         if source.lr_folder is None:
             files += [File(path, number) for path in paths]
             continue
-        shipped = {_stem(path, source.lr_folder): path for path in _picture_paths(source.lr_folder)}
+        shipped = {_stem(path, source.lr_folder): path for path in _picture_paths(source.lr_folder, runs)}
         for path in paths:
             if path.is_relative_to(source.lr_folder) and not source.folder.is_relative_to(source.lr_folder):
                 continue  # the LR folder lies inside the HR folder
             stem = _stem(path, source.folder)
             missing = source.lr_folder / f"{stem}{path.suffix}"
             files.append(File(path, number, shipped.get(stem) or shipped.get(f"{stem}x{SCALE}") or missing))
+    if runs:
+        log.warning(
+            "left out, as written by training runs: %s", ", ".join(one_line(str(run)) for run in sorted(runs))
+        )
     if not files:
         raise UsageError(
             f"no pictures below {listed(sources)}: expected {', '.join(sorted(pictures.PICTURE_SUFFIXES))}"
@@ -114,23 +124,21 @@ def list_files(sources: Sequence[Source]) -> list[File]:
 def examine(file: File) -> Examined:
     """Decode one picture and measure it. Raises PictureError if it or its pair cannot be used."""
     picture = pictures.decode(file.path)
-    hr = _rgb(picture.pixels)
+    hr, changed = pictures.flattened(picture)
+    notes = [*(["grey"] if picture.is_grey else []), *changed, *picture.warnings]
     lr = None
     if file.lr_path is not None:
         if not file.lr_path.exists():
             raise PictureError(f"{file.path}: has no LR picture: {file.lr_path} does not exist")
-        lr = _rgb(pictures.decode(file.lr_path).pixels)
+        shipped = pictures.decode(file.lr_path)
+        lr, changed = pictures.flattened(shipped)
+        notes += [f"LR: {words}" for words in (*changed, *shipped.warnings)]
         if hr.shape != (SCALE * lr.shape[0], SCALE * lr.shape[1], 3):
             raise PictureError(
                 f"{file.path}: is {hr.shape[1]}x{hr.shape[0]} px, not {SCALE} times its LR picture "
                 f"{file.lr_path.name} of {lr.shape[1]}x{lr.shape[0]} px"
             )
     green = np.ascontiguousarray(hr[..., 1])  # stands for luma, and is a third of the work
-    notes = [
-        *(["grey"] if picture.is_grey else []),
-        *(["transparency left out"] if picture.alpha is not None else []),
-        *picture.warnings,
-    ]
     return Examined(
         hr=hr,
         lr=lr,
@@ -199,16 +207,29 @@ def _weight_in(number: str, text: str) -> float:
     return weight
 
 
-def _picture_paths(folder: Path) -> list[Path]:
+def _picture_paths(folder: Path, runs: set[Path]) -> list[Path]:
+    """Return the pictures below `folder`, without those of training runs, whose folders are added to `runs`."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give a folder of pictures")
+    paths = list(folder.rglob("*"))
+    # A run may have been told to write among the pictures themselves: then its samples alone are left out.
+    written = {
+        path.parent / "samples" if path.parent == folder else path.parent for path in paths if _is_log_of_run(path)
+    }
+    runs |= written
     return sorted(
         path
-        for path in folder.rglob("*")
+        for path in paths
         if path.suffix.lower() in pictures.PICTURE_SUFFIXES
         and not path.name.startswith(".")
+        and written.isdisjoint(path.parents)
         and _may_be_read(path)
     )
+
+
+def _is_log_of_run(path: Path) -> bool:
+    """Whether `path` is what training leaves in each of its folders, beside the recipe."""
+    return path.name == "metrics.jsonl" and path.with_name("recipe.json").exists()
 
 
 def _may_be_read(path: Path) -> bool:
@@ -221,10 +242,6 @@ def _may_be_read(path: Path) -> bool:
 
 def _stem(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
-
-
-def _rgb(pixels: Pixels) -> Pixels:
-    return np.ascontiguousarray(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2))
 
 
 def _energy(grey: Pixels) -> npt.NDArray[np.float32]:

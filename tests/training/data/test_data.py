@@ -178,7 +178,8 @@ def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path: Path) -> Non
     assert packed.keys() == {"grey.png", "palette.png", "rgba.png"}
     assert np.array_equal(packed["grey.png"], np.dstack([grey] * 3))
     assert np.array_equal(packed["palette.png"], np.asarray(Image.open(folder / "palette.png").convert("RGB")))
-    assert np.array_equal(packed["rgba.png"], picture(18, 16, 7))
+    alpha = grey[0, 0] / 255
+    assert np.array_equal(packed["rgba.png"], np.rint(picture(18, 16, 7) * alpha + 255 * (1 - alpha)))
 
 
 def test_hidden_and_other_files_are_passed_over(photos: Path, tmp_path: Path) -> None:

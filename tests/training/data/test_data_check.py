@@ -80,7 +80,7 @@ def test_every_fault_is_found(clean: Path, recipe: str) -> None:
     assert result.pictures == 18
     assert sorted(name for name, _ in result.left_out) == ["no.jpg", "torn.png"]
     assert result.too_small == ("small.png",)
-    assert result.unusual == {"grey": 1, "transparency left out": 1}
+    assert result.unusual == {"grey": 1, "transparency laid on white": 1}
     assert result.jpeg_qualities == ((60, 1), (74, 1), (75, 1), (95, 1))
     assert result.low_quality == 2
     assert result.problems == 3
