@@ -60,7 +60,8 @@ def create_app(
     app.include_router(routes.pictures)
     app.state.desk = app.state.jobs = None
     if settings.jobs:
-        app.state.jobs = Jobs(settings, service.works, service.metrics)
+        jobs = app.state.jobs = Jobs(settings, service.works, service.metrics)
+        service.jobs_not_ready = lambda: "jobs" if app.state.desk is None else jobs.not_ready()
         app.include_router(job_routes.router)
     app.include_router(routes.watching)
     _add_page(app)

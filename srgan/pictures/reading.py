@@ -32,6 +32,7 @@ from PIL import (
 from srgan.errors import PictureError, PictureTooLargeError, SrganError, UnsupportedPictureError
 from srgan.pictures import colour, gif, heic, metadata, png, ppm, tiff
 from srgan.pictures.picture import FORMATS, Picture
+from srgan.pictures.signatures import NO_PICTURE, looks_like_picture
 
 # Imported one by one, because asking Pillow for one format that is not registered yet imports all of its forty.
 _PLUGINS = (
@@ -181,8 +182,7 @@ def guarded(name: str, complaint: str) -> Iterator[None]:
             raise
         raise type(error)(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        known = ", ".join(sorted({*_READ, "HEIC"}))
-        raise PictureError(f"{name}: is not a picture of a known format ({known})") from error
+        raise PictureError(f"{name}: {NO_PICTURE}") from error
     except MemoryError as error:
         raise PictureError(f"{name}: {complaint}: not enough memory") from error
     except _DECODER_ERRORS as error:
@@ -218,6 +218,8 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
     with guarded(name, "is damaged or incomplete"):
         head = file.read(32)
         file.seek(0)
+        if not looks_like_picture(head):
+            raise UnsupportedPictureError(f"{name}: {NO_PICTURE}")
         if tiff.is_tiff(head):
             return _read_tiff(file.read(), budget)
         if heic.is_heic(head):
