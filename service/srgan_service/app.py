@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from srgan_service.http.middleware import RequestMiddleware
 from srgan_service.http.parameters import describe_errors
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.jobs import Jobs
-from srgan_service.settings import Settings
+from srgan_service.settings import Settings, refuse_misspelt
 from srgan_service.work.service import Service
 from srgan_service.work.upscaling import Decode
 
@@ -39,10 +40,11 @@ def create_app(
     """Return the application, by default with the settings of the environment and the bundled models.
 
     `upscaler`, `decode`: used instead of the models and of the reading of uploads. Raises what `Keys` and `Models`
-    do. Beside `uvicorn srgan_service.app:create_app --factory` belongs
+    do, UsageError for a misspelt setting. Beside `uvicorn srgan_service.app:create_app --factory` belongs
     `--http srgan_service.http.protocol:Protocol`: deadlines for heads and idle connections are the protocol's.
     """
     if settings is None:  # called by uvicorn itself
+        refuse_misspelt(os.environ)
         settings = Settings()
         logs.configure(settings.log_level)
     service = Service(settings, upscaler, decode)

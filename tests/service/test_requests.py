@@ -51,6 +51,16 @@ def test_a_raw_body_comes_back_larger(running: Running) -> None:
     assert answer.headers["content-disposition"] == 'inline; filename="picture_x4.png"'
 
 
+@pytest.mark.parametrize(("name", "kind"), [("JPEG", "jpeg"), ("jpg", "jpeg"), ("tif", "tiff"), ("PNG", "png")])
+def test_formats_are_called_as_on_the_command_line(running: Running, name: str, kind: str) -> None:
+    by_query = running.client.post(f"/v1/upscale?format={name}", content=png())
+    by_form = running.client.post("/v1/upscale?format=AUTO", files={"image": png()})
+    both = running.client.post(f"/v1/upscale?format={name}", files={"image": png()}, data={"format": name.lower()})
+    assert [answer.headers["content-type"] for answer in (by_query, both)] == [f"image/{kind}"] * 2
+    assert by_form.headers["content-type"] == "image/png"
+    problem(running.client.post("/v1/upscale?format=jxl", content=png()), 422, "invalid-parameter")
+
+
 @pytest.mark.parametrize("field", ["image", "file"])
 def test_a_form_comes_back_larger(running: Running, field: str) -> None:
     files = {field: ("../../etc/passwd\r\nX: 1", png(), "image/png")}

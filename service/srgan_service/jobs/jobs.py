@@ -7,6 +7,7 @@ never in the database.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -63,10 +64,20 @@ class Jobs:
             None  # of SQLite, once open: its device and inode
         )
 
+    def prepare(self) -> None:
+        """Make the folder of the pictures if it is local. Raises UsageError if nothing can be written there."""
+        try:
+            self._storage.prepare()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is cleared by somebody
+                raise UsageError(
+                    f"data_dir {self._settings.data_dir}: {error.strerror}; give a folder that can be written "
+                    "with --data-dir (SRGAN_DATA_DIR), or leave jobs out with SRGAN_JOBS=false"
+                ) from error
+
     def start(self) -> None:
         """Open the database and begin to work on jobs. Raises what the database raises."""
-        if self._storage.local is not None:
-            self._storage.local.mkdir(parents=True, exist_ok=True)
+        self._storage.prepare()
         self._keeper.beat()  # before this process can have a job
         self._workflows.start(Steps(self._work.picture, self._work.pack, self._work.ended))
         if (path := self._sqlite_path()) is not None:
