@@ -10,11 +10,13 @@ import { zip } from "./zip.js";
 
 const AT_ONCE = 3; // pictures on their way to the service
 const QUICK_PX = 250_000; // below it a request is answered before a job would have begun
+const KNOCK_EVERY_S = 5; // at a service that cannot be reached
 const TRIES = 3; // of an upscaler that fails, which may be a matter of that moment
 const THUMB_PX = 96;
 
 const element = (id) => document.getElementById(id);
 const LOSSLESS = ["png", "tiff"];
+const SHOWABLE = { scale: 1, strength: 0, format: "png" }; // the same picture, as every browser shows it
 const BETWEEN = "between"; // what the choice of a model says for a balance
 
 /** What is chosen: only what matters, so that the same choice is the same version. */
@@ -38,7 +40,15 @@ let hold = null; // {until, why}: nothing is sent before
 let keyIsMissing = false, keyWasGiven = false;
 let pxPerS = null; // as measured: how long a request may take is guessed from it
 
-const say = (text) => (element("said").textContent = text);
+const MESSAGE_MS = 8000; // long enough to read; what stays true is in the list as well
+let saying = null;
+
+function say(text) {
+  element("said").textContent = text;
+  clearTimeout(saying);
+  saying = setTimeout(() => (element("said").textContent = ""), MESSAGE_MS);
+}
+
 const isWaiting = (version) => version.stage === "waiting";
 const versions = () => pictures.flatMap((picture) => picture.versions);
 
@@ -87,8 +97,7 @@ async function decode(picture) {
   let image = await createImageBitmap(picture.shown).catch(() => null);
   if (!image && /\.(tiff?|p[bgpn]m|hei[cf])$/i.test(picture.name)) {
     // What browsers cannot show, the service can turn into what they can.
-    const asPng = { scale: 1, strength: 0, format: "png" };
-    picture.shown = await api.upscale(picture.file, asPng, () => {}).then(({ blob }) => blob, () => picture.file);
+    picture.shown = await api.upscale(picture.file, SHOWABLE, () => {}).then(({ blob }) => blob, () => picture.file);
     image = await createImageBitmap(picture.shown).catch(() => null);
   }
   if (!image) return;
@@ -143,7 +152,7 @@ function enterVersion(picture, stored) {
   version.bar = build("progress", { max: 1, ariaLabel: `${picture.name}, ${named(version)}` });
   const button = (sign, title, onclick) => build("button", { type: "button", title, onclick,
     ariaLabel: `${title} ${picture.name}, ${named(version)}` }, sign);
-  version.saving = button("↓", "Download", () => save(version.blob, fileName(picture, version)));
+  version.saving = button("↓", "Download", () => download(version));
   version.again = button("↻", "Try again", () => restart(version));
   version.ending = button("✕", "Remove", () => (picture.versions.length > 1 ? stop(version) : remove(picture)));
   version.row = build("li", {},
@@ -214,8 +223,7 @@ async function made(version) {
     throw new api.Refusal(0, "unreadable", "This file cannot be read; a folder has to be opened first.");
   });
   const px = picture.width ? picture.width * picture.height : picture.file.size;
-  // What a browser could not show would be no use here.
-  const wanted = settings.format === "auto" && picture.shown !== picture.file ? { ...settings, format: "png" } : settings;
+  const wanted = sent(picture, settings);
   if (!version.job && !(jobs && px > QUICK_PX)) {
     try {
       const result = await api.upscale(picture.file, wanted, tell, signal);
@@ -234,6 +242,75 @@ async function made(version) {
   pump();
   return api.follow(version.job, tell, signal);
 }
+
+/** Settings as they are sent: what a browser could not show would be no use here, unless it is asked for. */
+function sent(picture, settings) {
+  return settings.format === "auto" && picture.shown !== picture.file ? { ...settings, format: "png" } : settings;
+}
+
+/** Return a result that is no version of its own, for as long as it takes. */
+async function madeBeside(picture, wanted) {
+  const nothing = () => {};
+  let job = null;
+  const px = picture.width ? picture.width * picture.height : picture.file.size;
+  for (;;) {
+    try {
+      if (!job && !(jobs && px > QUICK_PX)) {
+        try {
+          return (await api.upscale(picture.file, wanted, nothing)).blob;
+        } catch (error) {
+          if (!jobs || !["takes-too-long", "deadline"].includes(error.code)) throw error;
+        }
+      }
+      job ??= await api.leave(newId(), picture.file, wanted, nothing);
+      const { blob } = await api.follow(job, nothing);
+      api.drop(job);
+      return blob;
+    } catch (error) {
+      if (!error.retryAfterS) throw error;
+      say(`${error.message} It is tried again by itself.`);
+      await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfterS));
+    }
+  }
+}
+
+/** Return a version as a browser can show it. */
+async function preview(version) {
+  const { picture, settings } = version;
+  // The result itself may be above the limits of an upload; then it is made anew.
+  const turned = () => api.upscale(version.blob, SHOWABLE, () => {}).then(({ blob }) => blob);
+  return (version.preview ??= await turned().catch(() => madeBeside(picture, { ...settings, format: "png" })));
+}
+
+/** Return the file of a version with the strength that is chosen, as {name, blob}; the service blends. */
+async function fileOf(version) {
+  const { picture, settings } = version, { strength } = viewer;
+  if (strength === 1) return { name: fileName(picture, version), blob: version.blob };
+  version.blended ??= new Map();
+  if (!version.blended.has(strength)) {
+    version.blended.set(strength, await madeBeside(picture, { ...sent(picture, settings), strength }));
+  }
+  const blob = version.blended.get(strength);
+  return { name: fileName(picture, { ...version, blob }, `_strength${Math.round(strength * 100)}`), blob };
+}
+
+/** Do what saves files, and say what keeps it from that. */
+async function saving(work) {
+  const buttons = [...document.querySelectorAll("#save, #save-all")];
+  if (viewer.strength < 1) say(`The service makes it with a strength of ${Math.round(viewer.strength * 100)} %`);
+  for (const button of buttons) button.setAttribute("aria-busy", "true");
+  try {
+    await work();
+  } catch (error) {
+    say(error.message);
+  }
+  for (const button of buttons) button.removeAttribute("aria-busy");
+}
+
+const download = (version) => saving(async () => {
+  const { name, blob } = await fileOf(version);
+  save(blob, name);
+});
 
 function refused(version, error) {
   if (error.name === "AbortError") return;
@@ -330,23 +407,30 @@ function changed() {
   versions().forEach(draw);
 }
 
-async function saveAll() {
+const saveAll = () => saving(async () => {
   const taken = new Set(), files = [];
   for (const version of versions().filter(({ blob }) => blob)) {
-    const plain = fileName(version.picture, version);
+    const { name: plain, blob } = await fileOf(version);
     let name = plain;
     for (let number = 2; taken.has(name); number++) name = plain.replace(/(\.[^.]*)$/, `-${number}$1`);
     taken.add(name);
-    files.push({ name, blob: version.blob });
+    files.push({ name, blob });
   }
-  try {
-    save(await zip(files), "upscaled.zip");
-  } catch (error) {
-    say(`The archive cannot be made: ${error.message}. Download the pictures one by one.`);
-  }
-}
+  const archive = await zip(files).catch((error) => {
+    throw new Error(`The archive cannot be made: ${error.message}. Download the pictures one by one.`);
+  });
+  save(archive, "upscaled.zip");
+});
 
 // From here on things happen
+
+let knocking = null;
+
+api.watch((isThere) => {
+  element("offline").hidden = isThere;
+  clearInterval(knocking);
+  knocking = isThere ? null : setInterval(api.knock, 1000 * KNOCK_EVERY_S);
+});
 
 async function begin() {
   try {
@@ -376,7 +460,7 @@ function makeBy(picture, model) {
   return makeVersion(picture, { ...others, model });
 }
 
-viewer = new Viewer(makeBy, models, say);
+viewer = new Viewer({ make: makeBy, preview, download });
 
 element("files").onchange = (event) => {
   add(event.target.files);
