@@ -355,6 +355,31 @@ def test_a_long_picture_says_how_long_it_will_take(browser: Browser, tmp_path: P
         wait_until_done(page, seconds=100)
 
 
+def test_tabs_have_one_queue_and_one_list(browser: Browser) -> None:
+    """What one tab makes the other shows and does not make again, and what one removes stays removed."""
+    blocked = Blocked()
+    with negative_serving(before=blocked) as server, page_of(browser, server) as first:
+        give(first, ("red.png", plain(*RED)))
+        assert blocked.entered.acquire(timeout=30)
+        second = first.context.new_page()
+        second.goto(first.url)
+        expect(second.locator("#list .state")).to_have_text("In work in another tab")
+        blocked.let_go()
+        for tab in (first, second):
+            wait_until_done(tab)
+            wait_for_colour(tab, 0.7, CYAN)
+        assert server.metric('srgan_requests_total{method="POST"') == 1
+        give(second, ("blue.png", plain(*CYAN)))
+        wait_until_done(first, 2)
+        wait_until_done(second, 2)
+        assert server.metric('srgan_requests_total{method="POST"') == 2
+        first.get_by_role("button", name="Clear").click()
+        expect(second.locator("#welcome")).to_be_visible()
+        give(second, ("red.png", plain(*RED)))
+        wait_until_done(first)
+        assert first.evaluate(WHAT_IS_KEPT) == 1
+
+
 # Refusals
 
 

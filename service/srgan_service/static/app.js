@@ -4,7 +4,7 @@
 //     app -> store    what a reload finds again          app -> zip                  all of them in one file
 
 import * as api from "./api.js";
-import { forget, keep, kept } from "./store.js";
+import { forget, kept, one, update } from "./store.js";
 import { Viewer, fileName, named, save } from "./viewer.js";
 import { zip } from "./zip.js";
 
@@ -120,9 +120,16 @@ function show(picture) {
 }
 
 function remove(picture) {
-  pictures.splice(pictures.indexOf(picture), 1); // first, so that nothing remembers it any more
+  tellGone(picture.id);
+  for (const { job } of picture.versions) if (job) api.drop(job);
+  removeHere(picture);
+}
+
+/** Remove what another tab has removed, or this one. */
+function removeHere(picture) {
   forget(picture.id);
-  for (const version of [...picture.versions]) stop(version);
+  pictures.splice(pictures.indexOf(picture), 1);
+  for (const { aborting } of picture.versions) aborting?.abort();
   picture.item.remove();
   if (viewer.picture === picture) show(pictures[0] ?? null);
   changed();
@@ -131,10 +138,67 @@ function remove(picture) {
 /** What a reload needs of a picture. */
 function remember(picture) {
   const { id, at, name, file, versions } = picture;
-  if (!pictures.includes(picture)) return null; // removed while it was in work
-  const plain = versions.filter(({ error }) => !error)
-    .map(({ id, settings, job, blob, warnings }) => ({ id, settings, job, blob, warnings }));
-  return (picture.kept = keep({ id, at, name, file, versions: plain }));
+  const merged = (record) => {
+    if (gone.has(id)) return null; // removed while it was in work
+    const plain = versions.filter(({ error }) => !error)
+      .map(({ id, settings, job, blob, warnings }) => ({ id, settings, job, blob, warnings }));
+    const isUnknown = (stored) => !gone.has(stored.id) && !versions.some(({ id }) => id === stored.id);
+    return { id, at, name, file, versions: [...(record?.versions ?? []).filter(isUnknown), ...plain] };
+  };
+  return (picture.kept = update(id, merged).then(() => tabs.postMessage({ changed: id })));
+}
+
+// Other tabs: they show the same pictures, and each version is made by one of them
+
+const tabs = new BroadcastChannel("srgan");
+const gone = new Set(); // ids of pictures and versions that were removed, here or there
+
+function tellGone(id) {
+  gone.add(id);
+  tabs.postMessage({ gone: id });
+}
+
+tabs.onmessage = ({ data }) => {
+  if (data.changed) return learn(data.changed);
+  gone.add(data.gone);
+  const [picture, version] = [pictures, versions()].map((all) => all.find(({ id }) => id === data.gone));
+  if (picture) removeHere(picture);
+  if (version) stopHere(version);
+};
+
+/** Take over what another tab has kept. */
+async function learn(id) {
+  const record = await one(id);
+  if (!record || gone.has(id)) return;
+  const picture = pictures.find((known) => known.id === id) ?? enter({ ...record, shown: record.file, versions: [] });
+  for (const stored of record.versions.filter((stored) => !gone.has(stored.id))) {
+    const version = picture.versions.find((known) => known.id === stored.id);
+    if (!version) enterVersion(picture, stored);
+    else if (stored.blob && !version.blob) {
+      Object.assign(version, stored, { stage: "done" });
+      draw(version);
+      if (viewer.picture === picture) viewer.refresh();
+    }
+  }
+  if (!viewer.picture) show(picture);
+}
+
+/** Do `work` on a version when no other tab does; browsers have locks on https and on this machine alone. */
+async function alone(version, work) {
+  if (!navigator.locks) return work();
+  const name = `srgan-${version.id}`, elsewhere = {};
+  const result = await navigator.locks.request(name, { ifAvailable: true }, (lock) => (lock ? work() : elsewhere));
+  if (result !== elsewhere) return result;
+  progress(version, "elsewhere", null);
+  return navigator.locks.request(name, { signal: version.aborting.signal }, work);
+}
+
+/** Return what another tab has made of a version meanwhile, or make it. */
+async function obtained(version) {
+  const stored = (await one(version.picture.id))?.versions.find(({ id }) => id === version.id);
+  if (stored?.blob) return { blob: stored.blob, warnings: stored.warnings ?? [] };
+  version.job ??= stored?.job ?? null;
+  return made(version);
 }
 
 // Versions: a picture with a model and settings
@@ -175,11 +239,16 @@ function restart(version) {
 }
 
 function stop(version) {
-  version.aborting?.abort();
+  tellGone(version.id);
   if (version.job) api.drop(version.job);
+  stopHere(version);
+  remember(version.picture);
+}
+
+function stopHere(version) {
+  version.aborting?.abort();
   version.row.remove();
   version.picture.versions.splice(version.picture.versions.indexOf(version), 1);
-  remember(version.picture);
   viewer.refresh();
   changed();
 }
@@ -199,7 +268,14 @@ async function run(version) {
   // What is on its way is found again after a reload.
   await Promise.all([version.picture.decoded, version.picture.kept]);
   try {
-    Object.assign(version, await made(version), { stage: "done" });
+    await alone(version, async () => {
+      try {
+        Object.assign(version, await obtained(version), { stage: "done" });
+        remember(version.picture);
+      } finally {
+        await version.picture.kept; // before another tab may look
+      }
+    });
     say([`${version.picture.name} is done`, ...version.warnings].join("; "));
   } catch (error) {
     refused(version, error);
@@ -328,7 +404,7 @@ function refused(version, error) {
 }
 
 function wait({ retryAfterS, message }) {
-  if (!hold) say(`${message} It is tried again by itself.`);
+  if (!hold && element("offline").hidden) say(`${message} It is tried again by itself.`);
   // Not all browsers at the same moment.
   hold = { until: Date.now() + (retryAfterS + Math.random()) * 1000, why: message };
 }
@@ -371,7 +447,7 @@ function draw(version) {
   const [seconds, fraction] = forecast(version);
   const isMade = stage === "done", failed = stage === "failed";
   let text = { done: "Done", failed: error?.message, sending: "Sending", queued: "Waiting for its turn at the service",
-    working: "Working", starting: "Starting" }[stage] ?? "Waiting";
+    working: "Working", elsewhere: "In work in another tab", starting: "Starting" }[stage] ?? "Waiting";
   if (["sending", "working"].includes(stage)) text += left(seconds);
   if (isWaiting(version) && hold) {
     text = `${hold.why} Trying again in ${Math.max(1, Math.ceil((hold.until - Date.now()) / 1000))} s.`;
@@ -437,7 +513,7 @@ async function begin() {
     ({ models, balance: balanced, jobs } = await api.offered());
   } catch (error) {
     if (error.status === 401) return askForKey();
-    say(error.message);
+    if (element("offline").hidden) say(error.message);
     return setTimeout(begin, 1000 * (error.retryAfterS ?? 5));
   }
   element("key").hidden = true;
@@ -495,6 +571,7 @@ addEventListener("drop", (event) => {
 setInterval(() => versions().some(({ stage }) => !["done", "failed"].includes(stage)) && pump(), 250);
 
 for (const record of await kept()) {
+  if (pictures.some(({ id }) => id === record.id)) continue; // another tab has told of it already
   const picture = enter({ ...record, shown: record.file, versions: [] });
   for (const stored of record.versions) enterVersion(picture, stored);
   if (!picture.versions.length) makeVersion(picture, settings());
