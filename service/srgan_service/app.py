@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -44,7 +43,7 @@ def create_app(
     `--http srgan_service.http.protocol:Protocol`: deadlines for heads and idle connections are the protocol's.
     """
     if settings is None:  # called by uvicorn itself
-        refuse_misspelt(os.environ)
+        refuse_misspelt()
         settings = Settings()
         logs.configure(settings.log_level)
     service = Service(settings, upscaler, decode)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +30,7 @@ def serve_command(given: dict[str, Any]) -> None:
 
     Raises UsageError for settings that make no sense, and what `serve` raises.
     """
-    refuse_misspelt(os.environ)
+    refuse_misspelt()
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -92,7 +92,7 @@ def _listening(host: str, port: int) -> Iterator[list[socket.socket]]:
             for family, kind, number, _, address in dict.fromkeys(found):
                 try:
                     entry = opened.enter_context(socket.socket(family, kind, number))
-                    if os.name == "posix":  # elsewhere it would let two servers share a port
+                    if sys.platform != "win32":  # elsewhere it would let two servers share a port
                         entry.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     if family == socket.AF_INET6:
                         entry.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

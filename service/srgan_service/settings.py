@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from srgan.errors import UsageError
 
@@ -88,8 +88,13 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
 
-def refuse_misspelt(environment: Iterable[str]) -> None:
-    """Raise UsageError if a variable's name begins like a setting and is none: it would do nothing, in silence."""
+def refuse_misspelt(environment: Iterable[str] | None = None) -> None:
+    """Raise UsageError if a variable's name begins like a setting and is none: it would do nothing, in silence.
+
+    `environment`: the names, by default those of this process.
+    """
+    if environment is None:
+        environment = EnvSettingsSource(Settings).env_vars
     known = [f"SRGAN_{name.upper()}" for name in Settings.model_fields]
     for name in environment:
         spelt = name.upper()
@@ -97,4 +102,4 @@ def refuse_misspelt(environment: Iterable[str]) -> None:
             continue
         near = difflib.get_close_matches(spelt, known, n=1)
         remedy = f"did you mean {near[0]}?" if near else "docs/deployment.md lists them; unset it"
-        raise UsageError(f"{name} is no setting: {remedy}")
+        raise UsageError(f"{spelt} is no setting: {remedy}")
