@@ -25,7 +25,7 @@ from srgan_service.http.middleware import RequestMiddleware
 from srgan_service.http.parameters import describe_errors
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.jobs import Jobs
-from srgan_service.settings import Settings
+from srgan_service.settings import Settings, refuse_misspelt
 from srgan_service.work.service import Service
 from srgan_service.work.upscaling import Decode
 
@@ -39,10 +39,11 @@ def create_app(
     """Return the application, by default with the settings of the environment and the bundled models.
 
     `upscaler`, `decode`: used instead of the models and of the reading of uploads. Raises what `Keys` and `Models`
-    do. Beside `uvicorn srgan_service.app:create_app --factory` belongs
+    do, UsageError for a misspelt setting. Beside `uvicorn srgan_service.app:create_app --factory` belongs
     `--http srgan_service.http.protocol:Protocol`: deadlines for heads and idle connections are the protocol's.
     """
     if settings is None:  # called by uvicorn itself
+        refuse_misspelt()
         settings = Settings()
         logs.configure(settings.log_level)
     service = Service(settings, upscaler, decode)
@@ -60,7 +61,8 @@ def create_app(
     app.include_router(routes.pictures)
     app.state.desk = app.state.jobs = None
     if settings.jobs:
-        app.state.jobs = Jobs(settings, service.works, service.metrics)
+        jobs = app.state.jobs = Jobs(settings, service.works, service.metrics)
+        service.jobs_not_ready = lambda: "jobs" if app.state.desk is None else jobs.not_ready()
         app.include_router(job_routes.router)
     app.include_router(routes.watching)
     _add_page(app)

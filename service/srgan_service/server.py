@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import socket
+import sys
+from collections.abc import Iterator
 from typing import Any
 
+import structlog
 import uvicorn
 from pydantic import ValidationError
 
@@ -13,7 +19,10 @@ from srgan_service import logs
 from srgan_service.app import create_app
 from srgan_service.http import protocol
 from srgan_service.http.keys import Keys, is_loopback
-from srgan_service.settings import Settings
+from srgan_service.settings import Settings, refuse_misspelt
+
+_BACKLOG = 2048
+_log = structlog.stdlib.get_logger("srgan_service")
 
 
 def serve_command(given: dict[str, Any]) -> None:
@@ -21,6 +30,7 @@ def serve_command(given: dict[str, Any]) -> None:
 
     Raises UsageError for settings that make no sense, and what `serve` raises.
     """
+    refuse_misspelt()
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -33,18 +43,21 @@ def serve_command(given: dict[str, Any]) -> None:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, and return when what was in work is done or its grace time over.
 
-    Raises UsageError if other machines could come in without a key, and what `create_app` raises.
+    Raises UsageError if other machines could come in without a key, if the address cannot be listened on or the
+    folder of jobs cannot be used, and what `create_app` raises.
     """
     refuse_open_door(settings)
     logs.configure(settings.log_level)
     app = create_app(settings)
-    server = uvicorn.Server(config(settings, app))
-    # uvicorn raises the signal again when all is done; then it has been obeyed.
-    with signals_taken(lambda number: None):
-        _raise_file_limit(settings.connections)
-        server.run()
-    if not server.started:
-        raise UsageError(f"cannot listen on {settings.host}:{settings.port}; choose another --port")
+    if app.state.jobs is not None:
+        app.state.jobs.prepare()
+    with _listening(settings.host, settings.port) as sockets:
+        server = uvicorn.Server(config(settings, app))
+        # uvicorn raises the signal again when all is done; then it has been obeyed.
+        with signals_taken(lambda number: None):
+            _raise_file_limit(settings.connections)
+            _log.info("listening", addresses=[entry.getsockname()[:2] for entry in sockets])
+            server.run(sockets)
 
 
 def config(settings: Settings, app: Any) -> uvicorn.Config:
@@ -60,10 +73,41 @@ def config(settings: Settings, app: Any) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        backlog=2048,
+        backlog=_BACKLOG,
         timeout_keep_alive=max(1, int(settings.header_timeout_s)),
         timeout_graceful_shutdown=int(settings.grace_s + 5),
     )
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Yield sockets that listen on every address of `host`, before anything is said to have started.
+
+    Raises UsageError if they cannot.
+    """
+    with contextlib.ExitStack() as opened:
+        sockets, absent = [], None
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, kind, number, _, address in dict.fromkeys(found):
+                try:
+                    entry = opened.enter_context(socket.socket(family, kind, number))
+                    if sys.platform != "win32":  # elsewhere it would let two servers share a port
+                        entry.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        entry.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    entry.bind(address)
+                    entry.listen(_BACKLOG)
+                    sockets.append(entry)
+                except OSError as error:  # a name may have an address of IPv6 where there is no IPv6
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        raise
+                    absent = error
+            if absent is not None and not sockets:
+                raise absent
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+        yield sockets
 
 
 def refuse_open_door(settings: Settings) -> None:

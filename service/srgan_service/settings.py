@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from srgan.errors import UsageError
+
+# What the library and its tests read; no settings of the service.
+_OF_OTHERS = {"SRGAN_BACKBONES", "SRGAN_SHARED"}
 
 
 class Settings(BaseSettings):
@@ -79,3 +86,20 @@ class Settings(BaseSettings):
     job_poll_s: float = Field(0.5, gt=0, description="How often the database is asked for jobs to do.")
     lease_s: float = Field(15.0, gt=0, description="After this long without a sign of life, others take over.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+
+def refuse_misspelt(environment: Iterable[str] | None = None) -> None:
+    """Raise UsageError if a variable's name begins like a setting and is none: it would do nothing, in silence.
+
+    `environment`: the names, by default those of this process.
+    """
+    if environment is None:
+        environment = EnvSettingsSource(Settings).env_vars
+    known = [f"SRGAN_{name.upper()}" for name in Settings.model_fields]
+    for name in environment:
+        spelt = name.upper()
+        if not spelt.startswith("SRGAN_") or spelt in _OF_OTHERS or spelt in known:
+            continue
+        near = difflib.get_close_matches(spelt, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "docs/deployment.md lists them; unset it"
+        raise UsageError(f"{spelt} is no setting: {remedy}")

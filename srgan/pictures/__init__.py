@@ -24,11 +24,13 @@ from srgan.pictures.picture import (
 )
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
 from srgan.pictures.resampling import resized, scaled_dpi
+from srgan.pictures.signatures import NO_PICTURE, looks_like_picture
 from srgan.pictures.writing import encode
 
 __all__ = [
     "DEFAULT_MAX_MEGAPIXELS",
     "FORMATS",
+    "NO_PICTURE",
     "PICTURE_SUFFIXES",
     "Format",
     "Picture",
@@ -37,6 +39,7 @@ __all__ = [
     "flattened",
     "format_of_suffix",
     "jpeg_quality",
+    "looks_like_picture",
     "losses",
     "resized",
     "scaled_dpi",

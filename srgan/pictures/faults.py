@@ -14,6 +14,7 @@ from PIL import UnidentifiedImageError
 
 from srgan.errors import PictureError, PictureTooLargeError, SrganError
 from srgan.pictures.picture import FORMATS
+from srgan.pictures.signatures import NO_PICTURE
 
 # Formats that are read: Pillow's names to ours. MPO is a JPEG file with further pictures behind the first.
 READ = {format.pillow: key for key, format in FORMATS.items()} | {"MPO": "jpg"}
@@ -69,8 +70,7 @@ def as_picture_errors(name: str, complaint: str) -> Iterator[None]:
             raise
         raise type(error)(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        known = ", ".join(sorted({*READ, "HEIC"}))
-        raise PictureError(f"{name}: is not a picture of a known format ({known})") from error
+        raise PictureError(f"{name}: {NO_PICTURE}") from error
     except MemoryError as error:
         raise PictureError(f"{name}: {complaint}: not enough memory") from error
     except DECODER_ERRORS as error:

@@ -24,12 +24,14 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from srgan.errors import UnsupportedPictureError
 from srgan.pictures import metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
 from srgan.pictures.formats import gif, heic, png, ppm, tiff
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
+from srgan.pictures.signatures import NO_PICTURE, looks_like_picture
 
 # Imported one by one, because asking Pillow for one format that is not registered yet imports all of its forty.
 _PLUGINS = (
@@ -75,6 +77,8 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
     with as_picture_errors(name, "is damaged or incomplete"):
         head = file.read(32)
         file.seek(0)
+        if not looks_like_picture(head):
+            raise UnsupportedPictureError(f"{name}: {NO_PICTURE}")
         if tiff.is_tiff(head):
             return read_tiff(file.read(), budget)
         if heic.is_heic(head):

@@ -47,6 +47,10 @@ def pages() -> bytes:
     return saved(images[0], "TIFF", save_all=True, append_images=images[1:])
 
 
+def bigtiff() -> bytes:
+    return saved(Image.fromarray(COLOURS), "TIFF", big_tiff=True)
+
+
 def animation() -> bytes:
     frames = [Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1])]
     return saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=[35, 50], lossless=True)
@@ -76,6 +80,8 @@ ODD: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "metadata as BMP": ("a.jpg", metadata, "bmp"),
     "metadata": ("a.jpg", metadata, "auto"),
     "grey": ("a.png", lambda: encode(Picture(COLOURS[..., 0]), "png"), "auto"),
+    "no picture": ("a.jpg", lambda: b"this is no picture, whatever its name says", "auto"),
+    "BigTIFF": ("a.tif", bigtiff, "auto"),
     "cut": ("a.png", lambda: encode(Picture(COLOURS), "png")[:-40], "auto"),
 }
 

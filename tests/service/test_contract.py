@@ -226,6 +226,7 @@ GOOD: dict[tuple[str, str], Callable[[Caller], httpx.Response]] = {
     ("delete_job", "204"): removed,
     ("get_result", "206"): part,
     ("get_result", "304"): same,
+    ("watch_job", "204"): lambda caller: caller.ask(headers={"Last-Event-ID": "ended"}),
 }
 
 

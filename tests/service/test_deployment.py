@@ -43,6 +43,12 @@ def test_what_is_set_anywhere_is_a_setting(path: Path) -> None:
     assert {name.lower() for name in named} <= Settings.model_fields.keys()
 
 
+def test_systemd_does_not_start_again_what_cannot_start() -> None:
+    lines = (DEPLOY / "srgan.service").read_text().splitlines()
+    assert "EnvironmentFile=-/etc/srgan.env" in lines
+    assert {"Restart=always", "RestartPreventExitStatus=2 3"} <= set(lines)
+
+
 def test_compose_puts_its_service_in_the_place_of_nginx_servers() -> None:
     expressions = re.findall(r"-e '([^']*)'", (DEPLOY / "compose.yaml").read_text())
     assert len(expressions) == 2

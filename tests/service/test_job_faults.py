@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from srgan_service.jobs.jobs import Jobs
 from srgan_service.jobs.storage import Storage
 from support.serving import (
     QUICK,
@@ -55,7 +56,11 @@ def test_a_job_can_be_cancelled_between_tiles_and_removed(tmp_path: Path) -> Non
     with serving(before=blocked, data_dir=str(tmp_path), tile_lr_px=16, **QUICK) as server:
         location, waiting = left(server, content=png(64, 64)), left(server, content=png(64, 64))
         assert blocked.entered.acquire(timeout=30)
-        assert server.client.get(location).json()["status"] == "processing"
+        blocked.let_go_once()
+        assert blocked.entered.acquire(timeout=30)
+        begun = server.client.get(location).json()
+        assert begun["status"] == "processing"
+        assert 0 < begun["progress"] < 1
         seen: list[dict[str, Any]] = []
         watcher = threading.Thread(target=lambda: seen.extend(events_of(server.client, location)))
         watcher.start()
@@ -65,13 +70,16 @@ def test_a_job_can_be_cancelled_between_tiles_and_removed(tmp_path: Path) -> Non
             job = server.client.get(address).json()
             assert (job["status"], job["result"]) == ("cancelled", None)
             assert job["finished_at"] < job["expires_at"]
+            was_begun = address == location
+            assert job["started_at"] == (begun["started_at"] if was_begun else None)
+            assert job["progress"] == (begun["progress"] if was_begun else 0)
             problem(server.client.get(f"{address}/result"), 409, "conflict")
         assert [job["status"] for job in server.client.get("/v1/jobs").json()["jobs"]] == ["cancelled"] * 2
         blocked.let_go()
         watcher.join(20)
         assert seen[-1]["status"] == "cancelled"
         until(lambda: not list(tmp_path.glob("jobs/*/in/*")) and not list(tmp_path.glob("jobs/*/out")))
-        assert len(server.engine.calls) == 1  # the tile at hand
+        assert len(server.engine.calls) == 2  # with the tile at hand
         assert server.metric('srgan_jobs_ended_total{state="cancelled"}') == 2
         assert server.client.delete(location).status_code == 204
         problem(server.client.get(location), 404, "not-found")
@@ -81,6 +89,29 @@ def test_a_job_can_be_cancelled_between_tiles_and_removed(tmp_path: Path) -> Non
         assert server.client.delete(done).status_code == 204
         problem(server.client.get(f"{done}/result"), 404, "not-found")
         assert not (tmp_path / "jobs" / done.rpartition("/")[2]).exists()
+
+
+def test_a_service_without_its_jobs_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before their database is open, and no more once it is gone, whatever has been put in its place."""
+    opening, begin = Blocked(), Jobs.start
+
+    def start(jobs: Jobs) -> None:
+        opening()
+        begin(jobs)
+
+    monkeypatch.setattr(Jobs, "start", start)
+    folder = tmp_path / "data"
+    with serving(data_dir=str(folder), is_ready=False, **QUICK) as server:
+        assert opening.entered.acquire(timeout=30)
+        assert problem(server.client.get("/readyz"), 503, "not-ready")["detail"] == "jobs"
+        assert server.client.post("/v1/upscale", content=png()).status_code == 200
+        opening.let_go()
+        until(lambda: server.client.get("/readyz").status_code == 200)
+        folder.rename(tmp_path / "elsewhere")
+        assert problem(server.client.get("/readyz"), 503, "not-ready")["detail"] == "storage"
+        assert server.metric("srgan_ready") == 0
+        (tmp_path / "elsewhere").rename(folder)
+        until(lambda: server.client.get("/readyz").status_code == 200)
 
 
 def test_jobs_are_seen_by_their_key_alone(tmp_path: Path) -> None:

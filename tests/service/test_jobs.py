@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from srgan_service.jobs.storage import Storage
-from srgan_service.jobs.work import plain_name
+from srgan_service.work.names import disposition, stem, unique
 from support.serving import QUICK, Running, ended, events_of, left, levels, png, problem, serving
 from support.threads import at_once
 
@@ -33,6 +35,7 @@ def test_a_picture_is_done_and_fetched(running: Running) -> None:
     assert (job["files"][0]["width"], job["files"][0]["height"]) == (20, 24)
     answer = running.client.get(job["result"]["href"])
     assert answer.headers["content-type"] == "image/png" == job["result"]["media_type"]
+    assert answer.headers["content-disposition"] == 'attachment; filename="picture_x4.png"'
     assert len(answer.content) == job["result"]["bytes"] == int(answer.headers["content-length"])
     np.testing.assert_array_equal(decode(answer.content).pixels, levels(6, 5).repeat(4, 0).repeat(4, 1))
     assert answer.content == running.client.post("/v1/upscale", content=png()).content
@@ -57,9 +60,7 @@ def test_many_pictures_come_as_an_archive_and_a_bad_one_fails_alone(running: Run
     assert answer.headers["content-type"] == "application/zip"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         inside = archive.namelist()
-        assert inside[0] == "0001-one.png"
-        assert len(inside) == 4
-        assert all(len(name) < 100 and "/" not in name and ".." not in name for name in inside)
+        assert inside == ["one_x2.png", "two%0D%0A_x2.png", "picture_x2.png", "x" * 200 + "_x2.png"]
         assert decode(archive.read(inside[0])).pixels.shape == (12, 10, 3)
 
 
@@ -148,13 +149,58 @@ def test_a_result_can_be_fetched_in_parts(running: Running) -> None:
     assert same.status_code == 206
     other = running.client.get(href, headers={"Range": "bytes=0-9", "If-Range": '"other"'})
     assert other.status_code == 200
-    assert running.client.get(href, headers={"If-None-Match": etag}).status_code == 304
+    for known in (etag, f"W/{etag}", f'"other", W/"a,b",{etag}', "*", f'"other" , {etag}'):
+        assert running.client.get(href, headers={"If-None-Match": known}).status_code == 304
+    for unknown in ('"other"', etag[1:-1], f'"{etag[1:-1]} "', 'W/"other", "more"', ""):
+        assert running.client.get(href, headers={"If-None-Match": unknown}).content == content
 
 
 def test_a_job_can_be_watched_to_its_end(running: Running) -> None:
     seen = events_of(running.client, left(running, content=png(90, 90)))
     assert seen[-1]["status"] == "completed"
     assert [event["progress"] for event in seen] == sorted(event["progress"] for event in seen)
+
+
+def test_who_has_seen_the_last_event_is_told_to_come_no_more(running: Running) -> None:
+    """Browsers open an event stream again when it ends, unless the answer is 204."""
+    location = left(running)
+    ended(running, location)
+    whole = running.client.get(f"{location}/events", headers={"Last-Event-ID": "of an event before"})
+    (last,) = (line[4:] for line in whole.text.splitlines() if line.startswith("id: "))
+    again = running.client.get(f"{location}/events", headers={"Last-Event-ID": last})
+    assert (again.status_code, again.content) == (204, b"")
+
+
+def test_results_are_named_after_their_uploads(running: Running) -> None:
+    names = {
+        "one.jpg": "one_x4.png",  # which is PNG in truth
+        "ONE.PNG": "ONE_x4.png",
+        "photo.v2": "photo.v2_x4.png",
+        "C:\\pictures\\two.apng": "two_x4.apng",
+        "grün ✓.png": "grün ✓_x4.png",
+    }
+    for name, result in names.items():
+        files = {"image": (name, png())}
+        plain = re.sub("[^ -~]", "_", result)
+        exact = f'filename="{plain}"' + ("" if plain == result else f"; filename*=UTF-8''{quote(result)}")
+        answer = running.client.post("/v1/upscale", files=files)
+        assert answer.headers["content-disposition"] == f"inline; {exact}"
+        job = ended(running, left(running, files=files, content=None))
+        answer = running.client.get(job["result"]["href"])
+        assert answer.headers["content-disposition"] == f"attachment; {exact}"
+    sized = running.client.post("/v1/upscale?long_side=30&format=jpg", files={"image": ("a.jpeg", png())})
+    assert sized.headers["content-disposition"] == 'inline; filename="a_30px.jpg"'
+
+
+def test_results_of_one_name_are_told_apart_in_an_archive(running: Running) -> None:
+    files = [("image", (name, png(seed=seed))) for seed, name in enumerate(("a.png", "A.png", "b/a.png", "é.png"))]
+    job = ended(running, left(running, files=files, content=None))
+    content = running.client.get(job["result"]["href"]).content
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == ["a_x4.png", "A_x4-2.png", "a_x4-3.png", "é_x4.png"]
+        for seed, name in enumerate(archive.namelist()):
+            expected = levels(6, 5, seed).repeat(4, 0).repeat(4, 1)
+            np.testing.assert_array_equal(decode(archive.read(name)).pixels, expected)
 
 
 # Storage
@@ -188,9 +234,33 @@ def test_storage_elsewhere_is_storage_here(tmp_path: Path) -> None:
         Storage("nonsense://bucket")
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a\\b\\c.png", "", "....", "\u202e.png", "é.png", "x" * 999])
-def test_names_in_archives_are_plain(name: str) -> None:
-    plain = plain_name(name)
-    assert plain.isascii()
-    assert 0 < len(plain) <= 80
-    assert not set(plain) & set("/\\.:\0")
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    {
+        "../../etc/passwd": "passwd",
+        "a\\b\\c.png": "c",
+        "": "picture",
+        "....": "picture",
+        "..": "picture",
+        "\u202egnp.png": "_gnp",
+        "é.png": "é",
+        "e\u0301.png": "é",
+        "a\0b\r\n.png": "a_b__",
+        "con.v2.png": "_con.v2",
+        'a"b<c>:|?*.jpeg': "a_b_c_____",
+        "\udc80.png": "_",
+        "x" * 999: "x" * 200,
+        "é" * 999: "é" * 100,
+        " .hidden. .png": "hidden",
+    }.items(),
+)
+def test_names_harm_no_disk(name: str, kept: str) -> None:
+    assert stem(name) == kept
+
+
+def test_equal_names_get_numbers() -> None:
+    assert list(unique(["a.png", "a-2.png", "A.png", "a.png"])) == ["a.png", "a-2.png", "A-3.png", "a-4.png"]
+
+
+def test_quotes_and_percents_are_not_taken_for_more() -> None:
+    assert disposition("inline", "50%_x4.png") == "inline; filename=\"50__x4.png\"; filename*=UTF-8''50%25_x4.png"

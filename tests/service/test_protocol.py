@@ -15,7 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from srgan_service.settings import refuse_misspelt
 from support.serving import Blocked, Running, answer_on, free_port, head, png, problem, serving, until
+
+from srgan.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -270,13 +273,18 @@ def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
 
 # The command
 
+OF_TESTS = ("SRGAN_CHROMIUM", "SRGAN_SCREENSHOTS")  # would be misspelt settings
+
 
 def test_a_folder_with_a_package_called_service_changes_nothing(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "service").mkdir()
     (tmp_path / "service" / "__init__.py").write_text('raise RuntimeError("somebody else\'s")')
     port = free_port()
     arguments = ["--port", str(port), "--model", str(tiny_model), "--data-dir", "data"]
-    with subprocess.Popen([sys.executable, "-m", "srgan", "serve", *arguments], cwd=tmp_path) as started:
+    environment = {name: value for name, value in os.environ.items() if name not in OF_TESTS}
+    with subprocess.Popen(
+        [sys.executable, "-m", "srgan", "serve", *arguments], cwd=tmp_path, env=environment
+    ) as started:
         try:
             until(lambda: answers(f"http://127.0.0.1:{port}/healthz") == 200)
             started.send_signal(signal.SIGTERM)
@@ -296,6 +304,10 @@ def test_a_folder_with_a_package_called_service_changes_nothing(tmp_path: Path, 
         ([], {"SRGAN_LIMIT_BYTES": "many"}, "SRGAN_LIMIT_BYTES"),
         ([], {"SRGAN_KEYS": "me:short"}, "shorter than 22 characters"),
         (["--keys-file", "/nowhere.toml"], {}, "cannot be read"),
+        ([], {"SRGAN_LIMIT_BITES": "1"}, "SRGAN_LIMIT_BITES is no setting: did you mean SRGAN_LIMIT_BYTES?"),
+        ([], {"SRGAN_ZZZ": "1"}, "SRGAN_ZZZ is no setting"),
+        (["--data-dir", "/dev/null"], {}, "--data-dir"),
+        (["--data-dir", "/dev/null/data"], {}, "data_dir /dev/null/data: Not a directory"),
     ],
 )
 def test_serving_nonsense_is_refused(
@@ -308,6 +320,8 @@ def test_serving_nonsense_is_refused(
     from srgan.commands import cli
 
     monkeypatch.setattr(sys, "argv", ["srgan", "serve", *arguments])
+    for name in OF_TESTS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("srgan_service.logs.configure", lambda level: None)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -317,3 +331,20 @@ def test_serving_nonsense_is_refused(
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
+
+
+def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path, tiny_model: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in OF_TESTS}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [sys.executable, "-m", "srgan", "serve", "--port", str(port), "--model", str(tiny_model)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    said = f"srgan: error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port\n"
+    assert done.stderr == said
+
+
+def test_what_the_library_and_others_read_is_no_misspelt_setting() -> None:
+    refuse_misspelt(["SRGAN_BACKBONES", "SRGAN_SHARED", "srgan_port", "SRGANX", "PATH", "SRGAN"])
+    with pytest.raises(UsageError, match="did you mean SRGAN_KEYS_FILE"):
+        refuse_misspelt(["PATH", "srgan_key_file"])

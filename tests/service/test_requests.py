@@ -48,7 +48,17 @@ def test_a_raw_body_comes_back_larger(running: Running) -> None:
     np.testing.assert_array_equal(upscaled(answer), nearest(levels(6, 5)))
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-model"] == "nearest-x4"
-    assert answer.headers["content-disposition"] == 'inline; filename="upscaled.png"'
+    assert answer.headers["content-disposition"] == 'inline; filename="picture_x4.png"'
+
+
+@pytest.mark.parametrize(("name", "kind"), [("JPEG", "jpeg"), ("jpg", "jpeg"), ("tif", "tiff"), ("PNG", "png")])
+def test_formats_are_called_as_on_the_command_line(running: Running, name: str, kind: str) -> None:
+    by_query = running.client.post(f"/v1/upscale?format={name}", content=png())
+    by_form = running.client.post("/v1/upscale?format=AUTO", files={"image": png()})
+    both = running.client.post(f"/v1/upscale?format={name}", files={"image": png()}, data={"format": name.lower()})
+    assert [answer.headers["content-type"] for answer in (by_query, both)] == [f"image/{kind}"] * 2
+    assert by_form.headers["content-type"] == "image/png"
+    problem(running.client.post("/v1/upscale?format=jxl", content=png()), 422, "invalid-parameter")
 
 
 @pytest.mark.parametrize("field", ["image", "file"])
@@ -57,7 +67,9 @@ def test_a_form_comes_back_larger(running: Running, field: str) -> None:
     answer = running.client.post("/v1/upscale", files=files, data={"scale": "2", "format": "webp"})
     assert upscaled(answer).shape == (12, 10, 3)
     assert answer.headers["content-type"] == "image/webp"
-    assert "passwd" not in str(answer.headers)
+    disposition = answer.headers["content-disposition"]  # no folder, and nothing that ends the header or the name
+    plain, exact = "passwd_0D_0AX_ 1_x2.webp", "passwd%250D%250AX_%201_x2.webp"
+    assert disposition == f"inline; filename=\"{plain}\"; filename*=UTF-8''{exact}"
 
 
 @pytest.mark.parametrize(

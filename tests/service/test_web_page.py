@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -116,22 +117,89 @@ def test_both_sides_are_zoomed_and_moved_together(page: Page) -> None:
     assert seen[4] == seen[0]
 
 
-def test_strength_blends_here_and_as_the_service_would(browser: Browser, server: Running) -> None:
-    content = encode(Picture(levels(24, 30)), "png")
-    expected = decode(server.client.post("/v1/upscale?strength=0.4", content=content).content).pixels
+def test_every_download_is_the_service_s_with_the_strength_that_is_chosen(
+    browser: Browser, server: Running
+) -> None:
+    """Of animations and of formats that browsers do not write, alone and in the archive."""
+    frames = [Picture(levels(24, 30, seed), duration_ms=100.0) for seed in range(3)]
+    moving = encode(replace(frames[0], further=tuple(frames[1:])), "webp")
+    scan = encode(Picture(levels(24, 30)), "tiff")
     with page_of(browser, server) as page:
-        give(page, ("noise.png", content))
+        page.locator("#format").select_option("TIFF")
+        give(page, ("noise.tif", scan))
         wait_until_done(page)
-        sent: list[str] = []
-        page.on("request", lambda request: sent.append(request.url))
+        page.locator("#format").select_option("auto")
+        give(page, ("moving.webp", moving))
+        wait_until_done(page, 2)
         page.locator("#strength").fill("40")
-        expect(page.locator("#right-tag")).to_have_text("negative ×4, 40 %")
         with page.expect_download() as download:
             page.get_by_role("button", name="Download", exact=True).click()
-        assert download.value.suggested_filename == "noise_x4_strength40.png"
-        got = decode(Path(download.value.path()).read_bytes()).pixels
-        assert [url for url in sent if not url.startswith("blob:")] == []
-    assert np.abs(got.astype(int) - expected).max() <= 2
+        assert download.value.suggested_filename == "noise_x4_strength40.tiff"
+        alone = Path(download.value.path()).read_bytes()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download moving.webp").click()
+        assert download.value.suggested_filename == "moving_x4_strength40.webp"
+        animation = Path(download.value.path()).read_bytes()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download all").click()
+        with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
+            packed = {name: archive.read(name) for name in archive.namelist()}
+    ask = server.client.post
+    assert alone == ask("/v1/upscale?strength=0.4&format=tiff", content=scan).content
+    assert animation == ask("/v1/upscale?strength=0.4", content=moving).content
+    assert len(decode(animation).frames) == 3
+    assert packed == {"noise_x4_strength40.tiff": alone, "moving_x4_strength40.webp": animation}
+
+
+def test_a_result_that_browsers_cannot_show_is_shown_by_a_preview(browser: Browser, server: Running) -> None:
+    with page_of(browser, server) as page:
+        page.locator("#format").select_option("TIFF")
+        give(page, ("red.png", plain(*RED)))
+        wait_until_done(page)
+        expect(page.locator("#right-tag")).to_have_text("negative ×4 TIFF")
+        wait_for_colour(page, 0.3, RED)
+        wait_for_colour(page, 0.7, CYAN)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download", exact=True).click()
+        assert decode(Path(download.value.path()).read_bytes()).format == "tiff"
+
+
+def test_what_cannot_be_shown_at_all_is_not_called_a_result(browser: Browser, server: Running) -> None:
+    """The original is in its place then, under its own name."""
+    with page_of(browser, server, refused=(413,)) as page:
+        page.route(re.compile("/v1/upscale.*format=png"), lambda route: route.fulfill(status=413, json={}))
+        page.locator("#format").select_option("TIFF")
+        give(page, ("red.png", plain(*RED)))
+        wait_until_done(page)
+        expect(page.locator("#right-tag")).to_have_text("Original, as this browser cannot show negative ×4 TIFF")
+        wait_for_colour(page, 0.7, RED)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download", exact=True).click()
+        assert decode(Path(download.value.path()).read_bytes()).format == "tiff"
+
+
+def test_what_is_said_is_seen_by_everybody(browser: Browser, server: Running) -> None:
+    with page_of(browser, server) as page:
+        give(page, ("red.png", plain(*RED)))
+        wait_until_done(page)
+        message = page.locator("#said")
+        expect(message).to_have_text("red.png is done")
+        box = message.bounding_box()
+        assert min(box["width"], box["height"]) > 20
+        assert message.evaluate("element => getComputedStyle(element).opacity") == "1"
+
+
+def test_a_server_that_cannot_be_reached_is_said(browser: Browser, server: Running) -> None:
+    with page_of(browser, server) as page:
+        page.locator("#model option").first.wait_for(state="attached")
+        page.route("**/v1/upscale*", lambda route: route.abort("failed"))
+        expect(page.locator("#offline")).to_be_hidden()
+        give(page, ("red.png", plain(*RED)))
+        expect(page.locator("#offline")).to_be_visible()
+        expect(page.locator("#list .state")).to_contain_text("The service cannot be reached. Trying again in")
+        page.unroute("**/v1/upscale*")
+        wait_until_done(page)
+        expect(page.locator("#offline")).to_be_hidden()
 
 
 def test_any_two_models_or_settings_are_compared(red: Page) -> None:
@@ -285,6 +353,31 @@ def test_a_long_picture_says_how_long_it_will_take(browser: Browser, tmp_path: P
         expect(state).to_have_text(re.compile(r"^Working, about \d+ s left$"), timeout=30_000)
         assert 0 < float(page.locator("#list progress").get_attribute("value") or 0) < 1
         wait_until_done(page, seconds=100)
+
+
+def test_tabs_have_one_queue_and_one_list(browser: Browser) -> None:
+    """What one tab makes the other shows and does not make again, and what one removes stays removed."""
+    blocked = Blocked()
+    with negative_serving(before=blocked) as server, page_of(browser, server) as first:
+        give(first, ("red.png", plain(*RED)))
+        assert blocked.entered.acquire(timeout=30)
+        second = first.context.new_page()
+        second.goto(first.url)
+        expect(second.locator("#list .state")).to_have_text("In work in another tab")
+        blocked.let_go()
+        for tab in (first, second):
+            wait_until_done(tab)
+            wait_for_colour(tab, 0.7, CYAN)
+        assert server.metric('srgan_requests_total{method="POST"') == 1
+        give(second, ("blue.png", plain(*CYAN)))
+        wait_until_done(first, 2)
+        wait_until_done(second, 2)
+        assert server.metric('srgan_requests_total{method="POST"') == 2
+        first.get_by_role("button", name="Clear").click()
+        expect(second.locator("#welcome")).to_be_visible()
+        give(second, ("red.png", plain(*RED)))
+        wait_until_done(first)
+        assert first.evaluate(WHAT_IS_KEPT) == 1
 
 
 # Refusals

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar
@@ -29,6 +29,7 @@ from srgan_service.http.uploads import Body, BodyLimits, announced_bytes, check_
 from srgan_service.jobs.jobs import ANYBODY, Jobs
 from srgan_service.jobs.records import Job, JobError, JobFile, JobStatus, Upload
 from srgan_service.work.admission import Gate
+from srgan_service.work.names import UNNAMED, disposition
 from srgan_service.work.service import Service
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ _log = structlog.stdlib.get_logger("srgan_service")
 _CHUNK_BYTES = 256 * 1024
 _EVENTS_EVERY_S = 0.5
 _ALIVE_EVERY_S = 15.0
+_LAST_ID = "ended"  # of the last event of a job
+_ETAG = re.compile(r'"[^"]*"')  # a W/ before it is no matter where weak ones are equal, too
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 JOB_PROBLEMS = ("unauthorized", "not-found", "invalid-parameter", "storage-failed", "not-ready")
@@ -226,7 +229,7 @@ async def _uploads(
     """Return the pictures of a body, which stay readable as long as `held`, and the wish with the form's part."""
     if not is_form(request.headers):
         content = check_kind(await body.raw())
-        return [Upload("picture", lambda: content)], wish
+        return [Upload(UNNAMED, lambda: content)], wish
     form = body.form(max_files=service.settings.job_files, spool_bytes=2**20)
     items = await held.enter_async_context(form)
     wish = with_form(wish, text_fields(items))
@@ -237,7 +240,7 @@ async def _uploads(
         raise too_large(service.settings.limit_bytes)
     if len(files) == 1:  # of several, one that is no picture fails alone
         check_kind(files[0].file.read(64))
-    return [Upload((file.filename or "picture")[:255], _reader(file)) for file in files], wish
+    return [Upload((file.filename or UNNAMED)[:255], _reader(file)) for file in files], wish
 
 
 def _reader(file: UploadFile) -> Callable[[], bytes]:
@@ -330,9 +333,9 @@ async def get_result(request: Request, id: AnId, holder: AHolder, desk: ADesk) -
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'attachment; filename="{job.result["name"]}"',
+        "Content-Disposition": disposition("attachment", job.result["name"]),
     }
-    if request.headers.get("if-none-match") == etag:
+    if _is_known(request.headers.getlist("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     start, stop = 0, size
     asked = request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
@@ -350,6 +353,11 @@ async def _pieces(desk: JobDesk, job: Job, start: int, stop: int) -> AsyncIterat
     for position in range(start, stop, _CHUNK_BYTES):
         end = min(position + _CHUNK_BYTES, stop)
         yield await desk.call(lambda jobs, position=position, end=end: jobs.read(job, position, end))  # type: ignore[misc]
+
+
+def _is_known(headers: Sequence[str], etag: str) -> bool:
+    """Return whether If-None-Match names what is there, by the weak comparison of RFC 9110, 13.1.2."""
+    return any(header.strip() == "*" or etag in _ETAG.findall(header) for header in headers)
 
 
 def _part_of(asked: str | None, size: int) -> tuple[int, int] | None:
@@ -384,17 +392,31 @@ def _part_of(asked: str | None, size: int) -> tuple[int, int] | None:
             "description": "Server-sent events: `status` with the job whenever it changes, until it has ended.",
             "content": {"text/event-stream": {"schema": openapi.EVENT}},
         },
+        204: {"description": "The last event has come already: there is nothing more to watch."},
         **documented(*JOB_PROBLEMS, "queue-full"),
     },
 )
-async def watch(id: AnId, holder: AHolder, desk: ADesk) -> Response:
+async def watch(
+    id: AnId,
+    holder: AHolder,
+    desk: ADesk,
+    last_event_id: Annotated[
+        str | None, Header(max_length=255, description="Of the last event that came, as browsers send it.")
+    ] = None,
+) -> Response:
     """Answer with an event whenever the job changes; the last one says how it ended."""
     job = await desk.call(lambda jobs: jobs.get(_owner(holder), id))
     if desk.watchers >= desk.service.settings.job_watchers:
         raise Problem(
             "queue-full", "too many jobs are being watched; ask from time to time instead", retry_after_s=10
         )
+    if last_event_id == _LAST_ID and _has_ended(job):
+        return Response(status_code=204)  # browsers ask again after the end of a stream, until they get this
     return StreamingResponse(_events(desk, _owner(holder), job), media_type="text/event-stream")
+
+
+def _has_ended(job: Job) -> bool:
+    return job.status not in ("pending", "processing")
 
 
 async def _events(desk: JobDesk, owner: str, job: Job) -> AsyncIterator[str]:
@@ -408,11 +430,12 @@ async def _events(desk: JobDesk, owner: str, job: Job) -> AsyncIterator[str]:
             text = desk.state(job).model_dump_json()
             if text != told:
                 told, quiet_s = text, 0.0
-                yield f"event: status\nid: {hashlib.sha256(text.encode()).hexdigest()[:16]}\ndata: {text}\n\n"
+                event_id = _LAST_ID if _has_ended(job) else hashlib.sha256(text.encode()).hexdigest()[:16]
+                yield f"event: status\nid: {event_id}\ndata: {text}\n\n"
             elif quiet_s >= _ALIVE_EVERY_S:
                 quiet_s = 0.0
                 yield ": still there\n\n"
-            if job.status not in ("pending", "processing") or desk.service.gate.draining:
+            if _has_ended(job) or desk.service.gate.draining:
                 return
             await asyncio.sleep(_EVENTS_EVERY_S)
             quiet_s += _EVENTS_EVERY_S

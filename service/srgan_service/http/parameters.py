@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
-from srgan.folder.making import Order
+from srgan.errors import UsageError
+from srgan.folder.making import Order, known_format
 from srgan.pictures import FORMATS
 from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request
 from srgan_service.http.problems import Problem
@@ -19,6 +20,14 @@ _PICTURE_FIELDS = ("image", "file")
 # Their own headers and quotes included: nothing that a form says beside its pictures is long.
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 4096
+
+
+def _spelt(name: object) -> object:
+    """Return the format that the command line understands by `name` ("jpeg", "TIF"); others as they are."""
+    try:
+        return known_format(name.lower()) if isinstance(name, str) else name
+    except UsageError:
+        return name
 
 
 class Wish(BaseModel):
@@ -44,7 +53,9 @@ class Wish(BaseModel):
             ge=0, le=1, description="Instead of a model: a point between the two that `/v1/models` names for it."
         ),
     ] = None
-    format: Annotated[FormatName, Field(description="Of the result; auto: that of the upload.")] = "auto"
+    format: Annotated[
+        FormatName, BeforeValidator(_spelt), Field(description="Of the result; auto: that of the upload.")
+    ] = "auto"
     quality: Annotated[int | None, Field(ge=1, le=100, description="For jpg, webp and avif.")] = None
     strength: Annotated[
         float, Field(ge=0, le=1, description="1 is the generator's result, 0 bicubic interpolation.")

@@ -17,6 +17,7 @@ from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem, documented
 from srgan_service.http.uploads import Body, BodyLimits, announced_bytes, one_picture, too_large
 from srgan_service.work.admission import Ticket
+from srgan_service.work.names import disposition, result_name
 from srgan_service.work.service import Service
 
 
@@ -83,7 +84,7 @@ async def upscale(
     settings = service.settings
     limits = BodyLimits(settings.limit_bytes, settings.body_timeout_s, settings.body_bytes_per_s)
     body = Body(request, limits, lambda count: service.gate.add_bytes(ticket, count))
-    content, wish = await service.cancellation.upload(one_picture(body, request.headers, wish))
+    content, name, wish = await service.cancellation.upload(one_picture(body, request.headers, wish))
     answer = await service.cancellation.run(
         request, service.works.answer(ticket, content, wish), settings.deadline_s
     )
@@ -91,7 +92,7 @@ async def upscale(
         answer.content,
         answer.media_type,
         {
-            "Content-Disposition": f'inline; filename="upscaled{answer.suffix}"',
+            "Content-Disposition": disposition("inline", result_name(name, wish, answer)),
             "X-Model": answer.model,
             **warnings_header(answer.warnings),
         },
@@ -172,7 +173,7 @@ async def health() -> State:
     "/readyz", summary="Whether requests are taken", operation_id="ready", responses=documented("not-ready")
 )
 async def ready(service: AService) -> State:
-    """Answer 200 if a model has proved itself, there is room, and the service is not about to end."""
+    """Answer 200 if a model has proved itself, jobs are open, there is room, and the service does not end."""
     if reason := service.not_ready():
         raise Problem("not-ready", reason, retry_after_s=2)
     return State(status="ready")

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from srgan.pictures import NO_PICTURE, looks_like_picture
 from srgan_service.http.parameters import (
     MAX_FIELD_BYTES,
     MAX_FIELDS,
@@ -21,13 +22,6 @@ from srgan_service.http.parameters import (
     with_form,
 )
 from srgan_service.http.problems import Problem
-
-# Signatures of the formats that are read. Whatever begins otherwise is refused before any decoder sees it.
-_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM")
-_PORTABLE = tuple(
-    b"P" + kind + space for kind in (b"1", b"2", b"3", b"4", b"5", b"6") for space in (b"\n", b" ", b"\t", b"\r")
-)
-_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 
 
 @dataclass(frozen=True)
@@ -141,15 +135,15 @@ def is_form(headers: Headers) -> bool:
     return headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-async def one_picture(body: Body, headers: Headers, wish: Wish) -> tuple[bytes, Wish]:
-    """Return the picture of a body, raw or in a form, and the wish with what the form adds to it."""
+async def one_picture(body: Body, headers: Headers, wish: Wish) -> tuple[bytes, str, Wish]:
+    """Return the picture of a body, raw or in a form, its name, and the wish with what the form adds to it."""
     if not is_form(headers):
-        return check_kind(await body.raw()), wish
+        return check_kind(await body.raw()), "", wish
     async with body.form(max_files=1, spool_bytes=2**62) as items:
         wish = with_form(wish, text_fields(items))
         for name, value in items:
             if isinstance(value, UploadFile) and is_picture_field(name):
-                return check_kind(await value.read()), wish
+                return check_kind(await value.read()), value.filename or "", wish
     raise Problem("no-picture", "the form has no file in a field named image or file")
 
 
@@ -157,15 +151,6 @@ def check_kind(content: bytes) -> bytes:
     """Return `content` if it begins like a picture that can be read, or raise the Problem that it is not."""
     if not content:
         raise Problem("no-picture", "the upload is empty")
-    is_known = (
-        content.startswith(_SIGNATURES)
-        or content.startswith(_PORTABLE)
-        or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")
-        or (content[4:8] == b"ftyp" and content[8:12] in _BRANDS)
-    )
-    if not is_known:
-        raise Problem(
-            "unsupported-format",
-            "not a picture that can be read: send PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP or PNM",
-        )
+    if not looks_like_picture(content[:32]):
+        raise Problem("unsupported-format", NO_PICTURE)
     return content

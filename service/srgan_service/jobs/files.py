@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from datetime import datetime
 
 from srgan_service.jobs.storage import Storage
 
@@ -28,11 +29,16 @@ class JobFiles:
         for index in range(count):
             self._storage.remove(_picture(id, token, index))
 
-    def write_result(self, id: str, index: int, suffix: str, content: bytes) -> str:
-        """Keep the result of a picture, and return where it is."""
-        path = f"jobs/{id}/out/{index:04}{suffix}"
+    def write_result(self, id: str, index: int, ending: str, content: bytes) -> str:
+        """Keep the result of a picture, and return where it is; `ending`: of its name ("_x4.jpg")."""
+        path = f"jobs/{id}/out/{index:04}{ending}"
         self._storage.write(path, content)
         return path
+
+    @staticmethod
+    def ending(path: str) -> str:
+        """Return the ending that a result was kept with."""
+        return path.rpartition("/")[2][4:]
 
     def archive_results(self, id: str, entries: Iterable[tuple[str, str]]) -> tuple[str, int]:
         """Put results into one archive, as pairs of a name there and where it is; return its place and bytes."""
@@ -54,10 +60,27 @@ class JobFiles:
         """Return whether a job was cancelled, by whichever process."""
         return self._storage.exists(_cancelled(id))
 
-    def cancel(self, id: str) -> None:
-        """Tell all processes that a job is cancelled, and remove everything else of it."""
+    def cancel(self, id: str, progress: float, started: datetime | None) -> None:
+        """Tell all processes that a job is cancelled, and remove everything else of it.
+
+        `progress`, `started`: as they were, since the database forgets them.
+        """
+        known = {"progress": progress, "started": started and started.isoformat()}
         with contextlib.suppress(OSError):  # no room even for this; they notice after the picture
-            self._storage.write(_cancelled(id), b"")
+            self._storage.write(_cancelled(id), json.dumps(known).encode())
+        self.remove_content(id)
+
+    def before_cancelling(self, id: str) -> tuple[float, datetime | None]:
+        """Return how far a cancelled job was, from 0 to 1, and when it was begun; 0 and None if nothing tells."""
+        try:
+            known = json.loads(self._storage.read(_cancelled(id)))
+            started = known["started"]
+            return float(known["progress"]), started and datetime.fromisoformat(started)
+        except (OSError, ValueError, LookupError):
+            return 0.0, None
+
+    def remove_content(self, id: str) -> None:
+        """Remove everything of a job but that it is cancelled."""
         for part in ("in", "out", "progress.json"):
             self._storage.remove(f"jobs/{id}/{part}")
 

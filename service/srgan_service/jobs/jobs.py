@@ -7,12 +7,14 @@ never in the database.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import re
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -58,14 +60,40 @@ class Jobs:
         )
         self._work = JobWork(works, self._files, metrics)
         self._keeper = Keeper(settings, executor, self._workflows, self._storage, metrics)
+        self._database_file: tuple[Path, tuple[int, int]] | None = (
+            None  # of SQLite, once open: its device and inode
+        )
+
+    def prepare(self) -> None:
+        """Make the folder of the pictures if it is local. Raises UsageError if nothing can be written there."""
+        try:
+            self._storage.prepare()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is cleared by somebody
+                raise UsageError(
+                    f"data_dir {self._settings.data_dir}: {error.strerror}; give a folder that can be written "
+                    "with --data-dir (SRGAN_DATA_DIR), or leave jobs out with SRGAN_JOBS=false"
+                ) from error
 
     def start(self) -> None:
         """Open the database and begin to work on jobs. Raises what the database raises."""
-        if self._storage.local is not None:
-            self._storage.local.mkdir(parents=True, exist_ok=True)
+        self._storage.prepare()
         self._keeper.beat()  # before this process can have a job
         self._workflows.start(Steps(self._work.picture, self._work.pack, self._work.ended))
+        if (path := self._sqlite_path()) is not None:
+            self._database_file = path, _identity(path)
         self._keeper.start()
+
+    def not_ready(self) -> str | None:
+        """Return why no jobs are taken though they have been started, in a word, or None if they are."""
+        if self._database_file is not None:
+            path, identity = self._database_file
+            try:
+                if _identity(path) != identity:
+                    return "storage"
+            except OSError:
+                return "storage"
+        return "storage" if self._keeper.is_failing else None
 
     def stop(self) -> None:
         """Stop between two tiles and hand the jobs back."""
@@ -117,7 +145,7 @@ class Jobs:
         try:
             return self._removed(owner, job)
         except SQLAlchemyError:  # a full disk has no room even for this: the job's files go first
-            self._work.cancel(id)
+            self._work.cancel(id, job.progress, job.started)
             return self._removed(owner, job)
 
     def read(self, job: Job, start: int, stop: int) -> bytes:
@@ -130,16 +158,21 @@ class Jobs:
             return self._settings.database_url
         if self._storage.local is None:
             raise UsageError("data_dir is remote: name the PostgreSQL of the jobs in SRGAN_DATABASE_URL")
-        return f"sqlite:///{self._storage.local.absolute()}/jobs.sqlite"
+        return f"sqlite:///{self._sqlite_path()}"
+
+    def _sqlite_path(self) -> Path | None:
+        local = None if self._settings.database_url is not None else self._storage.local
+        return None if local is None else local.absolute() / "jobs.sqlite"
 
     def _removed(self, owner: str, job: Job) -> Job | None:
         if job.status in ("pending", "processing"):
             self._workflows.cancel(job.id)
-            job = self.get(owner, job.id)
-            if job.status == "cancelled":  # and has not come to its end in the same moment
-                self._work.cancel(job.id)
+            now = self.get(owner, job.id)
+            if now.status == "cancelled":  # and has not come to its end in the same moment
+                self._work.cancel(job.id, job.progress, job.started)
                 self._metrics.jobs_ended.labels("cancelled").inc()
-                return job
+                return self.get(owner, job.id)
+            job = now
         self._workflows.delete([job.id])
         if job.status != "cancelled":  # of such a one, what is left tells other processes
             self._files.remove(job.id)
@@ -177,6 +210,7 @@ class Jobs:
                     job.error = job.files[0].error
             case "CANCELLED":
                 job.status = "cancelled"
+                job.progress, job.started = self._files.before_cancelling(job.id)
             case _:
                 job.status = "failed"
                 job.error = JobError(code="storage-failed", detail="the job could not be carried out")
@@ -189,6 +223,12 @@ class Jobs:
         share = max(1, self._settings.key_share * most)
         if owner != ANYBODY and self._workflows.count(ACTIVE, owner) >= share:
             raise Problem("key-over-share", "this API key has too many jobs in work", retry_after_s=30)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another one that has taken its name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _spec(uploads: list[Upload], wish: Wish, token: str, take: Callable[[int, bytes], None]) -> JobSpec:

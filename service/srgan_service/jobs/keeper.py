@@ -46,6 +46,7 @@ class Keeper:
             metrics.gauge(
                 f"srgan_jobs_{status}", f"Jobs that are {status}, of all processes.", self._count(status)
             )
+        self.is_failing = False  # whether the last look at the storage or the database failed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="srgan-jobs", daemon=True)
 
@@ -78,7 +79,9 @@ class Keeper:
                 if time.monotonic() - forgot > min(_FORGET_EVERY_S, self._settings.job_expiry_s / 4):
                     forgot = time.monotonic()
                     self._forget()
+                self.is_failing = False
             except Exception:  # noqa: BLE001  # a database or disk that is gone may come back
+                self.is_failing = True
                 _log.exception("looking after jobs failed")
 
     def _count(self, status: str) -> Callable[[], float]:

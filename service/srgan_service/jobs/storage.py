@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterable
@@ -32,6 +33,13 @@ class Storage:
             raise UsageError(f"data_dir {url!r}: {error}") from error
         self._root = root.rstrip("/")
         self.local = Path(self._root) if "file" in _protocols(self._fs) else None
+
+    def prepare(self) -> None:
+        """Make the folder, if it is a local one, and see that files can be written there. Raises OSError."""
+        if self.local is not None:
+            self.local.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.local):
+                pass
 
     def write(self, name: str, content: bytes) -> None:
         """Make the file `name` hold `content`. Raises OSError."""

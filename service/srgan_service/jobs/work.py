@@ -6,10 +6,10 @@ A step is deterministic and writes its result under a fixed name, so doing it tw
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem
@@ -17,6 +17,7 @@ from srgan_service.http.uploads import check_kind
 from srgan_service.jobs.files import JobFiles
 from srgan_service.jobs.records import JobOutcome, JobSpec, PictureDone, PictureOutcome, ResultFile
 from srgan_service.metrics import Metrics
+from srgan_service.work import names
 from srgan_service.work.admission import Ticket
 from srgan_service.work.fair import Stopped
 from srgan_service.work.upscaling import MEDIA_TYPES, Works
@@ -48,13 +49,15 @@ class JobWork:
         try:
             content = check_kind(self._files.read_picture(id, spec["token"], index))
             report = self._reporter(id, index, len(spec["files"]))
-            answer = self._works.work_on_job(ticket, content, Wish.model_validate(spec["parameters"]), report)
-            path = self._files.write_result(id, index, answer.suffix, answer.content)
+            wish = Wish.model_validate(spec["parameters"])
+            answer = self._works.work_on_job(ticket, content, wish, report)
+            ending = names.ending(spec["files"][index]["name"], wish, answer)
+            path = self._files.write_result(id, index, ending, answer.content)
         except Problem as problem:
             return {"code": problem.code, "detail": problem.detail}
         except (Stopped, FileNotFoundError) as error:
             if self._files.is_cancelled(id):
-                self._files.remove(id)
+                self._files.remove_content(id)
             elif isinstance(error, FileNotFoundError):
                 raise
             raise _HandedBack from None
@@ -75,13 +78,11 @@ class JobWork:
         done = [(index, file) for index, file in enumerate(files) if "path" in file]
         if not done:
             return None
+        called = [names.stem(spec["files"][at]["name"]) + self._files.ending(file["path"]) for at, file in done]
         if len(files) == 1:
-            return _single(done[0][1])
-        names = [
-            f"{index + 1:04}-{plain_name(spec['files'][index]['name'])}{_suffix(file['path'])}"
-            for index, file in done
-        ]
-        path, size = self._files.archive_results(id, zip(names, (file["path"] for _, file in done), strict=True))
+            return _single(called[0], done[0][1])
+        entries = zip(names.unique(called), (file["path"] for _, file in done), strict=True)
+        path, size = self._files.archive_results(id, entries)
         etag = hashlib.sha256("".join(file["sha256"] for _, file in done).encode()).hexdigest()[:32]
         return {"path": path, "bytes": size, "media_type": "application/zip", "etag": etag, "name": "upscaled.zip"}
 
@@ -94,11 +95,11 @@ class JobWork:
         """Return how far a job is, from 0 to 1."""
         return self._progress[id] if id in self._progress else self._files.progress(id)
 
-    def cancel(self, id: str) -> None:
-        """Stop a job after the tile at hand, and remove its files."""
+    def cancel(self, id: str, progress: float, started: datetime | None) -> None:
+        """Stop a job after the tile at hand, and remove its files; how far it was stays known."""
         if ticket := self._tickets.get(id):
             ticket.flow.stopped = True
-        self._files.cancel(id)
+        self._files.cancel(id, progress, started)
         self._progress.pop(id, None)
 
     def stop(self) -> None:
@@ -126,22 +127,11 @@ class JobWork:
         return report
 
 
-def plain_name(name: str) -> str:
-    """Return what of a client's name can do no harm in an archive: 1 to 80 letters, digits, `-` and `_`."""
-    stem = name.replace("\\", "/").rpartition("/")[2]
-    stem = stem.rpartition(".")[0] or stem
-    return re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII)[:80].strip("_") or "picture"
-
-
-def _single(file: PictureDone) -> ResultFile:
+def _single(name: str, file: PictureDone) -> ResultFile:
     return {
         "path": file["path"],
         "bytes": file["bytes"],
         "media_type": MEDIA_TYPES[file["format"]],
         "etag": file["sha256"][:32],
-        "name": "upscaled" + _suffix(file["path"]),
+        "name": name,
     }
-
-
-def _suffix(path: str) -> str:
-    return "." + path.rpartition(".")[2]

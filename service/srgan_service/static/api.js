@@ -14,6 +14,14 @@ export class Refusal extends Error {
   }
 }
 
+let reached = () => {};
+
+/** Have `told(true)` called whenever the service answers, `told(false)` whenever it cannot be reached. */
+export const watch = (told) => (reached = told);
+
+/** Ask whether the service is there; whoever watches is told. */
+export const knock = () => send("GET", "healthz").catch(() => {});
+
 export const useKey = (key) => sessionStorage.setItem(KEY, key);
 
 /** Send a request and return its XMLHttpRequest when it is answered well. fetch() cannot tell of uploads. */
@@ -26,8 +34,12 @@ function send(method, path, { body, headers = {}, type = "json", onUpload, signa
     if (key) headers["X-API-Key"] = key;
     for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
     if (onUpload) request.upload.onprogress = (event) => onUpload(event.loaded / event.total);
+    request.onloadend = () => request.status && reached(true);
     request.onload = () => (request.status < 300 ? resolve(request) : refusal(request).then(reject));
-    request.onerror = () => reject(new Refusal(0, "unreachable", "The service cannot be reached.", 5));
+    request.onerror = () => {
+      reached(false);
+      reject(new Refusal(0, "unreachable", "The service cannot be reached.", 5));
+    };
     request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
     if (signal?.aborted) request.abort();
     signal?.addEventListener("abort", () => request.abort());

@@ -4,17 +4,19 @@
 //     app -> store    what a reload finds again          app -> zip                  all of them in one file
 
 import * as api from "./api.js";
-import { forget, keep, kept } from "./store.js";
+import { forget, kept, one, update } from "./store.js";
 import { Viewer, fileName, named, save } from "./viewer.js";
 import { zip } from "./zip.js";
 
 const AT_ONCE = 3; // pictures on their way to the service
 const QUICK_PX = 250_000; // below it a request is answered before a job would have begun
+const KNOCK_EVERY_S = 5; // at a service that cannot be reached
 const TRIES = 3; // of an upscaler that fails, which may be a matter of that moment
 const THUMB_PX = 96;
 
 const element = (id) => document.getElementById(id);
 const LOSSLESS = ["png", "tiff"];
+const SHOWABLE = { scale: 1, strength: 0, format: "png" }; // the same picture, as every browser shows it
 const BETWEEN = "between"; // what the choice of a model says for a balance
 
 /** What is chosen: only what matters, so that the same choice is the same version. */
@@ -38,7 +40,15 @@ let hold = null; // {until, why}: nothing is sent before
 let keyIsMissing = false, keyWasGiven = false;
 let pxPerS = null; // as measured: how long a request may take is guessed from it
 
-const say = (text) => (element("said").textContent = text);
+const MESSAGE_MS = 8000; // long enough to read; what stays true is in the list as well
+let saying = null;
+
+function say(text) {
+  element("said").textContent = text;
+  clearTimeout(saying);
+  saying = setTimeout(() => (element("said").textContent = ""), MESSAGE_MS);
+}
+
 const isWaiting = (version) => version.stage === "waiting";
 const versions = () => pictures.flatMap((picture) => picture.versions);
 
@@ -87,8 +97,7 @@ async function decode(picture) {
   let image = await createImageBitmap(picture.shown).catch(() => null);
   if (!image && /\.(tiff?|p[bgpn]m|hei[cf])$/i.test(picture.name)) {
     // What browsers cannot show, the service can turn into what they can.
-    const asPng = { scale: 1, strength: 0, format: "png" };
-    picture.shown = await api.upscale(picture.file, asPng, () => {}).then(({ blob }) => blob, () => picture.file);
+    picture.shown = await api.upscale(picture.file, SHOWABLE, () => {}).then(({ blob }) => blob, () => picture.file);
     image = await createImageBitmap(picture.shown).catch(() => null);
   }
   if (!image) return;
@@ -111,9 +120,16 @@ function show(picture) {
 }
 
 function remove(picture) {
-  pictures.splice(pictures.indexOf(picture), 1); // first, so that nothing remembers it any more
+  tellGone(picture.id);
+  for (const { job } of picture.versions) if (job) api.drop(job);
+  removeHere(picture);
+}
+
+/** Remove what another tab has removed, or this one. */
+function removeHere(picture) {
   forget(picture.id);
-  for (const version of [...picture.versions]) stop(version);
+  pictures.splice(pictures.indexOf(picture), 1);
+  for (const { aborting } of picture.versions) aborting?.abort();
   picture.item.remove();
   if (viewer.picture === picture) show(pictures[0] ?? null);
   changed();
@@ -122,10 +138,67 @@ function remove(picture) {
 /** What a reload needs of a picture. */
 function remember(picture) {
   const { id, at, name, file, versions } = picture;
-  if (!pictures.includes(picture)) return null; // removed while it was in work
-  const plain = versions.filter(({ error }) => !error)
-    .map(({ id, settings, job, blob, warnings }) => ({ id, settings, job, blob, warnings }));
-  return (picture.kept = keep({ id, at, name, file, versions: plain }));
+  const merged = (record) => {
+    if (gone.has(id)) return null; // removed while it was in work
+    const plain = versions.filter(({ error }) => !error)
+      .map(({ id, settings, job, blob, warnings }) => ({ id, settings, job, blob, warnings }));
+    const isUnknown = (stored) => !gone.has(stored.id) && !versions.some(({ id }) => id === stored.id);
+    return { id, at, name, file, versions: [...(record?.versions ?? []).filter(isUnknown), ...plain] };
+  };
+  return (picture.kept = update(id, merged).then(() => tabs.postMessage({ changed: id })));
+}
+
+// Other tabs: they show the same pictures, and each version is made by one of them
+
+const tabs = new BroadcastChannel("srgan");
+const gone = new Set(); // ids of pictures and versions that were removed, here or there
+
+function tellGone(id) {
+  gone.add(id);
+  tabs.postMessage({ gone: id });
+}
+
+tabs.onmessage = ({ data }) => {
+  if (data.changed) return learn(data.changed);
+  gone.add(data.gone);
+  const [picture, version] = [pictures, versions()].map((all) => all.find(({ id }) => id === data.gone));
+  if (picture) removeHere(picture);
+  if (version) stopHere(version);
+};
+
+/** Take over what another tab has kept. */
+async function learn(id) {
+  const record = await one(id);
+  if (!record || gone.has(id)) return;
+  const picture = pictures.find((known) => known.id === id) ?? enter({ ...record, shown: record.file, versions: [] });
+  for (const stored of record.versions.filter((stored) => !gone.has(stored.id))) {
+    const version = picture.versions.find((known) => known.id === stored.id);
+    if (!version) enterVersion(picture, stored);
+    else if (stored.blob && !version.blob) {
+      Object.assign(version, stored, { stage: "done" });
+      draw(version);
+      if (viewer.picture === picture) viewer.refresh();
+    }
+  }
+  if (!viewer.picture) show(picture);
+}
+
+/** Do `work` on a version when no other tab does; browsers have locks on https and on this machine alone. */
+async function alone(version, work) {
+  if (!navigator.locks) return work();
+  const name = `srgan-${version.id}`, elsewhere = {};
+  const result = await navigator.locks.request(name, { ifAvailable: true }, (lock) => (lock ? work() : elsewhere));
+  if (result !== elsewhere) return result;
+  progress(version, "elsewhere", null);
+  return navigator.locks.request(name, { signal: version.aborting.signal }, work);
+}
+
+/** Return what another tab has made of a version meanwhile, or make it. */
+async function obtained(version) {
+  const stored = (await one(version.picture.id))?.versions.find(({ id }) => id === version.id);
+  if (stored?.blob) return { blob: stored.blob, warnings: stored.warnings ?? [] };
+  version.job ??= stored?.job ?? null;
+  return made(version);
 }
 
 // Versions: a picture with a model and settings
@@ -143,7 +216,7 @@ function enterVersion(picture, stored) {
   version.bar = build("progress", { max: 1, ariaLabel: `${picture.name}, ${named(version)}` });
   const button = (sign, title, onclick) => build("button", { type: "button", title, onclick,
     ariaLabel: `${title} ${picture.name}, ${named(version)}` }, sign);
-  version.saving = button("↓", "Download", () => save(version.blob, fileName(picture, version)));
+  version.saving = button("↓", "Download", () => download(version));
   version.again = button("↻", "Try again", () => restart(version));
   version.ending = button("✕", "Remove", () => (picture.versions.length > 1 ? stop(version) : remove(picture)));
   version.row = build("li", {},
@@ -166,11 +239,16 @@ function restart(version) {
 }
 
 function stop(version) {
-  version.aborting?.abort();
+  tellGone(version.id);
   if (version.job) api.drop(version.job);
+  stopHere(version);
+  remember(version.picture);
+}
+
+function stopHere(version) {
+  version.aborting?.abort();
   version.row.remove();
   version.picture.versions.splice(version.picture.versions.indexOf(version), 1);
-  remember(version.picture);
   viewer.refresh();
   changed();
 }
@@ -190,7 +268,14 @@ async function run(version) {
   // What is on its way is found again after a reload.
   await Promise.all([version.picture.decoded, version.picture.kept]);
   try {
-    Object.assign(version, await made(version), { stage: "done" });
+    await alone(version, async () => {
+      try {
+        Object.assign(version, await obtained(version), { stage: "done" });
+        remember(version.picture);
+      } finally {
+        await version.picture.kept; // before another tab may look
+      }
+    });
     say([`${version.picture.name} is done`, ...version.warnings].join("; "));
   } catch (error) {
     refused(version, error);
@@ -214,8 +299,7 @@ async function made(version) {
     throw new api.Refusal(0, "unreadable", "This file cannot be read; a folder has to be opened first.");
   });
   const px = picture.width ? picture.width * picture.height : picture.file.size;
-  // What a browser could not show would be no use here.
-  const wanted = settings.format === "auto" && picture.shown !== picture.file ? { ...settings, format: "png" } : settings;
+  const wanted = sent(picture, settings);
   if (!version.job && !(jobs && px > QUICK_PX)) {
     try {
       const result = await api.upscale(picture.file, wanted, tell, signal);
@@ -235,6 +319,75 @@ async function made(version) {
   return api.follow(version.job, tell, signal);
 }
 
+/** Settings as they are sent: what a browser could not show would be no use here, unless it is asked for. */
+function sent(picture, settings) {
+  return settings.format === "auto" && picture.shown !== picture.file ? { ...settings, format: "png" } : settings;
+}
+
+/** Return a result that is no version of its own, for as long as it takes. */
+async function madeBeside(picture, wanted) {
+  const nothing = () => {};
+  let job = null;
+  const px = picture.width ? picture.width * picture.height : picture.file.size;
+  for (;;) {
+    try {
+      if (!job && !(jobs && px > QUICK_PX)) {
+        try {
+          return (await api.upscale(picture.file, wanted, nothing)).blob;
+        } catch (error) {
+          if (!jobs || !["takes-too-long", "deadline"].includes(error.code)) throw error;
+        }
+      }
+      job ??= await api.leave(newId(), picture.file, wanted, nothing);
+      const { blob } = await api.follow(job, nothing);
+      api.drop(job);
+      return blob;
+    } catch (error) {
+      if (!error.retryAfterS) throw error;
+      say(`${error.message} It is tried again by itself.`);
+      await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfterS));
+    }
+  }
+}
+
+/** Return a version as a browser can show it. */
+async function preview(version) {
+  const { picture, settings } = version;
+  // The result itself may be above the limits of an upload; then it is made anew.
+  const turned = () => api.upscale(version.blob, SHOWABLE, () => {}).then(({ blob }) => blob);
+  return (version.preview ??= await turned().catch(() => madeBeside(picture, { ...settings, format: "png" })));
+}
+
+/** Return the file of a version with the strength that is chosen, as {name, blob}; the service blends. */
+async function fileOf(version) {
+  const { picture, settings } = version, { strength } = viewer;
+  if (strength === 1) return { name: fileName(picture, version), blob: version.blob };
+  version.blended ??= new Map();
+  if (!version.blended.has(strength)) {
+    version.blended.set(strength, await madeBeside(picture, { ...sent(picture, settings), strength }));
+  }
+  const blob = version.blended.get(strength);
+  return { name: fileName(picture, { ...version, blob }, `_strength${Math.round(strength * 100)}`), blob };
+}
+
+/** Do what saves files, and say what keeps it from that. */
+async function saving(work) {
+  const buttons = [...document.querySelectorAll("#save, #save-all")];
+  if (viewer.strength < 1) say(`The service makes it with a strength of ${Math.round(viewer.strength * 100)} %`);
+  for (const button of buttons) button.setAttribute("aria-busy", "true");
+  try {
+    await work();
+  } catch (error) {
+    say(error.message);
+  }
+  for (const button of buttons) button.removeAttribute("aria-busy");
+}
+
+const download = (version) => saving(async () => {
+  const { name, blob } = await fileOf(version);
+  save(blob, name);
+});
+
 function refused(version, error) {
   if (error.name === "AbortError") return;
   if (!(error instanceof api.Refusal)) error = new api.Refusal(0, "page", `${error}`);
@@ -251,7 +404,7 @@ function refused(version, error) {
 }
 
 function wait({ retryAfterS, message }) {
-  if (!hold) say(`${message} It is tried again by itself.`);
+  if (!hold && element("offline").hidden) say(`${message} It is tried again by itself.`);
   // Not all browsers at the same moment.
   hold = { until: Date.now() + (retryAfterS + Math.random()) * 1000, why: message };
 }
@@ -294,7 +447,7 @@ function draw(version) {
   const [seconds, fraction] = forecast(version);
   const isMade = stage === "done", failed = stage === "failed";
   let text = { done: "Done", failed: error?.message, sending: "Sending", queued: "Waiting for its turn at the service",
-    working: "Working", starting: "Starting" }[stage] ?? "Waiting";
+    working: "Working", elsewhere: "In work in another tab", starting: "Starting" }[stage] ?? "Waiting";
   if (["sending", "working"].includes(stage)) text += left(seconds);
   if (isWaiting(version) && hold) {
     text = `${hold.why} Trying again in ${Math.max(1, Math.ceil((hold.until - Date.now()) / 1000))} s.`;
@@ -330,30 +483,37 @@ function changed() {
   versions().forEach(draw);
 }
 
-async function saveAll() {
+const saveAll = () => saving(async () => {
   const taken = new Set(), files = [];
   for (const version of versions().filter(({ blob }) => blob)) {
-    const plain = fileName(version.picture, version);
+    const { name: plain, blob } = await fileOf(version);
     let name = plain;
     for (let number = 2; taken.has(name); number++) name = plain.replace(/(\.[^.]*)$/, `-${number}$1`);
     taken.add(name);
-    files.push({ name, blob: version.blob });
+    files.push({ name, blob });
   }
-  try {
-    save(await zip(files), "upscaled.zip");
-  } catch (error) {
-    say(`The archive cannot be made: ${error.message}. Download the pictures one by one.`);
-  }
-}
+  const archive = await zip(files).catch((error) => {
+    throw new Error(`The archive cannot be made: ${error.message}. Download the pictures one by one.`);
+  });
+  save(archive, "upscaled.zip");
+});
 
 // From here on things happen
+
+let knocking = null;
+
+api.watch((isThere) => {
+  element("offline").hidden = isThere;
+  clearInterval(knocking);
+  knocking = isThere ? null : setInterval(api.knock, 1000 * KNOCK_EVERY_S);
+});
 
 async function begin() {
   try {
     ({ models, balance: balanced, jobs } = await api.offered());
   } catch (error) {
     if (error.status === 401) return askForKey();
-    say(error.message);
+    if (element("offline").hidden) say(error.message);
     return setTimeout(begin, 1000 * (error.retryAfterS ?? 5));
   }
   element("key").hidden = true;
@@ -376,7 +536,7 @@ function makeBy(picture, model) {
   return makeVersion(picture, { ...others, model });
 }
 
-viewer = new Viewer(makeBy, models, say);
+viewer = new Viewer({ make: makeBy, preview, download });
 
 element("files").onchange = (event) => {
   add(event.target.files);
@@ -411,6 +571,7 @@ addEventListener("drop", (event) => {
 setInterval(() => versions().some(({ stage }) => !["done", "failed"].includes(stage)) && pump(), 250);
 
 for (const record of await kept()) {
+  if (pictures.some(({ id }) => id === record.id)) continue; // another tab has told of it already
   const picture = enter({ ...record, shown: record.file, versions: [] });
   for (const stored of record.versions) enterVersion(picture, stored);
   if (!picture.versions.length) makeVersion(picture, settings());

@@ -200,7 +200,7 @@ export class Compare {
 }
 
 /** Draw `strength` of `image` and the rest of `base`: a sum of premultiplied colours, so opacity blends rightly. */
-export function blend(context, image, base, strength, draw) {
+function blend(context, image, base, strength, draw) {
   if (strength < 1 && base) {
     context.globalAlpha = 1 - strength;
     draw(base);

@@ -32,5 +32,17 @@ export async function kept() {
   return records.filter(({ at }) => at >= Date.now() - DAY_MS).sort((a, b) => a.at - b.at);
 }
 
-export const keep = (record) => ask("readwrite", (store) => store.put(record));
+/** The record of a picture. */
+export const one = (id) => ask("readonly", (store) => store.get(id));
+
+/** Keep what `change` makes of a record, in one step over all tabs; null changes nothing. */
+export const update = (id, change) => ask("readwrite", (store) => {
+  const reading = store.get(id);
+  reading.onsuccess = () => {
+    const record = change(reading.result);
+    if (record) store.put(record);
+  };
+  return reading;
+});
+
 export const forget = (id) => ask("readwrite", (store) => store.delete(id));

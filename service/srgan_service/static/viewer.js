@@ -1,6 +1,6 @@
 // The comparison below the tools: what stands left and right, how strong, and what is downloaded.
 
-import { blend, Compare } from "./compare.js";
+import { Compare } from "./compare.js";
 
 const MAX_EXACT_PX = 40e6; // above it, the browser's own smoothing stands in for bicubic
 const element = (id) => document.getElementById(id);
@@ -38,9 +38,12 @@ export function fileName(picture, version, extra = "") {
 }
 
 export class Viewer {
-  /** `make(picture, model)` begins a new version and returns it. `say` tells a person something. */
-  constructor(make, models, say) {
-    Object.assign(this, { make, models, say, picture: null, strength: 1 });
+  /**
+   * `make(picture, model)` begins a new version and returns it. `preview(version)` returns it as the browser can show it.
+   * `download(version)` saves its file.
+   */
+  constructor({ make, preview, download }) {
+    Object.assign(this, { make, preview, models: [], picture: null, strength: 1 });
     this.compare = new Compare(...["stage", "canvas", "handle", "checker"].map(element));
     element("strength").oninput = (event) => {
       this.strength = event.target.value / 100;
@@ -57,7 +60,7 @@ export class Viewer {
       button.setAttribute("aria-pressed", beside);
       this.compare.setBeside(beside);
     };
-    element("save").onclick = () => this.save();
+    element("save").onclick = () => download(this.version(this.right));
   }
 
   show(picture) {
@@ -65,6 +68,7 @@ export class Viewer {
     if (this.picture !== picture) {
       this.compare.left = null;
       this.images?.forEach((loading) => loading.then((image) => image?.close(), () => {}));
+      this.views = new Map(); // of versions: "loading", "there" or "none"
       this.images = new Map(); // decoded pictures are large: those of one picture at a time
       this.left = "original";
       this.right = picture?.versions.at(-1)?.id ?? "original";
@@ -90,7 +94,7 @@ export class Viewer {
     this.fill();
     this.tag();
     const [left, right] = [this.version(this.left), this.version(this.right)];
-    const ready = [left, right].map((version) => version?.blob && this.image(version.id, version.blob));
+    const ready = [left, right].map((version) => version?.blob && this.image(version.id, version.blob, version));
     const original = picture.width ? this.image("original", picture.shown) : null;
     const images = await Promise.all([original, ...ready]);
     if (turn !== this.turn) return;
@@ -128,6 +132,9 @@ export class Viewer {
       const version = this.version(this[side]);
       if (!version) return "Original";
       if (!version.blob) return `${named(version)}: ${version.error ? "failed" : version.text.textContent}`;
+      const view = this.views.get(version.id);
+      if (view === "none") return `Original, as this browser cannot show ${named(version)}`;
+      if (view === "loading") return `${named(version)}: drawing`;
       const percent = Math.round(this.strength * 100);
       return named(version) + (side === "right" && percent < 100 ? `, ${percent} %` : "");
     });
@@ -151,12 +158,18 @@ export class Viewer {
     }
   }
 
-  image(id, blob) {
-    if (!this.images.has(id)) {
-      const failed = () => this.say("This browser cannot show that format; download the result to see it.");
-      this.images.set(id, createImageBitmap(blob).catch(failed));
+  /** The decoded picture, null if there is none; of a version that the browser cannot show, the service's preview. */
+  image(id, blob, version = null) {
+    const { images, views } = this;
+    if (!images.has(id)) {
+      const shown = () => this.preview(version).then(createImageBitmap);
+      views.set(id, "loading");
+      images.set(id, createImageBitmap(blob).catch(() => version && shown()).catch(() => null).then((image) => {
+        views.set(id, image ? "there" : "none");
+        return image;
+      }));
     }
-    return this.images.get(id);
+    return images.get(id);
   }
 
   /** The original enlarged to that size, by bicubic interpolation where memory allows. */
@@ -171,20 +184,5 @@ export class Viewer {
       }));
     }
     return this.images.get(id);
-  }
-
-  async save() {
-    const version = this.version(this.right);
-    if (this.strength === 1) return save(version.blob, fileName(this.picture, version));
-    const image = await this.image(version.id, version.blob);
-    const base = await this.base(await this.image("original", this.picture.shown), image.width, image.height);
-    const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
-    blend(canvas.getContext("2d"), image, base, this.strength, (one) => {
-      canvas.getContext("2d").drawImage(one, 0, 0, image.width, image.height);
-    });
-    // A browser that cannot write the format gives PNG.
-    const blob = await new Promise((resolve) => canvas.toBlob(resolve, version.blob.type, 0.95));
-    const name = fileName(this.picture, { ...version, blob }, `_strength${Math.round(this.strength * 100)}`);
-    save(blob, name);
   }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -35,6 +36,7 @@ class Service:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.jobs_not_ready: Callable[[], str | None] = lambda: None  # set by whoever has jobs
         self.keys = Keys(settings)
         self.device = Device(batch_tiles=settings.batch_tiles)
         self.models = Models(
@@ -99,7 +101,7 @@ class Service:
         folder = Path(self.settings.data_dir)
         if folder.is_dir() and shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
             return "disk"
-        return None
+        return self.jobs_not_ready()
 
     def refuse_if_not_ready(self) -> None:
         """Raise the Problem for requests that come before the model is loaded, or while the service ends."""

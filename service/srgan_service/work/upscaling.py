@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from srgan.errors import SrganError
 from srgan.folder.making import Decision, decide, make
-from srgan.pictures import FORMATS, Picture
+from srgan.pictures import Picture
 from srgan.upscale import AnyUpscaler
 from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem, problem_of
@@ -43,7 +43,8 @@ Decode = Callable[[bytes], Picture]
 class Answer:
     """A result as a file. `format`: a key of `srgan.pictures.FORMATS`. `width` and `height`: in pixels.
 
-    `warnings`: what of the upload is not as it was, each in a few words.
+    `label`: the size in a word, as names of files have it. `warnings`: what of the upload is not as it was, each
+    in a few words.
     """
 
     content: bytes
@@ -51,17 +52,13 @@ class Answer:
     width: int
     height: int
     model: str
+    label: str
     warnings: tuple[str, ...] = ()
 
     @property
     def media_type(self) -> str:
         """The Content-Type of the file."""
         return MEDIA_TYPES[self.format]
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of a name for the file."""
-        return FORMATS[self.format].suffixes[0]
 
 
 class Works:
@@ -159,7 +156,13 @@ class Works:
         self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in made.picture.frames))
         result = made.picture
         return Answer(
-            made.content, made.format, result.width, result.height, upscaler.metadata.name, made.warnings
+            content=made.content,
+            format=made.format,
+            width=result.width,
+            height=result.height,
+            model=upscaler.metadata.name,
+            label=decision.order.request.label(upscaler.scale),
+            warnings=made.warnings,
         )
 
     async def _until_stopped(self, ticket: Ticket, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
