@@ -30,13 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import plain_folder
 import torch
 from measuring import ROOT, in_turns, timed, write_figures
-from openvino import opset13
 
 from srgan.engines.openvino import OpenVinoEngine
+from srgan.engines.runtime import openvino, opset13
 from srgan.machine import available_bytes, available_cores
 from srgan.networks.generator import Generator
 from srgan.networks.layers import deployed as for_inference

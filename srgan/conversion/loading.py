@@ -35,6 +35,8 @@ def load_engine(
 ) -> tuple[Engine, str]:
     """Return the engine for `model` and a hash: where hashes are equal, so are the results.
 
+    On another device or with another number of threads they are so to within a grey level.
+
     `model`: a bundled name, the path of an ONNX file or of weights alone (.safetensors, .pth, ...), `Weights`, or
     None for the default. Weights alone need PyTorch: those of an SRResNet, ours or another's, are made an ONNX
     file for the CPU; other architectures, which spandrel recognises, are run by PyTorch. `device`: "cpu"

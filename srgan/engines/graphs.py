@@ -6,10 +6,7 @@ import io
 import tempfile
 from pathlib import Path
 
-import openvino
-from openvino import opset13
-from openvino.frontend import FrontEndManager
-
+from srgan.engines.runtime import FrontEndManager, openvino, opset13
 from srgan.errors import WeightsError
 from srgan.weights import METADATA_KEY, ModelMetadata
 

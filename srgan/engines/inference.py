@@ -27,6 +27,10 @@ _KEPT_ROWS_COPIES = 5
 _MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
 _ENOUGH_STRIP_BYTES = 1.2e9
 
+# How much faster tiles must be than strips to be taken: a narrow picture, where few pixels are halo, gains a
+# twentieth of the time by tiles of 2.5 GB instead of strips of 50 MB.
+_TILES_MUST_GAIN = 1.1
+
 # Rows of a strip, and how much longer a pixel takes in one than in a whole picture (benchmarks/tile_overhead.py).
 _STRIP_OVERHEADS = {32: 1.07, 16: 1.08, 8: 1.10, 4: 1.15}
 
@@ -92,13 +96,18 @@ class Inference:
         every pixel comes at least once, and the last one counts. `report` is called with the finished fraction,
         1.0 last; what it raises stops the work. If memory runs out, the picture is begun again with half of it,
         three times. Where half precision will not do, tiles are run again in float32, and `warn` is told.
-        Raises EngineError if inference fails.
+        Raises EngineError if inference fails, UsageError if `memory_bytes` are too few for any way.
         """
         report = _rising(report) if report is not None else _ignore
         limit: float = self._memory_bytes or min(self._free_bytes() / 3, _MOST_BYTES)
         precision_errors: list[str] = []
         for retry in itertools.count():
             plan = self.plan(height, width, limit)
+            if retry == 0 and self._memory_bytes is not None and plan.needed_bytes > limit:
+                raise UsageError(
+                    f"{self._memory_bytes / 1e6:.3g} MB of memory are too little for a picture of {width}x{height}"
+                    f" pixels: {math.ceil(plan.needed_bytes / 1e6)} MB are needed"
+                )
             try:
                 self._carry_out(plan, read, write, report, precision_errors)
                 break
@@ -151,7 +160,7 @@ class Inference:
             plans += [self._in_strips(height, width, rows, limit_bytes, facts) for rows in _STRIP_OVERHEADS]
         fitting = [plan for plan in plans if plan.needed_bytes <= limit_bytes]
         if fitting:
-            return min(fitting, key=lambda plan: plan.cost)
+            return min(fitting, key=lambda plan: plan.cost * (1 if plan.strip_rows else _TILES_MUST_GAIN))
         return min(plans, key=lambda plan: plan.needed_bytes)
 
     def _in_tiles(self, tiles: list[tiling.Tile]) -> Plan:

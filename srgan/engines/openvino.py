@@ -10,12 +10,12 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-import openvino
 
 from srgan.engines import graphs
 from srgan.engines.compiled import CompiledModels
 from srgan.engines.probing import measured
 from srgan.engines.protocol import ReadRows, StripFacts
+from srgan.engines.runtime import openvino
 from srgan.engines.strips import StripGraph, StripTask, UnsuitableGraphError, strip_graph
 from srgan.errors import EngineError, OutOfMemoryError, UsageError
 from srgan.machine import available_cores

@@ -19,7 +19,7 @@ _TOLERANCE = 1e-5
 
 # What PyTorch runs may be large, deep and faintly dependent on everything: there less than a quarter of a grey
 # level is no difference, and what is not settled in a picture of 256 pixels would take minutes to find.
-_UNSEEN = 1 / 1020
+_UNSEEN = 0.25 / 255
 _FEWER_SIDES_LR_PX = (64, 128, 256)
 
 # Sides of the pictures that are cut out of larger ones, in turn until the middle shows nothing of the cut.

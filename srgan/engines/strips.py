@@ -13,10 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import openvino
-from openvino import Node, Output, PartialShape
-from openvino import opset13 as ops
-from openvino.passes import ConstantFolding, Manager
+
+from srgan.engines.runtime import ConstantFolding, Manager, Node, Output, PartialShape, openvino
+from srgan.engines.runtime import opset13 as ops
 
 # Graph operations that work on each pixel alone.
 _PIXELWISE = {"Add", "Subtract", "Multiply", "Divide", "PRelu", "Relu", "Sigmoid", "Tanh", "Clamp", "Negative"}

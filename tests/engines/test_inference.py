@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -118,9 +119,21 @@ def test_the_smallest_plan_where_nothing_fits() -> None:
 def test_strips_and_columns_of_strips_equal_the_whole(tiny_engine: OpenVinoEngine, size: tuple[int, int]) -> None:
     lr = noise(*size)
     whole = tiny_engine.run(lr)
-    for limit in (10, 4_000_000):
+    least = math.ceil(Inference(tiny_engine).plan(*size, 1).needed_bytes)
+    for limit in (least, max(least, 4_000_000)):
         sr = Inference(tiny_engine, memory_bytes=limit).array(lr)
         assert np.abs(sr - whole).max() <= 1e-6
+
+
+def test_a_narrow_picture_takes_no_more_memory_than_its_width_asks_for() -> None:
+    plan = Inference(StripFake()).plan(12_000, 100, 2.7e9)
+    assert plan.strip_rows
+    assert plan.needed_bytes < 60e6
+
+
+def test_a_bound_that_nothing_fits_is_refused_with_what_is_needed() -> None:
+    with pytest.raises(UsageError, match=r"0\.001 MB .* too little .* 100x12000 pixels: 25 MB are needed"):
+        Inference(StripFake(), memory_bytes=1000).run(12_000, 100, lambda *_: noise(1, 1), lambda *_: None)
 
 
 # Out of memory

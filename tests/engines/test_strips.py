@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openvino import opset13
 from support.threads import at_once
 
 from srgan.conversion.exporting import onnx_from
@@ -20,6 +18,7 @@ from srgan.engines import openvino as engine_module
 from srgan.engines.compiled import CompiledModels
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.engines.protocol import StripEngine
+from srgan.engines.runtime import openvino, opset13
 from srgan.engines.strips import StripGraph, UnsuitableGraphError, strip_graph
 from srgan.errors import EngineError, OutOfMemoryError
 from srgan.networks.generator import Generator
