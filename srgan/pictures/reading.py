@@ -26,7 +26,7 @@ from PIL import (
 
 from srgan.pictures import metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import gif, heic, png, ppm, tiff
+from srgan.pictures.formats import gif, heic, jpeg_parts, png, ppm, tiff
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -64,9 +64,15 @@ def decode(source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXE
     integers); PictureError if the file cannot be read, is truncated or damaged.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), "the picture", max_megapixels)
+        return _sized(_decode(io.BytesIO(source), "the picture", max_megapixels))
     with open_regular_file(source) as file:
-        return _decode(file, str(source), max_megapixels)
+        return _sized(_decode(file, str(source), max_megapixels))
+
+
+def _sized(picture: Picture) -> Picture:
+    """Return the picture with its size, and that of each page, noted as the one that its metadata speaks of."""
+    further = tuple(replace(page, read_size=(page.height, page.width)) for page in picture.further)
+    return replace(picture, read_size=(picture.height, picture.width), further=further)
 
 
 def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
@@ -109,8 +115,9 @@ def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]
     if opened.format == "PPM" and ppm.is_scaled(opened):
         return _finished(Planes.of_samples(ppm.samples(opened, file)), opened, file, warnings)
     opened.load()
-    if opened.format == "MPO":
-        warnings.append("only the first picture of the file was read; others behind it are not kept")
+    if isinstance(opened, JpegImagePlugin.JpegImageFile):
+        file.seek(0)
+        warnings += jpeg_parts.unkept(file.read())
     if opened.format == "AVIF" and (bits := _avif_bits(file)) > 8:
         warnings.append(f"its {bits} bits per channel were read as 8")
     planes = Planes.of_image(opened, warnings)
