@@ -83,8 +83,8 @@ def layout(content: bytes) -> Layout:
             if not match or not _is_marker(content, place):
                 break
     end = min(place, len(content))
-    if not is_ended and (trailer := _TRAILER.search(content, coded_from, end)):
-        end = trailer.start()
+    if trailer := _TRAILER.search(content, coded_from, end):
+        end, is_ended = trailer.start(), False
     return Layout(tuple(segments), end, is_ended)
 
 
@@ -117,7 +117,7 @@ def unkept(content: bytes) -> list[str]:
     if _EXTENDED_XMP in xmp:
         told.append("its extended XMP data was not kept")
     told += _unknown_segments(parts)
-    if behind.endswith(b"SEFT"):
+    if b"SEFT" in behind[-8:]:
         told.append("what its phone wrote behind the picture was not kept")
     elif behind and not (has_film or pictures):
         told.append(f"{len(behind)} bytes behind the picture in its file were not kept")
