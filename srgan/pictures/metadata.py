@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from PIL import ExifTags, Image
 
-from srgan.pictures import xmp
+from srgan.pictures import descriptions, xmp
 
 _HEADER = b"Exif\0\0"
 _BASE = ExifTags.Base
@@ -37,7 +37,7 @@ _FOCAL_PLANE_X, _FOCAL_PLANE_Y = _BASE.FocalPlaneXResolution, _BASE.FocalPlaneYR
 _PLACES = (0x9214, 0xA214)
 
 # EXIF's types of values.
-_SHORT, _LONG, _RATIONAL = 3, 4, 5
+_ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
 
 
 def upright_exif(block: bytes) -> bytes:
@@ -146,6 +146,11 @@ def _scaled(block: bytes, scale: tuple[float, float]) -> bytes:
     for tag, factor in ((_FOCAL_PLANE_X, scale[0]), (_FOCAL_PLANE_Y, scale[1])):
         if (density := edited.rational(tag)) is not None:
             edited.set_rationals({tag: density * factor})
+    if edited.integer(_BASE.ResolutionUnit) == 1:  # pixels per what is told elsewhere, as by ImageJ
+        for tag, factor in ((_BASE.XResolution, scale[0]), (_BASE.YResolution, scale[1])):
+            if (density := edited.rational(tag)) is not None:
+                edited.set_rationals({tag: density * factor})
+    edited.scale_description(scale)
     edited.scale_places(_PLACES, scale)
     return edited.tobytes()
 
@@ -239,6 +244,19 @@ class _Block:
                         self._write(f"{count}H", at, *scaled)
                         continue
                 self._drop(start, place)
+
+    def scale_description(self, scale: tuple[float, float]) -> None:
+        """Let the description follow the size; it is written behind all else if it changes."""
+        for tag, place in self._entries(self._first):
+            kind, count, at = self._read("HLL", place + 2)
+            if tag != _BASE.ImageDescription or kind != _ASCII or count <= 4:
+                continue
+            before = bytes(self._tiff[at : at + count])
+            after = descriptions.scaled(before, scale)
+            if after != before:
+                self._tiff += bytes(len(self._tiff) % 2)
+                self._write("LL", place + 4, len(after), len(self._tiff))
+                self._tiff += after
 
     def drop(self, *tags: int) -> None:
         """Take tags out; only at the end of all edits, since it moves the entries behind."""
