@@ -25,6 +25,8 @@ class Picture:
     `further`: the frames of an animation or the pages of a document after this one, which have none of their own.
     `duration_ms`: how long the frame is shown, None if it is no frame of an animation. `plays`: how often the
     animation is shown, 0 for ever.
+
+    `read_size`: (height, width) with which it was read, of which EXIF and XMP speak; None if it is what it was.
     """
 
     pixels: np.ndarray
@@ -40,6 +42,7 @@ class Picture:
     further: tuple[Picture, ...] = ()
     duration_ms: float | None = None
     plays: int = 0
+    read_size: tuple[int, int] | None = None
 
     @property
     def height(self) -> int:

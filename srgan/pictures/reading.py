@@ -27,7 +27,7 @@ from PIL import (
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import gif, heic, png, ppm, tiff
+from srgan.pictures.formats import bmp, gif, heic, jpeg_mending, jpeg_parts, png, ppm, tiff
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -55,23 +55,32 @@ Image.MAX_IMAGE_PIXELS = None
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def decode(source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
+def decode(
+    source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS, accept_damaged: bool = False
+) -> Picture:
     """Read a picture from a file or from the bytes of one, and turn it upright by its EXIF orientation.
 
     The content decides the format, not the name. Frames of an animation come as they are seen, each whole; pages
     one by one. 16 bits per channel stay 16; CMYK and L*a*b* become sRGB. What the file carries and the picture
-    does not is told in its `warnings`.
+    does not is told in its `warnings`. `accept_damaged`: of a JPEG file that is cut short, take what is there, and
+    say so.
     Raises PictureTooLargeError before decoding if the header promises more than `max_megapixels`, all frames and
     pages together; UnsupportedPictureError for pixels that would be damaged (floating point beyond 0..1, 32-bit
     integers); PictureError if the file cannot be read, is truncated or damaged.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), "the picture", max_megapixels)
+        return _sized(_decode(io.BytesIO(source), "the picture", max_megapixels, accept_damaged))
     with open_regular_file(source) as file:
-        return _decode(file, str(source), max_megapixels)
+        return _sized(_decode(file, str(source), max_megapixels, accept_damaged))
 
 
-def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
+def _sized(picture: Picture) -> Picture:
+    """Return the picture with its size, and that of each page, noted as the one that its metadata speaks of."""
+    further = tuple(replace(page, read_size=(page.height, page.width)) for page in picture.further)
+    return replace(picture, read_size=(picture.height, picture.width), further=further)
+
+
+def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bool) -> Picture:
     budget = Budget(max_megapixels)
     warnings: list[str] = []
     with as_picture_errors(name, "is damaged or incomplete"):
@@ -100,7 +109,19 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
             if opened.format != "MPO" and getattr(opened, "is_animated", False):
                 return _read_frames(opened, file, budget)
             budget.spend(opened.width, opened.height)
+            if isinstance(opened, JpegImagePlugin.JpegImageFile):
+                return _read_jpeg(opened, file, warnings, accept_damaged=accept_damaged)
             return _read_still(opened, file, warnings)
+
+
+def _read_jpeg(
+    opened: JpegImagePlugin.JpegImageFile, file: BinaryIO, warnings: list[str], *, accept_damaged: bool
+) -> Picture:
+    file.seek(0)
+    content = file.read()
+    opened, damage = jpeg_mending.loaded(opened, content, accept_damaged=accept_damaged)
+    warnings = [*warnings, *damage, *jpeg_parts.unkept(content)]
+    return _finished(Planes.of_image(opened, warnings), opened, file, warnings)
 
 
 def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]) -> Picture:
@@ -113,10 +134,12 @@ def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]
     if opened.format == "PPM" and ppm.is_scaled(opened):
         return _finished(Planes.of_samples(ppm.samples(opened, file)), opened, file, warnings)
     opened.load()
-    if opened.format == "MPO":
-        warnings.append("only the first picture of the file was read; others behind it are not kept")
     if opened.format == "AVIF" and (bits := _avif_bits(file)) > 8:
         warnings.append(f"its {bits} bits per channel were read as 8")
+    if opened.format == "BMP":
+        file.seek(0)
+        opened.info["icc_profile"], colour_warnings = bmp.profile(file.read())
+        warnings += colour_warnings
     planes = Planes.of_image(opened, warnings)
     return _finished(planes, opened, file, warnings)
 

@@ -71,15 +71,17 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
 def _metadata(picture: Picture, format: str) -> tuple[bytes, bytes]:
     """Return EXIF and XMP as they are to be written with the picture's own size."""
     exif, xmp = picture.exif, picture.xmp
+    height, width = picture.read_size or (picture.height, picture.width)
+    scale = picture.width / width, picture.height / height
     if exif:
         try:
-            exif = metadata.fitted_exif(exif, picture.height, picture.width, picture.dpi)
+            exif = metadata.fitted_exif(exif, picture.height, picture.width, picture.dpi, scale)
         except (struct.error, ValueError):
             exif = b""
     if exif and format in REWRITES_EXIF and not metadata.is_rewritable(exif):
         exif = b""
     if xmp:
-        xmp = metadata.fitted_xmp(xmp, picture.height, picture.width, picture.dpi)
+        xmp = metadata.fitted_xmp(xmp, picture.height, picture.width, picture.dpi, scale)
     return exif, xmp
 
 

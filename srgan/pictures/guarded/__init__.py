@@ -85,7 +85,9 @@ class GuardedDecoder:
         if header is not None:
             headers.refuse(header, name, limits)
             if header.ordinary and not self._always:
-                return pictures.decode(source, max_megapixels=limits.max_megapixels)
+                return pictures.decode(
+                    source, max_megapixels=limits.max_megapixels, accept_damaged=limits.accept_damaged
+                )
         return self._pool.decode(source, name, limits)
 
     def close(self) -> None:
@@ -101,9 +103,13 @@ class GuardedDecoder:
         self.close()
 
 
-def decode(source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
+def decode(
+    source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS, accept_damaged: bool = False
+) -> Picture:
     """Do as `pictures.decode` does, with `Limits.of_own_pictures`; raises as `GuardedDecoder.decode`."""
-    return decoder_of_own_pictures().decode(source, Limits.of_own_pictures(max_megapixels))
+    return decoder_of_own_pictures().decode(
+        source, Limits.of_own_pictures(max_megapixels, accept_damaged=accept_damaged)
+    )
 
 
 @functools.cache

@@ -55,7 +55,9 @@ def _answer(source: Path | bytes, limits: Limits) -> tuple[dict[str, object], li
     # The names are the asker's: they are put before the message over there.
     prefix = "the picture: " if isinstance(source, bytes) else f"{source}: "
     try:
-        picture = pictures.decode(source, max_megapixels=limits.max_megapixels)
+        picture = pictures.decode(
+            source, max_megapixels=limits.max_megapixels, accept_damaged=limits.accept_damaged
+        )
         frames = (picture, *getattr(picture, "further", ()))
         for header in (Header(1, 1, frames=len(frames)), *(Header(frame.width, frame.height) for frame in frames)):
             headers.refuse(header, prefix.removesuffix(": "), limits)
