@@ -141,11 +141,16 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) ->
     if all(frame.alpha is None or frame.alpha.min() == 255 for frame in frames):
         frames = [replace(frame, alpha=None) for frame in frames]
     whole = _finished(Planes(frames[0].pixels, frames[0].alpha), opened, file, warnings)
+    orientation, _, _ = _exif_of(opened)
+    turned = [Planes(frame.pixels, frame.alpha).turned(orientation) for frame in frames[1:]]
     return replace(
         whole,
         duration_ms=frames[0].duration_ms,
         plays=_plays(opened),
-        further=tuple(replace(frame, format=whole.format) for frame in frames[1:]),
+        further=tuple(
+            Picture(planes.pixels, planes.alpha, format=whole.format, duration_ms=frame.duration_ms)
+            for planes, frame in zip(turned, frames[1:], strict=True)
+        ),
     )
 
 
