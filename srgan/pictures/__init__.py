@@ -20,6 +20,7 @@ from srgan.pictures.picture import (
     losses,
     why_not,
 )
+from srgan.pictures.planes import without_tint
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
 from srgan.pictures.resampling import resized, scaled_dpi
 from srgan.pictures.writing import encode
@@ -38,4 +39,5 @@ __all__ = [
     "resized",
     "scaled_dpi",
     "why_not",
+    "without_tint",
 ]

@@ -24,9 +24,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from srgan.pictures import metadata
+from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import gif, heic, png, ppm, tiff
+from srgan.pictures.formats import boxes, gif, heic, png, ppm, tiff
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -146,7 +146,7 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) ->
     return replace(
         whole,
         duration_ms=frames[0].duration_ms,
-        plays=_plays(opened),
+        plays=_plays(opened, file),
         further=tuple(
             Picture(planes.pixels, planes.alpha, format=whole.format, duration_ms=frame.duration_ms)
             for planes, frame in zip(turned, frames[1:], strict=True)
@@ -154,9 +154,11 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) ->
     )
 
 
-def _plays(opened: ImageFile.ImageFile) -> int:
+def _plays(opened: ImageFile.ImageFile, file: BinaryIO) -> int:
     """Return how often an animation is shown: GIF counts the repetitions after the first time."""
     loop = opened.info.get("loop")
+    if opened.format == "AVIF":
+        return boxes.plays(_content(file))
     if opened.format == "GIF":
         return 1 if loop is None else loop + 1 if loop else 0
     return int(loop or 0)
@@ -181,6 +183,7 @@ def _read_heic(file: BinaryIO, budget: Budget) -> Picture:
         warnings=tuple(warnings),
         xmp=opened.xmp,
         dpi=_exif_dpi(exif),
+        png_colour=colour.cicp_chunk(*opened.code_points) if not opened.icc and opened.code_points else (),
     )
 
 
@@ -209,8 +212,20 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
         xmp=xmp if isinstance(xmp, bytes) else str(xmp).encode(),
         dpi=dpi,
         texts=_texts(opened),
-        png_colour=png.colour_chunks(file) if opened.format == "PNG" and not icc else (),
+        png_colour=_colour_chunks(opened, file) if not icc else (),
     )
+
+
+def _colour_chunks(opened: ImageFile.ImageFile, file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
+    if opened.format == "PNG":
+        return png.colour_chunks(file)
+    code_points = boxes.colours(_content(file)) if opened.format == "AVIF" else None
+    return colour.cicp_chunk(*code_points) if code_points else ()
+
+
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _texts(opened: ImageFile.ImageFile) -> tuple[tuple[str, str], ...]:
@@ -258,8 +273,7 @@ def _exif_dpi(exif: bytes) -> tuple[float, float] | None:
 
 def _avif_bits(file: BinaryIO) -> int:
     """Return the bits per channel that an AVIF file's configuration tells, 8 if there is none."""
-    file.seek(0)
-    content = file.read()
+    content = _content(file)
     configuration = content.find(b"av1C")
     if configuration < 0 or len(content) <= configuration + 6 or not content[configuration + 6] & 0x40:
         return 8

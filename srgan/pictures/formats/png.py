@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_COLOUR_CHUNKS = {b"cHRM", b"gAMA", b"sRGB", b"cICP"}
+_COLOUR_CHUNKS = {b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"cLLI"}
 
 # Samples of a pixel by PNG's colour type.
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
