@@ -195,7 +195,10 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
             lost.append("JPEG holds 64 KB of XMP data, so this was not kept")
     if picture.texts and "texts" not in target.holds:
         kept = {"Comment"} if "comment" in target.holds else set()
-        if {keyword for keyword, _ in picture.texts} - kept:
+        texts = {keyword for keyword, _ in picture.texts} - kept
+        if raw := {keyword for keyword in texts if keyword.startswith("Raw profile type ")}:
+            lost.append(f"{name} cannot hold the IPTC data of the file")
+        if texts - raw:
             lost.append(f"{name} cannot hold the texts of the file")
     return (*lost, *_lost_colours(picture, format))
 

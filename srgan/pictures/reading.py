@@ -189,11 +189,12 @@ def _read_heic(file: BinaryIO, budget: Budget) -> Picture:
 
 def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]) -> Picture:
     """Return the picture with what `opened`, which is loaded, carries beside its pixels."""
-    icc = opened.info.get("icc_profile") or None
+    raw = png.raw_profiles(opened.text) if isinstance(opened, PngImagePlugin.PngImageFile) else {}
+    icc = opened.info.get("icc_profile") or raw.get("icc")
     if opened.mode == "CMYK":
         icc = None
-    orientation, exif, exif_warnings = _exif_of(opened)
-    warnings = [*warnings, *exif_warnings]
+    orientation, exif, exif_warnings = _exif_of(opened, raw.get("exif", b""))
+    warnings = [*warnings, *exif_warnings, *_unkept(opened, file)]
     planes = planes.turned(orientation)
     dpi = opened.info.get("dpi")
     dpi = _exif_dpi(exif) if dpi is None else metadata.valid_dpi(dpi)
@@ -201,7 +202,7 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
         dpi = dpi[::-1]
     if opened.info.get("photoshop"):
         warnings.append("its Photoshop data was not kept")
-    xmp = opened.info.get("xmp", b"")
+    xmp = opened.info.get("xmp") or raw.get("xmp", b"")
     return Picture(
         pixels=planes.pixels,
         alpha=planes.alpha,
@@ -233,7 +234,7 @@ def _texts(opened: ImageFile.ImageFile) -> tuple[tuple[str, str], ...]:
         return tuple(
             (str(keyword), str(text))
             for keyword, text in opened.text.items()
-            if keyword != "XML:com.adobe.xmp" and not keyword.startswith("Raw profile type ")
+            if keyword != "XML:com.adobe.xmp" and not png.raw_profiles({keyword: text})
         )
     comment = opened.info.get("comment")
     if not isinstance(comment, bytes) or not comment.strip():
@@ -244,8 +245,28 @@ def _texts(opened: ImageFile.ImageFile) -> tuple[tuple[str, str], ...]:
         return (("Comment", comment.decode("latin-1")),)
 
 
-def _exif_of(image: Image.Image) -> tuple[int, bytes, list[str]]:
+def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
+    """Return warnings of what the file says and `Picture` has no place for."""
+    across, down = 1, 1
+    warnings = []
+    if opened.format == "PNG":
+        across, down = opened.info.get("aspect", (1, 1))
+        warnings = [f"its {words} were not kept" for words in png.unkept(file)]
+    elif opened.format in ("JPEG", "MPO") and opened.info.get("jfif_unit") == 0:
+        across, down = opened.info.get("jfif_density", (1, 1))
+    elif opened.format == "AVIF":
+        across, down = boxes.pixel_shape(_content(file))
+    if across != down and across and down:
+        # A file says how many pixels make the same length; AVIF how long they are.
+        shape = f"{across}:{down}" if opened.format == "AVIF" else f"{down}:{across}"
+        warnings.append(f"its pixels are not square ({shape}), which was not kept")
+    return warnings
+
+
+def _exif_of(image: Image.Image, otherwise: bytes = b"") -> tuple[int, bytes, list[str]]:
     """Return the orientation, the EXIF block with its orientation reset, and warnings.
+
+    `otherwise`: the block of a file that has none where blocks belong.
 
     Damaged metadata must not cost a good picture, so the block is dropped then, and that is said.
     """
@@ -255,7 +276,7 @@ def _exif_of(image: Image.Image) -> tuple[int, bytes, list[str]]:
     except DECODER_ERRORS:
         return 1, b"", dropped
     orientation = orientation if isinstance(orientation, int) else 1
-    block = image.info.get("exif")
+    block = image.info.get("exif") or otherwise
     if not block:
         return orientation, b"", []
     try:

@@ -45,8 +45,7 @@ def srgb_by_formula(levels: tuple[int, ...]) -> np.ndarray:
     linear: np.ndarray = P3_TO_SRGB @ np.where(
         encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4
     )
-    encoded = np.where(linear <= 0.0031308, 255 * 12.92 * linear, 255 * (1.055 * linear ** (1 / 2.4) - 0.055))
-    return encoded
+    return 255 * np.asarray(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
 
 
 def srgb_by_profile(content: bytes) -> np.ndarray:
