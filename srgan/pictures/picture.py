@@ -175,7 +175,8 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
         kind = f"an animated {name}" if "16 bits" in target.holds else name
         lost.append(f"{kind} is written with 8 bits per channel, so the 16 of the picture were rounded")
     if format == "gif":
-        lost.append("GIF holds 256 colours a frame, so others were approached by a pattern of them")
+        if any(_colours(frame) > (256 if frame.alpha is None else 255) for frame in picture.frames):
+            lost.append("GIF holds 256 colours a frame, so others were approached by a pattern of them")
         if any(_is_soft(frame.alpha) for frame in picture.frames):
             lost.append("GIF holds no partial transparency, so edges became hard")
         if any((frame.duration_ms or 0) % 10 for frame in picture.frames):
@@ -227,6 +228,21 @@ def _lost_colours(picture: Picture, format: str) -> list[str]:
     elif chunks & {b"gAMA", b"cHRM", b"sRGB"}:
         lost.append(f"{name} cannot hold the gamma and primaries of the file")
     return lost
+
+
+def _colours(frame: Picture) -> int:
+    """Return how many colours are in what is seen of a frame, at the 8 bits of GIF."""
+    levels = frame.pixels if frame.bits == 8 else np.rint(frame.pixels / 257).astype(np.uint8)
+    if frame.is_grey:
+        levels = levels[..., None]
+    if frame.alpha is not None:
+        levels = levels[frame.alpha > np.iinfo(frame.alpha.dtype).max // 2]
+    packed: np.ndarray = np.zeros(levels.shape[:-1], np.uint32)
+    for channel in range(levels.shape[-1]):
+        packed = packed << 8 | levels[..., channel]
+    is_there = np.zeros(1 << 8 * levels.shape[-1], bool)
+    is_there[packed] = True
+    return int(np.count_nonzero(is_there))
 
 
 def _is_soft(alpha: np.ndarray | None) -> bool:

@@ -131,8 +131,13 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) ->
         file.seek(0)
     if opened.format == "AVIF" and (bits := _avif_bits(file)) > 8:
         warnings.append(f"its {bits} bits per channel were read as 8")
-    frames = []
-    for index in range(first, count):
+    frames: list[Picture] = []
+    if opened.format == "GIF":
+        frames = [
+            Picture(planes.pixels, planes.alpha, duration_ms=duration)
+            for planes, duration in gif.seen_frames(file)
+        ]
+    for index in range(first, 0 if frames else count):
         opened.seek(index)
         opened.load()
         planes = Planes.of_image(opened, warnings)

@@ -137,11 +137,22 @@ def _in_palette(image: Image.Image) -> Image.Image:
     clear = np.asarray(image)[..., -1] < 128 if image.mode in ("RGBA", "LA") else None
     colours = image.convert("RGB")
     count = 256 if clear is None else 255
+    levels = np.asarray(colours).astype(np.uint32)
+    packed = levels[..., 0] << 16 | levels[..., 1] << 8 | levels[..., 2]
+    if clear is not None:
+        packed = np.where(clear, packed[~clear][:1].sum(), packed)  # what is clear needs no colour of its own
+    found, places = np.unique(packed, return_inverse=True)
+    if len(found) <= count:
+        exactly = Image.fromarray(places.reshape(packed.shape).astype(np.uint8)).convert("P")
+        exactly.putpalette([int(value) >> shift & 255 for value in found for shift in (16, 8, 0)])
+        return exactly if clear is None else _with_clear(exactly, clear)
     palette = colours.quantize(count, Image.Quantize.MEDIANCUT, kmeans=1)
     exact = np.array_equal(np.asarray(palette.convert("RGB")), np.asarray(colours))
     indexed = palette if exact else colours.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    if clear is None:
-        return indexed
+    return indexed if clear is None else _with_clear(indexed, clear)
+
+
+def _with_clear(indexed: Image.Image, clear: np.ndarray) -> Image.Image:
     indices = np.where(clear, np.uint8(255), np.asarray(indexed))
     result = Image.fromarray(indices.astype(np.uint8)).convert("P")
     used = (indexed.getpalette() or [])[: 3 * 255]
