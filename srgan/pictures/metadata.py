@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
@@ -41,7 +42,7 @@ _ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
 
 
 def upright_exif(block: bytes) -> bytes:
-    """Return an EXIF block whose orientation tag, if it has one, says 1; see `_Block`."""
+    """Return an EXIF block whose orientation tags, wherever it has one, say 1; see `_Block`."""
     edited = _Block(block)
     orientation = edited.integer(_BASE.Orientation) or 1
     edited.set_integers({_BASE.Orientation: 1})
@@ -62,13 +63,14 @@ def fitted_exif(
     dpi: tuple[float, float] | None,
     scale: tuple[float, float] = (1, 1),
 ) -> bytes:
-    """Return an EXIF block that tells this size and resolution where it told one, and holds no thumbnail.
+    """Return an EXIF block that is upright, of this size and resolution where it told one, without thumbnail.
 
     `scale`: how many times longer (across, down) the picture is than the one that the block was read with.
     """
     edited = _Block(_scaled(block, scale))
     edited.set_integers(
         {
+            _BASE.Orientation: 1,  # Pillow's encoder of AVIF sequences crashes on any other
             _BASE.ImageWidth: width,
             _BASE.ImageLength: height,
             _BASE.ExifImageWidth: width,
@@ -182,10 +184,12 @@ class _Block:
         if self._read("H", 2) != (42,):
             raise ValueError("no TIFF structure")
         (self._first,) = self._read("L", 4)
-        self._places = dict(self._entries(self._first))
-        if _BASE.ExifOffset in self._places:
-            (exif,) = self._read("L", self._places[_BASE.ExifOffset] + 8)
-            self._places |= dict(self._entries(exif))
+        # Each tag's entries in the first directory and in that of EXIF: a tag may stand in both, and twice in one.
+        self._places: dict[int, list[int]] = {}
+        self._list(self._first)
+        links = self._places.get(_BASE.ExifOffset, [])
+        for link in {*links[:1], *links[-1:]}:  # readers differ in which they follow; hostile files hold thousands
+            self._list(self._read("L", link + 8)[0])
 
     def tobytes(self) -> bytes:
         """Return the block as it is now."""
@@ -207,8 +211,7 @@ class _Block:
     def set_integers(self, values: dict[int, int]) -> None:
         """Write the values of those tags that are there, whatever type they had."""
         for tag, value in values.items():
-            if tag in self._places:
-                place = self._places[tag]
+            for place in self._places.get(tag, ()):
                 if value < 2**16:
                     self._write("HLHH", place + 2, _SHORT, 1, value, 0)
                 else:
@@ -217,9 +220,8 @@ class _Block:
     def set_rationals(self, values: dict[int, float]) -> None:
         """Write the values of those RATIONAL tags that are there."""
         for tag, value in values.items():
-            place = self._place(tag, (_RATIONAL,))
-            if place is not None:
-                fraction = Fraction(value).limit_denominator(1000)
+            fraction = Fraction(value).limit_denominator(1000)
+            for place in self._of_kind(tag, (_RATIONAL,)):
                 (start,) = self._read("L", place + 8)
                 self._refuse_tags_at(start, 8)
                 self._write("LL", start, fraction.numerator, fraction.denominator)
@@ -294,13 +296,21 @@ class _Block:
         else:
             self._tiff[start : start + size] = bytes(size)
 
+    def _list(self, start: int) -> None:
+        for tag, place in self._entries(start):
+            self._places.setdefault(tag, []).append(place)
+
+    def _of_kind(self, tag: int, kinds: tuple[int, ...]) -> list[int]:
+        return [place for place in self._places.get(tag, ()) if self._read("H", place + 2)[0] in kinds]
+
     def _place(self, tag: int, kinds: tuple[int, ...]) -> int | None:
-        place = self._places.get(tag)
-        return place if place is not None and self._read("H", place + 2)[0] in kinds else None
+        """Return the entry that readers take: the last, and that of EXIF's own directory before others."""
+        places = self._of_kind(tag, kinds)
+        return places[-1] if places else None
 
     def _refuse_tags_at(self, start: int, size: int, *further: int) -> None:
         """Raise ValueError if the header or a tag, also one at the places `further`, lies within these bytes."""
-        taken = (self._first, *self._places.values(), *further)
+        taken = (self._first, *itertools.chain(*self._places.values()), *further)
         if start < 8 or any(start < place + 12 and place < start + size for place in taken):
             raise ValueError("tags lie where values do")
 
