@@ -13,7 +13,7 @@ from srgan.conversion.loading import load_engine
 from srgan.engines.inference import Inference, Progress, Warn
 from srgan.engines.protocol import Engine
 from srgan.errors import PictureTooLargeError, UsageError
-from srgan.pictures import Picture, resized, scaled_dpi
+from srgan.pictures import Picture, resized, scaled_dpi, without_tint
 from srgan.weights import ModelMetadata, Weights
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
@@ -177,9 +177,9 @@ class Upscaler:
         """Return `picture` enlarged as `request` says: a `Request`, a scale, or None for the model's own scale.
 
         Frames and pages are upscaled one by one. A size other than the model's is reached by antialiased
-        resampling of the model's result. Greyscale stays greyscale and 16 bits stay 16; transparency is upscaled
-        apart from colour; profile and metadata are kept. `progress` is called with the finished fraction, 1.0
-        last; an exception it raises stops the work.
+        resampling of the model's result. Greyscale stays greyscale, colours that are grey to a level or two become
+        exactly that, and 16 bits stay 16; transparency is upscaled apart from colour; profile and metadata are
+        kept. `progress` is called with the finished fraction, 1.0 last; an exception it raises stops the work.
         Raises UsageError for a size out of range, PictureTooLargeError if the result would be larger than
         the limit, EngineError if inference fails.
         """
@@ -220,6 +220,7 @@ class Upscaler:
         visible = picture
         if picture.alpha is not None:
             visible = replace(picture, pixels=_bled(picture.pixels, picture.alpha))
+        visible = replace(visible, pixels=without_tint(visible.pixels))
         smaller = height < picture.height or width < picture.width
         if request.strength == 0 or smaller:
             report(1.0)

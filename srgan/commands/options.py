@@ -120,6 +120,9 @@ class UpscaleOptions:
     max_megapixels: Annotated[
         float, typer.Option("--max-megapixels", metavar="N", help="Refuse larger pictures before decoding them.")
     ] = 200.0
+    accept_damaged: Annotated[
+        bool, typer.Option("--accept-damaged", help="Take what there is of JPEG files that are cut short.")
+    ] = False
     workers: Annotated[
         int, typer.Option("-j", "--workers", help="Files that are decoded or encoded beside the one in inference.")
     ] = 2

@@ -83,6 +83,7 @@ def _settings(options: UpscaleOptions) -> Options:
         fail_fast=options.fail_fast,
         measured=options.json_path is not None,
         max_megapixels=options.max_megapixels,
+        accept_damaged=options.accept_damaged,
     )
 
 

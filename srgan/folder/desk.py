@@ -34,6 +34,7 @@ class Options:
     `overwrite`: make again what is finished, and replace files that are not results of an earlier run.
     `fail_fast`: begin no further file when one has failed. `measured`: compare each result with its source.
     `max_megapixels`: a source that promises more, all its frames together, is refused before it is decoded.
+    `accept_damaged`: of a JPEG file that is cut short, take what is there, and say so.
     Raises UsageError for a limit out of range.
     """
 
@@ -42,6 +43,7 @@ class Options:
     fail_fast: bool = False
     measured: bool = False
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+    accept_damaged: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
@@ -54,7 +56,7 @@ class Options:
 
     def decode(self, source: Path | bytes) -> Picture:
         """Return the picture in a file, or in the bytes of one; raises as `guarded.decode`."""
-        return guarded.decode(source, max_megapixels=self.max_megapixels)
+        return guarded.decode(source, max_megapixels=self.max_megapixels, accept_damaged=self.accept_damaged)
 
     def report(self, job: Job, target: Path, decision: Decision, made: Made) -> FileReport:
         """Return the report of a file that was made."""

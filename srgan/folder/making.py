@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from srgan.errors import FormatError, UsageError
-from srgan.pictures import FORMATS, Picture, encode, format_of_suffix, losses, why_not
+from srgan.pictures import FORMATS, Picture, format_of_suffix, guarded, losses, why_not
 from srgan.upscale import AnyUpscaler, Request
 
 AUTO = "auto"  # the format of the input
@@ -126,7 +126,7 @@ def make(
         result = upscaler.upscale(decision.picture, order.request, progress)
     if order.metadata == "strip":
         result = stripped(result)
-    content = encode(result, decision.format, quality=order.quality)
+    content = guarded.encode(result, decision.format, quality=order.quality)
     warnings = dict.fromkeys([*result.warnings, *decision.warnings, *losses(result, decision.format)])
     return Made(result, content, decision.format, tuple(warnings))
 

@@ -22,6 +22,7 @@ from srgan.pictures.picture import (
     losses,
     why_not,
 )
+from srgan.pictures.planes import without_tint
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
 from srgan.pictures.resampling import resized, scaled_dpi
 from srgan.pictures.signatures import NO_PICTURE, looks_like_picture
@@ -44,4 +45,5 @@ __all__ = [
     "resized",
     "scaled_dpi",
     "why_not",
+    "without_tint",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from PIL import ExifTags, Image
+
+from srgan.pictures import descriptions, xmp
 
 _HEADER = b"Exif\0\0"
 _BASE = ExifTags.Base
@@ -28,22 +31,46 @@ _PARSER_ERRORS = (
 
 _THUMBNAILS_END = b"</xmp:Thumbnails>"
 
+# Pixels per unit of length on the sensor.
+_FOCAL_PLANE_X, _FOCAL_PLANE_Y = _BASE.FocalPlaneXResolution, _BASE.FocalPlaneYResolution
+
+# Where the subject is, in pixels (SubjectArea, SubjectLocation).
+_PLACES = (0x9214, 0xA214)
+
 # EXIF's types of values.
-_SHORT, _LONG, _RATIONAL = 3, 4, 5
+_ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5
 
 
 def upright_exif(block: bytes) -> bytes:
-    """Return an EXIF block whose orientation tag, if it has one, says 1; see `_Block`."""
+    """Return an EXIF block whose orientation tags, wherever it has one, say 1; see `_Block`."""
     edited = _Block(block)
+    orientation = edited.integer(_BASE.Orientation) or 1
     edited.set_integers({_BASE.Orientation: 1})
+    if orientation != 1:  # places are told as before the turn
+        edited.drop(*_PLACES)
+    if orientation >= 5:
+        edited = _Block(edited.tobytes())
+        across, down = edited.rational(_FOCAL_PLANE_X), edited.rational(_FOCAL_PLANE_Y)
+        if across is not None and down is not None:
+            edited.set_rationals({_FOCAL_PLANE_X: down, _FOCAL_PLANE_Y: across})
     return edited.tobytes()
 
 
-def fitted_exif(block: bytes, height: int, width: int, dpi: tuple[float, float] | None) -> bytes:
-    """Return an EXIF block that tells this size and resolution where it told one, and holds no thumbnail."""
-    edited = _Block(block)
+def fitted_exif(
+    block: bytes,
+    height: int,
+    width: int,
+    dpi: tuple[float, float] | None,
+    scale: tuple[float, float] = (1, 1),
+) -> bytes:
+    """Return an EXIF block that is upright, of this size and resolution where it told one, without thumbnail.
+
+    `scale`: how many times longer (across, down) the picture is than the one that the block was read with.
+    """
+    edited = _Block(_scaled(block, scale))
     edited.set_integers(
         {
+            _BASE.Orientation: 1,  # Pillow's encoder of AVIF sequences crashes on any other
             _BASE.ImageWidth: width,
             _BASE.ImageLength: height,
             _BASE.ExifImageWidth: width,
@@ -79,8 +106,18 @@ def valid_dpi(dpi: tuple[float, float]) -> tuple[float, float] | None:
     return (across, down) if sensible else None
 
 
-def fitted_xmp(packet: bytes, height: int, width: int, dpi: tuple[float, float] | None) -> bytes:
-    """Return an XMP packet that is upright, of this size and resolution where it told them, without thumbnails."""
+def fitted_xmp(
+    packet: bytes,
+    height: int,
+    width: int,
+    dpi: tuple[float, float] | None,
+    scale: tuple[float, float] = (1, 1),
+) -> bytes:
+    """Return an XMP packet that is upright, of this size and resolution where it told them, without thumbnails.
+
+    Nor does it tell of what lies behind a picture in its file. `scale`: as for `fitted_exif`.
+    """
+    packet = xmp.resized(xmp.without_absent(packet), height, width, scale)
     values = {
         b"tiff:Orientation": b"1",
         b"tiff:ImageWidth": b"%d" % width,
@@ -101,6 +138,23 @@ def fitted_xmp(packet: bytes, height: int, width: int, dpi: tuple[float, float] 
     # Up to the last end tag, or every start tag without an end would be followed to the end of the packet.
     end = packet.rfind(_THUMBNAILS_END) + len(_THUMBNAILS_END) if _THUMBNAILS_END in packet else 0
     return re.sub(rb"<xmp:Thumbnails\b.*?</xmp:Thumbnails>", b"", packet[:end], flags=re.DOTALL) + packet[end:]
+
+
+def _scaled(block: bytes, scale: tuple[float, float]) -> bytes:
+    """Return an EXIF block whose places and densities in pixels have followed the size."""
+    if scale == (1, 1):
+        return block
+    edited = _Block(block)
+    for tag, factor in ((_FOCAL_PLANE_X, scale[0]), (_FOCAL_PLANE_Y, scale[1])):
+        if (density := edited.rational(tag)) is not None:
+            edited.set_rationals({tag: density * factor})
+    if edited.integer(_BASE.ResolutionUnit) == 1:  # pixels per what is told elsewhere, as by ImageJ
+        for tag, factor in ((_BASE.XResolution, scale[0]), (_BASE.YResolution, scale[1])):
+            if (density := edited.rational(tag)) is not None:
+                edited.set_rationals({tag: density * factor})
+    edited.scale_description(scale)
+    edited.scale_places(_PLACES, scale)
+    return edited.tobytes()
 
 
 def is_rewritable(block: bytes) -> bool:
@@ -130,10 +184,12 @@ class _Block:
         if self._read("H", 2) != (42,):
             raise ValueError("no TIFF structure")
         (self._first,) = self._read("L", 4)
-        self._places = dict(self._entries(self._first))
-        if _BASE.ExifOffset in self._places:
-            (exif,) = self._read("L", self._places[_BASE.ExifOffset] + 8)
-            self._places |= dict(self._entries(exif))
+        # Each tag's entries in the first directory and in that of EXIF: a tag may stand in both, and twice in one.
+        self._places: dict[int, list[int]] = {}
+        self._list(self._first)
+        links = self._places.get(_BASE.ExifOffset, [])
+        for link in {*links[:1], *links[-1:]}:  # readers differ in which they follow; hostile files hold thousands
+            self._list(self._read("L", link + 8)[0])
 
     def tobytes(self) -> bytes:
         """Return the block as it is now."""
@@ -155,8 +211,7 @@ class _Block:
     def set_integers(self, values: dict[int, int]) -> None:
         """Write the values of those tags that are there, whatever type they had."""
         for tag, value in values.items():
-            if tag in self._places:
-                place = self._places[tag]
+            for place in self._places.get(tag, ()):
                 if value < 2**16:
                     self._write("HLHH", place + 2, _SHORT, 1, value, 0)
                 else:
@@ -165,12 +220,63 @@ class _Block:
     def set_rationals(self, values: dict[int, float]) -> None:
         """Write the values of those RATIONAL tags that are there."""
         for tag, value in values.items():
-            place = self._place(tag, (_RATIONAL,))
-            if place is not None:
-                fraction = Fraction(value).limit_denominator(1000)
+            fraction = Fraction(value).limit_denominator(1000)
+            for place in self._of_kind(tag, (_RATIONAL,)):
                 (start,) = self._read("L", place + 8)
                 self._refuse_tags_at(start, 8)
                 self._write("LL", start, fraction.numerator, fraction.denominator)
+
+    def scale_places(self, tags: tuple[int, ...], scale: tuple[float, float]) -> None:
+        """Multiply lists of SHORT (x, y, then a diameter, or a width and height); those that overflow are dropped.
+
+        Only at the end of all edits: dropping moves the entries behind.
+        """
+        for start in self._directories():
+            for tag, place in reversed(list(self._entries(start))):
+                if tag not in tags:
+                    continue
+                kind, count = self._read("HL", place + 2)
+                at = place + 8 if count <= 2 else self._read("L", place + 8)[0]
+                if kind == _SHORT and 2 <= count <= 4:
+                    values = self._read(f"{count}H", at)
+                    scaled = [round(value * scale[index % 2]) for index, value in enumerate(values)]
+                    if max(scaled) < 2**16:
+                        if count > 2:
+                            self._refuse_tags_at(at, 2 * count)
+                        self._write(f"{count}H", at, *scaled)
+                        continue
+                self._drop(start, place)
+
+    def scale_description(self, scale: tuple[float, float]) -> None:
+        """Let the description follow the size; it is written behind all else if it changes."""
+        for tag, place in self._entries(self._first):
+            kind, count, at = self._read("HLL", place + 2)
+            if tag != _BASE.ImageDescription or kind != _ASCII or count <= 4:
+                continue
+            before = bytes(self._tiff[at : at + count])
+            after = descriptions.scaled(before, scale)
+            if after != before:
+                self._tiff += bytes(len(self._tiff) % 2)
+                self._write("LL", place + 4, len(after), len(self._tiff))
+                self._tiff += after
+
+    def drop(self, *tags: int) -> None:
+        """Take tags out; only at the end of all edits, since it moves the entries behind."""
+        for start in self._directories():
+            for tag, place in reversed(list(self._entries(start))):
+                if tag in tags:
+                    self._drop(start, place)
+
+    def _drop(self, start: int, place: int) -> None:
+        """Take an entry out of the directory at `start`: those behind it and the link move up."""
+        end = self._end(start) + 4
+        behind = bytes(self._tiff[place + 12 : end])
+        self._tiff[place : place + len(behind)] = behind
+        self._write("H", start, self._read("H", start)[0] - 1)
+
+    def _directories(self) -> list[int]:
+        links = [place for tag, place in self._entries(self._first) if tag == _BASE.ExifOffset]
+        return [self._first, *(self._read("L", link + 8)[0] for link in links)]
 
     def drop_thumbnail(self) -> None:
         """Cut the link to the small picture that cameras put behind the tags, and the picture itself."""
@@ -190,13 +296,21 @@ class _Block:
         else:
             self._tiff[start : start + size] = bytes(size)
 
+    def _list(self, start: int) -> None:
+        for tag, place in self._entries(start):
+            self._places.setdefault(tag, []).append(place)
+
+    def _of_kind(self, tag: int, kinds: tuple[int, ...]) -> list[int]:
+        return [place for place in self._places.get(tag, ()) if self._read("H", place + 2)[0] in kinds]
+
     def _place(self, tag: int, kinds: tuple[int, ...]) -> int | None:
-        place = self._places.get(tag)
-        return place if place is not None and self._read("H", place + 2)[0] in kinds else None
+        """Return the entry that readers take: the last, and that of EXIF's own directory before others."""
+        places = self._of_kind(tag, kinds)
+        return places[-1] if places else None
 
     def _refuse_tags_at(self, start: int, size: int, *further: int) -> None:
         """Raise ValueError if the header or a tag, also one at the places `further`, lies within these bytes."""
-        taken = (self._first, *self._places.values(), *further)
+        taken = (self._first, *itertools.chain(*self._places.values()), *further)
         if start < 8 or any(start < place + 12 and place < start + size for place in taken):
             raise ValueError("tags lie where values do")
 

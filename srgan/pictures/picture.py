@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from srgan.pictures import metadata
+from srgan.pictures import colour, metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +20,14 @@ class Picture:
     be kept.
 
     `xmp`: the XMP packet. `dpi`: pixels per inch (across, down). `texts`: comments and captions by their keyword.
-    `png_colour`: chunks by which a PNG file describes its colours without a profile, (name, body) each.
+    `png_colour`: chunks by which a PNG file describes its colours without a profile, (name, body) each; what AVIF
+    and HEIC files say by code points is such a chunk, `cICP`.
 
     `further`: the frames of an animation or the pages of a document after this one, which have none of their own.
     `duration_ms`: how long the frame is shown, None if it is no frame of an animation. `plays`: how often the
     animation is shown, 0 for ever.
+
+    `read_size`: (height, width) with which it was read, of which EXIF and XMP speak; None if it is what it was.
     """
 
     pixels: np.ndarray
@@ -40,6 +43,7 @@ class Picture:
     further: tuple[Picture, ...] = ()
     duration_ms: float | None = None
     plays: int = 0
+    read_size: tuple[int, int] | None = None
 
     @property
     def height(self) -> int:
@@ -130,6 +134,9 @@ MAX_JPEG_EXIF_BYTES, MAX_JPEG_XMP_BYTES = 65_533, 65_504
 # Formats for which EXIF is taken apart and put together; the others carry it along as it is.
 REWRITES_EXIF = {"tiff", "avif"}
 
+# Formats that say by code points (ITU-T H.273) what colours are meant; a profile says it in the others.
+SAYS_CODE_POINTS = {"png", "avif"}
+
 # Formats all of whose frames have the size of the first.
 ONE_SIZE = {"webp", "avif"}
 
@@ -171,11 +178,15 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
         kind = f"an animated {name}" if "16 bits" in target.holds else name
         lost.append(f"{kind} is written with 8 bits per channel, so the 16 of the picture were rounded")
     if format == "gif":
-        lost.append("GIF holds 256 colours a frame, so others were approached by a pattern of them")
+        if any(_colours(frame) > (256 if frame.alpha is None else 255) for frame in picture.frames):
+            lost.append("GIF holds 256 colours a frame, so others were approached by a pattern of them")
         if any(_is_soft(frame.alpha) for frame in picture.frames):
             lost.append("GIF holds no partial transparency, so edges became hard")
         if any((frame.duration_ms or 0) % 10 for frame in picture.frames):
             lost.append("GIF counts time in hundredths of a second, so durations were rounded")
+    if format == "avif" and picture.is_animated and picture.plays:
+        times = "once" if picture.plays == 1 else f"{picture.plays} times"
+        lost.append(f"AVIF is written to play for ever, and not {times}")
     for what, words in (("exif", "EXIF data"), ("xmp", "XMP data"), ("dpi", "a resolution")):
         if getattr(picture, what) and what not in target.holds:
             lost.append(f"{name} cannot hold {words}")
@@ -188,11 +199,53 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
             lost.append("JPEG holds 64 KB of XMP data, so this was not kept")
     if picture.texts and "texts" not in target.holds:
         kept = {"Comment"} if "comment" in target.holds else set()
-        if {keyword for keyword, _ in picture.texts} - kept:
+        texts = {keyword for keyword, _ in picture.texts} - kept
+        if raw := {keyword for keyword in texts if keyword.startswith("Raw profile type ")}:
+            lost.append(f"{name} cannot hold the IPTC data of the file")
+        if texts - raw:
             lost.append(f"{name} cannot hold the texts of the file")
-    if picture.png_colour and "png_colour" not in target.holds:
+    return (*lost, *_lost_colours(picture, format))
+
+
+def profile_for(picture: Picture, format: str) -> bytes | None:
+    """Return the ICC profile for a file of `format`: the picture's, or what its `cICP` chunk says as one."""
+    code_points = colour.code_points(picture.png_colour)
+    holds = FORMATS[format].holds
+    if picture.icc or "icc" not in holds or code_points is None or format in SAYS_CODE_POINTS:
+        return picture.icc if "icc" in holds else None
+    return colour.profile_of(*code_points, grey=picture.is_grey)
+
+
+def _lost_colours(picture: Picture, format: str) -> list[str]:
+    name = FORMATS[format].pillow
+    if "png_colour" in FORMATS[format].holds:
+        return []
+    chunks = {chunk for chunk, _ in picture.png_colour}
+    lost = []
+    if chunks & {b"mDCV", b"cLLI"}:
+        lost.append(f"{name} cannot hold what the file says of the brightness of its colours (mDCV, cLLI)")
+    if code_points := colour.code_points(picture.png_colour):
+        if format not in SAYS_CODE_POINTS and not profile_for(picture, format):
+            meant = colour.named(*code_points)
+            lost.append(f"{name} cannot say that the colours are {meant}, so they will be shown as sRGB")
+    elif chunks & {b"gAMA", b"cHRM", b"sRGB"}:
         lost.append(f"{name} cannot hold the gamma and primaries of the file")
-    return tuple(lost)
+    return lost
+
+
+def _colours(frame: Picture) -> int:
+    """Return how many colours are in what is seen of a frame, at the 8 bits of GIF."""
+    levels = frame.pixels if frame.bits == 8 else np.rint(frame.pixels / 257).astype(np.uint8)
+    if frame.is_grey:
+        levels = levels[..., None]
+    if frame.alpha is not None:
+        levels = levels[frame.alpha > np.iinfo(frame.alpha.dtype).max // 2]
+    packed: np.ndarray = np.zeros(levels.shape[:-1], np.uint32)
+    for channel in range(levels.shape[-1]):
+        packed = packed << 8 | levels[..., channel]
+    is_there = np.zeros(1 << 8 * levels.shape[-1], bool)
+    is_there[packed] = True
+    return int(np.count_nonzero(is_there))
 
 
 def _is_soft(alpha: np.ndarray | None) -> bool:

@@ -111,6 +111,21 @@ def _from_floats(values: np.ndarray) -> np.ndarray:
     return levels
 
 
+def without_tint(levels: np.ndarray) -> np.ndarray:
+    """Return colours (H,W,3) that are all within two levels of 255 of grey as exactly that, others as they are.
+
+    A grey photograph comes out of lossy WebP and HEIC with channels that are a level or two apart, which nobody
+    sees until a generator makes colours of it.
+    """
+    if levels.ndim == 2:
+        return levels
+    tint = 2 * (np.iinfo(levels.dtype).max // 255)
+    if np.any(levels.max(axis=2) - levels.min(axis=2) > tint):
+        return levels
+    grey = np.rint(levels.mean(axis=2, dtype=np.float32)).astype(levels.dtype)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
 def to_8_bits(levels: np.ndarray) -> np.ndarray:
     """Return uint8 levels as they are, and uint16 levels rounded to uint8."""
     if levels.dtype == np.uint8:

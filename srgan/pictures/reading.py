@@ -25,9 +25,9 @@ from PIL import (
 )
 
 from srgan.errors import UnsupportedPictureError
-from srgan.pictures import metadata
+from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import gif, heic, png, ppm, tiff
+from srgan.pictures.formats import bmp, boxes, gif, heic, jpeg_mending, jpeg_parts, png, ppm, tiff
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -55,23 +55,32 @@ Image.MAX_IMAGE_PIXELS = None
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def decode(source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
+def decode(
+    source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS, accept_damaged: bool = False
+) -> Picture:
     """Read a picture from a file or from the bytes of one, and turn it upright by its EXIF orientation.
 
     The content decides the format, not the name. Frames of an animation come as they are seen, each whole; pages
     one by one. 16 bits per channel stay 16; CMYK and L*a*b* become sRGB. What the file carries and the picture
-    does not is told in its `warnings`.
+    does not is told in its `warnings`. `accept_damaged`: of a JPEG file that is cut short, take what is there, and
+    say so.
     Raises PictureTooLargeError before decoding if the header promises more than `max_megapixels`, all frames and
     pages together; UnsupportedPictureError for pixels that would be damaged (floating point beyond 0..1, 32-bit
     integers); PictureError if the file cannot be read, is truncated or damaged.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), "the picture", max_megapixels)
+        return _sized(_decode(io.BytesIO(source), "the picture", max_megapixels, accept_damaged))
     with open_regular_file(source) as file:
-        return _decode(file, str(source), max_megapixels)
+        return _sized(_decode(file, str(source), max_megapixels, accept_damaged))
 
 
-def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
+def _sized(picture: Picture) -> Picture:
+    """Return the picture with its size, and that of each page, noted as the one that its metadata speaks of."""
+    further = tuple(replace(page, read_size=(page.height, page.width)) for page in picture.further)
+    return replace(picture, read_size=(picture.height, picture.width), further=further)
+
+
+def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bool) -> Picture:
     budget = Budget(max_megapixels)
     warnings: list[str] = []
     with as_picture_errors(name, "is damaged or incomplete"):
@@ -100,7 +109,19 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float) -> Picture:
             if opened.format != "MPO" and getattr(opened, "is_animated", False):
                 return _read_frames(opened, file, budget)
             budget.spend(opened.width, opened.height)
+            if isinstance(opened, JpegImagePlugin.JpegImageFile):
+                return _read_jpeg(opened, file, warnings, accept_damaged=accept_damaged)
             return _read_still(opened, file, warnings)
+
+
+def _read_jpeg(
+    opened: JpegImagePlugin.JpegImageFile, file: BinaryIO, warnings: list[str], *, accept_damaged: bool
+) -> Picture:
+    file.seek(0)
+    content = file.read()
+    opened, damage = jpeg_mending.loaded(opened, content, accept_damaged=accept_damaged)
+    warnings = [*warnings, *damage, *jpeg_parts.unkept(content)]
+    return _finished(Planes.of_image(opened, warnings), opened, file, warnings)
 
 
 def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]) -> Picture:
@@ -113,10 +134,12 @@ def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]
     if opened.format == "PPM" and ppm.is_scaled(opened):
         return _finished(Planes.of_samples(ppm.samples(opened, file)), opened, file, warnings)
     opened.load()
-    if opened.format == "MPO":
-        warnings.append("only the first picture of the file was read; others behind it are not kept")
     if opened.format == "AVIF" and (bits := _avif_bits(file)) > 8:
         warnings.append(f"its {bits} bits per channel were read as 8")
+    if opened.format == "BMP":
+        file.seek(0)
+        opened.info["icc_profile"], colour_warnings = bmp.profile(file.read())
+        warnings += colour_warnings
     planes = Planes.of_image(opened, warnings)
     return _finished(planes, opened, file, warnings)
 
@@ -135,8 +158,13 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) ->
         file.seek(0)
     if opened.format == "AVIF" and (bits := _avif_bits(file)) > 8:
         warnings.append(f"its {bits} bits per channel were read as 8")
-    frames = []
-    for index in range(first, count):
+    frames: list[Picture] = []
+    if opened.format == "GIF":
+        frames = [
+            Picture(planes.pixels, planes.alpha, duration_ms=duration)
+            for planes, duration in gif.seen_frames(file)
+        ]
+    for index in range(first, 0 if frames else count):
         opened.seek(index)
         opened.load()
         planes = Planes.of_image(opened, warnings)
@@ -145,17 +173,24 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) ->
     if all(frame.alpha is None or frame.alpha.min() == 255 for frame in frames):
         frames = [replace(frame, alpha=None) for frame in frames]
     whole = _finished(Planes(frames[0].pixels, frames[0].alpha), opened, file, warnings)
+    orientation, _, _ = _exif_of(opened)
+    turned = [Planes(frame.pixels, frame.alpha).turned(orientation) for frame in frames[1:]]
     return replace(
         whole,
         duration_ms=frames[0].duration_ms,
-        plays=_plays(opened),
-        further=tuple(replace(frame, format=whole.format) for frame in frames[1:]),
+        plays=_plays(opened, file),
+        further=tuple(
+            Picture(planes.pixels, planes.alpha, format=whole.format, duration_ms=frame.duration_ms)
+            for planes, frame in zip(turned, frames[1:], strict=True)
+        ),
     )
 
 
-def _plays(opened: ImageFile.ImageFile) -> int:
+def _plays(opened: ImageFile.ImageFile, file: BinaryIO) -> int:
     """Return how often an animation is shown: GIF counts the repetitions after the first time."""
     loop = opened.info.get("loop")
+    if opened.format == "AVIF":
+        return boxes.plays(_content(file))
     if opened.format == "GIF":
         return 1 if loop is None else loop + 1 if loop else 0
     return int(loop or 0)
@@ -180,16 +215,18 @@ def _read_heic(file: BinaryIO, budget: Budget) -> Picture:
         warnings=tuple(warnings),
         xmp=opened.xmp,
         dpi=_exif_dpi(exif),
+        png_colour=colour.cicp_chunk(*opened.code_points) if not opened.icc and opened.code_points else (),
     )
 
 
 def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]) -> Picture:
     """Return the picture with what `opened`, which is loaded, carries beside its pixels."""
-    icc = opened.info.get("icc_profile") or None
+    raw = png.raw_profiles(opened.text) if isinstance(opened, PngImagePlugin.PngImageFile) else {}
+    icc = opened.info.get("icc_profile") or raw.get("icc")
     if opened.mode == "CMYK":
         icc = None
-    orientation, exif, exif_warnings = _exif_of(opened)
-    warnings = [*warnings, *exif_warnings]
+    orientation, exif, exif_warnings = _exif_of(opened, raw.get("exif", b""))
+    warnings = [*warnings, *exif_warnings, *_unkept(opened, file)]
     planes = planes.turned(orientation)
     dpi = opened.info.get("dpi")
     dpi = _exif_dpi(exif) if dpi is None else metadata.valid_dpi(dpi)
@@ -197,7 +234,7 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
         dpi = dpi[::-1]
     if opened.info.get("photoshop"):
         warnings.append("its Photoshop data was not kept")
-    xmp = opened.info.get("xmp", b"")
+    xmp = opened.info.get("xmp") or raw.get("xmp", b"")
     return Picture(
         pixels=planes.pixels,
         alpha=planes.alpha,
@@ -208,8 +245,20 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
         xmp=xmp if isinstance(xmp, bytes) else str(xmp).encode(),
         dpi=dpi,
         texts=_texts(opened),
-        png_colour=png.colour_chunks(file) if opened.format == "PNG" and not icc else (),
+        png_colour=_colour_chunks(opened, file) if not icc else (),
     )
+
+
+def _colour_chunks(opened: ImageFile.ImageFile, file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
+    if opened.format == "PNG":
+        return png.colour_chunks(file)
+    code_points = boxes.colours(_content(file)) if opened.format == "AVIF" else None
+    return colour.cicp_chunk(*code_points) if code_points else ()
+
+
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _texts(opened: ImageFile.ImageFile) -> tuple[tuple[str, str], ...]:
@@ -217,7 +266,7 @@ def _texts(opened: ImageFile.ImageFile) -> tuple[tuple[str, str], ...]:
         return tuple(
             (str(keyword), str(text))
             for keyword, text in opened.text.items()
-            if keyword != "XML:com.adobe.xmp" and not keyword.startswith("Raw profile type ")
+            if keyword != "XML:com.adobe.xmp" and not png.raw_profiles({keyword: text})
         )
     comment = opened.info.get("comment")
     if not isinstance(comment, bytes) or not comment.strip():
@@ -228,8 +277,28 @@ def _texts(opened: ImageFile.ImageFile) -> tuple[tuple[str, str], ...]:
         return (("Comment", comment.decode("latin-1")),)
 
 
-def _exif_of(image: Image.Image) -> tuple[int, bytes, list[str]]:
+def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
+    """Return warnings of what the file says and `Picture` has no place for."""
+    across, down = 1, 1
+    warnings = []
+    if opened.format == "PNG":
+        across, down = opened.info.get("aspect", (1, 1))
+        warnings = [f"its {words} were not kept" for words in png.unkept(file)]
+    elif opened.format in ("JPEG", "MPO") and opened.info.get("jfif_unit") == 0:
+        across, down = opened.info.get("jfif_density", (1, 1))
+    elif opened.format == "AVIF":
+        across, down = boxes.pixel_shape(_content(file))
+    if across != down and across and down:
+        # A file says how many pixels make the same length; AVIF how long they are.
+        shape = f"{across}:{down}" if opened.format == "AVIF" else f"{down}:{across}"
+        warnings.append(f"its pixels are not square ({shape}), which was not kept")
+    return warnings
+
+
+def _exif_of(image: Image.Image, otherwise: bytes = b"") -> tuple[int, bytes, list[str]]:
     """Return the orientation, the EXIF block with its orientation reset, and warnings.
+
+    `otherwise`: the block of a file that has none where blocks belong.
 
     Damaged metadata must not cost a good picture, so the block is dropped then, and that is said.
     """
@@ -239,7 +308,7 @@ def _exif_of(image: Image.Image) -> tuple[int, bytes, list[str]]:
     except DECODER_ERRORS:
         return 1, b"", dropped
     orientation = orientation if isinstance(orientation, int) else 1
-    block = image.info.get("exif")
+    block = image.info.get("exif") or otherwise
     if not block:
         return orientation, b"", []
     try:
@@ -257,8 +326,7 @@ def _exif_dpi(exif: bytes) -> tuple[float, float] | None:
 
 def _avif_bits(file: BinaryIO) -> int:
     """Return the bits per channel that an AVIF file's configuration tells, 8 if there is none."""
-    file.seek(0)
-    content = file.read()
+    content = _content(file)
     configuration = content.find(b"av1C")
     if configuration < 0 or len(content) <= configuration + 6 or not content[configuration + 6] & 0x40:
         return 8

@@ -11,15 +11,16 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from srgan.errors import PictureError
-from srgan.pictures import metadata
+from srgan.pictures import colour, metadata
 from srgan.pictures.faults import as_picture_errors
-from srgan.pictures.formats import png, tiff
+from srgan.pictures.formats import boxes, png, tiff
 from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
     MAX_JPEG_XMP_BYTES,
     REWRITES_EXIF,
     Picture,
+    profile_for,
     why_not,
 )
 from srgan.pictures.planes import to_8_bits
@@ -47,8 +48,8 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
         options = _encoder_options(format, quality)
         if picture.dpi and not exif and format in ("webp", "avif"):
             exif = _resolution_as_exif(picture.dpi)
-        if picture.icc and "icc" in target.holds:
-            options["icc_profile"] = picture.icc
+        if icc := profile_for(picture, format):
+            options["icc_profile"] = icc
         if exif and "exif" in target.holds and (format != "jpg" or len(exif) <= MAX_JPEG_EXIF_BYTES):
             options["exif"] = exif
         if xmp and (format in ("webp", "avif") or (format == "jpg" and len(xmp) <= MAX_JPEG_XMP_BYTES)):
@@ -60,26 +61,34 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
         if "comment" in target.holds and (comment := dict(picture.texts).get("Comment")):
             options["comment"] = comment.encode()
         images = _images(picture, format)
+        if format == "avif" and all(_is_without_colour(frame) for frame in picture.frames):
+            options["subsampling"] = "4:0:0"  # grey alone, so that no reader finds a tint
         if picture.further:
             options |= _animation_options(picture, format)
             options |= {"save_all": True, "append_images": images[1:]}
         buffer = io.BytesIO()
         images[0].save(buffer, target.pillow, **options)
-        return buffer.getvalue()
+        content = buffer.getvalue()
+        code_points = colour.code_points(picture.png_colour)
+        if format == "avif" and code_points and not picture.icc:
+            content = boxes.with_colours(content, *code_points)
+        return content
 
 
 def _metadata(picture: Picture, format: str) -> tuple[bytes, bytes]:
     """Return EXIF and XMP as they are to be written with the picture's own size."""
     exif, xmp = picture.exif, picture.xmp
+    height, width = picture.read_size or (picture.height, picture.width)
+    scale = picture.width / width, picture.height / height
     if exif:
         try:
-            exif = metadata.fitted_exif(exif, picture.height, picture.width, picture.dpi)
+            exif = metadata.fitted_exif(exif, picture.height, picture.width, picture.dpi, scale)
         except (struct.error, ValueError):
             exif = b""
     if exif and format in REWRITES_EXIF and not metadata.is_rewritable(exif):
         exif = b""
     if xmp:
-        xmp = metadata.fitted_xmp(xmp, picture.height, picture.width, picture.dpi)
+        xmp = metadata.fitted_xmp(xmp, picture.height, picture.width, picture.dpi, scale)
     return exif, xmp
 
 
@@ -92,7 +101,7 @@ def _resolution_as_exif(dpi: tuple[float, float]) -> bytes:
 
 def _sheet(page: Picture) -> tiff.Sheet:
     exif, xmp = _metadata(page, "tiff")
-    return tiff.Sheet(_joined(page), exif, xmp, page.icc, page.dpi)
+    return tiff.Sheet(_joined(page), exif, xmp, profile_for(page, "tiff"), page.dpi)
 
 
 def _joined(picture: Picture) -> np.ndarray:
@@ -119,6 +128,10 @@ def _image(frame: Picture, *, grey: bool, clear: bool) -> Image.Image:
     return Image.fromarray(np.dstack([pixels, alpha]))
 
 
+def _is_without_colour(frame: Picture) -> bool:
+    return frame.is_grey or bool((frame.pixels == frame.pixels[..., :1]).all())
+
+
 def _in_palette(image: Image.Image) -> Image.Image:
     """Return a frame of a GIF file: 256 colours of its own, the last one clear if it has transparency."""
     if image.mode == "L":
@@ -126,11 +139,22 @@ def _in_palette(image: Image.Image) -> Image.Image:
     clear = np.asarray(image)[..., -1] < 128 if image.mode in ("RGBA", "LA") else None
     colours = image.convert("RGB")
     count = 256 if clear is None else 255
+    levels = np.asarray(colours).astype(np.uint32)
+    packed = levels[..., 0] << 16 | levels[..., 1] << 8 | levels[..., 2]
+    if clear is not None:
+        packed = np.where(clear, packed[~clear][:1].sum(), packed)  # what is clear needs no colour of its own
+    found, places = np.unique(packed, return_inverse=True)
+    if len(found) <= count:
+        exactly = Image.fromarray(places.reshape(packed.shape).astype(np.uint8)).convert("P")
+        exactly.putpalette([int(value) >> shift & 255 for value in found for shift in (16, 8, 0)])
+        return exactly if clear is None else _with_clear(exactly, clear)
     palette = colours.quantize(count, Image.Quantize.MEDIANCUT, kmeans=1)
     exact = np.array_equal(np.asarray(palette.convert("RGB")), np.asarray(colours))
     indexed = palette if exact else colours.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    if clear is None:
-        return indexed
+    return indexed if clear is None else _with_clear(indexed, clear)
+
+
+def _with_clear(indexed: Image.Image, clear: np.ndarray) -> Image.Image:
     indices = np.where(clear, np.uint8(255), np.asarray(indexed))
     result = Image.fromarray(indices.astype(np.uint8)).convert("P")
     used = (indexed.getpalette() or [])[: 3 * 255]

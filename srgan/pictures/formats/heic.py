@@ -24,13 +24,14 @@ def is_heic(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class First:
-    """The first picture of a file, upright, not yet decoded."""
+    """The first picture of a file, upright, not yet decoded. `code_points`: as of `boxes.colours`."""
 
     file: Any
     size: tuple[int, int]
     exif: bytes
     xmp: bytes
     icc: bytes | None
+    code_points: tuple[int, int] | None
     warnings: tuple[str, ...]
 
     def samples(self) -> np.ndarray:
@@ -51,11 +52,13 @@ def open_first(file: BinaryIO) -> First:
     warnings = (
         ("only the first picture of the file was read; others behind it are not kept",) if len(opened) > 1 else ()
     )
+    nclx = opened.info.get("nclx_profile")
     return First(
         file=opened[opened.primary_index],
         size=opened[opened.primary_index].size,
         exif=opened.info.get("exif") or b"",
         xmp=opened.info.get("xmp") or b"",
         icc=opened.info.get("icc_profile") or None,
+        code_points=(nclx["color_primaries"], nclx["transfer_characteristics"]) if nclx else None,
         warnings=warnings,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -14,7 +14,11 @@ from PIL import Image, ImageFile
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_COLOUR_CHUNKS = {b"cHRM", b"gAMA", b"sRGB", b"cICP"}
+_COLOUR_CHUNKS = {b"cHRM", b"gAMA", b"sRGB", b"cICP", b"mDCV", b"cLLI"}
+
+_RAW_PROFILE = "raw profile type "
+_RAW_KINDS = {"exif": "exif", "xmp": "xmp", "icc": "icc", "icm": "icc"}
+_XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 
 # Samples of a pixel by PNG's colour type.
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -81,6 +85,42 @@ def colour_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
             length = 0
         file.seek(length + 4, 1)  # its checksum, too
     return tuple(chunks)
+
+
+def unkept(file: BinaryIO) -> list[str]:
+    """Return what a PNG file carries that is not read, in a few words each."""
+    file.seek(len(SIGNATURE))
+    words = []
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">L4s", head)
+        if name == b"IEND":
+            break
+        if name == b"caBX":
+            words.append("content credentials (C2PA)")
+        file.seek(length + 4, 1)
+    return words
+
+
+def raw_profiles(texts: Mapping[str, str]) -> dict[str, bytes]:
+    """Return what ImageMagick and ExifTool keep as hexadecimal texts: blocks by "exif", "xmp" and "icc".
+
+    IPTC data, which PNG holds in no other way, stays the text that it is.
+    """
+    found: dict[str, bytes] = {}
+    for keyword, text in texts.items():
+        kind = keyword.lower().removeprefix(_RAW_PROFILE)
+        if kind == keyword.lower():
+            continue
+        try:  # a line of its kind, one of its length, and lines of digits
+            _, length, digits = str(text).strip().split(maxsplit=2)
+            body = bytes.fromhex(digits)[: int(length)]
+        except ValueError:
+            continue
+        if kind == "app1":
+            kind = "xmp" if body.startswith(_XMP_NAME) else "exif"
+        if kind in _RAW_KINDS and body:
+            found.setdefault(_RAW_KINDS[kind], body.removeprefix(_XMP_NAME) if kind == "xmp" else body)
+    return found
 
 
 def write(levels: np.ndarray, before: list[tuple[bytes, bytes]]) -> bytes:

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, TiffTags
 from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Directory
 
 from srgan.errors import UnsupportedPictureError
+from srgan.pictures import descriptions
 
 _MAX_PAGES = 10_000
 _MAX_TILE_PX = 4096 * 4096
@@ -29,6 +30,9 @@ _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254,
 _STRIPS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT = 322, 323, 324, 325, 338, 339
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP, _ICC = 282, 283, 296, 700, 34675
+
+_CALIBRATION = (_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT)
+_DESCRIPTION = 270
 
 # Tags that say something of the picture and nothing of how it lies in the file.
 _DESCRIPTIVE = {
@@ -44,7 +48,33 @@ _UNKEPT = {
     34735: "georeference",
     33723: "IPTC data",
     34377: "Photoshop data",
+    34736: "georeference",
+    34737: "georeference",
+    50844: "georeference",
+    42112: "GDAL metadata",
+    33628: "microscope data",
+    33629: "microscope data",
+    34412: "microscope data",
+    50839: "ImageJ overlays and labels",
+    52545: "content credentials",
 }
+
+# Compressions that are not read, by their names; of the others the library may have been built without some.
+_COMPRESSIONS = {
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((34927, 50001), "WebP"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+    **dict.fromkeys((34661, 9, 10), "JBIG"),
+    **dict.fromkeys((34676, 34677), "SGI LogLuv"),
+    **dict.fromkeys((22610, 34934), "JPEG XR"),
+    34887: "LERC",
+    34892: "lossy JPEG for raw pictures",
+    34925: "LZMA",
+    50000: "Zstandard",
+    6: "JPEG of the old kind",
+}
+
+_NODATA, _SUB_IFDS, _DNG = 42113, 330, 50706
 
 # Photometric interpretations: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK.
 _COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}
@@ -79,6 +109,22 @@ class Page:
         return set(_per_sample(self.tags, _BITS, 1)) == {16}
 
     @property
+    def is_signed(self) -> bool:
+        """Whether its samples are whole numbers that may lie below zero."""
+        return set(_per_sample(self.tags, _FORMAT, _UNSIGNED)) == {_SIGNED}
+
+    def compression(self, *, built_in: bool = True) -> str | None:
+        """Return the name of its compression if that may not be readable; `built_in`: even if libtiff knows it."""
+        number = _integer(self.tags, _COMPRESSION, 1)
+        return _COMPRESSIONS.get(number) if built_in or not is_built_in(number) else None
+
+    @property
+    def additional_channels(self) -> tuple[int, ...]:
+        """What the samples beyond the colours mean, of those that are told: 0 unknown, 1 and 2 transparency."""
+        meanings = self.tags.get(_EXTRA, ())
+        return _tuple(meanings)
+
+    @property
     def bits(self) -> int:
         """Bits of the largest sample."""
         return int(max(_per_sample(self.tags, _BITS, 1)))
@@ -110,13 +156,39 @@ class Page:
         block.endian, block.bigtiff = _order_and_size(self.file)
         block.load_from_fp(io.BytesIO(self.file), self.place)
         described = Image.Exif()
-        for tag in sorted(_DESCRIPTIVE & set(block)):
-            described[tag] = block.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else block[tag]
+        for tag in sorted((_DESCRIPTIVE | self._calibration()) & set(block)):
+            if tag in TiffTags.TAGS_V2_GROUPS:
+                described[tag] = block.get_ifd(tag)
+            elif tag == _DESCRIPTION and isinstance(block[tag], str):
+                if text := descriptions.as_read(block[tag], is_signed=self.is_signed):
+                    described[tag] = text.encode("latin-1")
+            else:
+                described[tag] = _as_bytes_of_text(block[tag])
         return described.tobytes() if len(described) else b""
+
+    def _calibration(self) -> set[int]:
+        """Return the tags of a resolution whose unit is told elsewhere, or that tells only the shape of pixels."""
+        across, down = self.tags.get(_X_RESOLUTION), self.tags.get(_Y_RESOLUTION)
+        is_told = self.tags.get(_RESOLUTION_UNIT) == 1 and bool(across and down) and (across, down) != (1, 1)
+        return set(_CALIBRATION) if is_told else set()
 
     def unkept(self) -> list[str]:
         """Return what the page carries that is not read, in a few words each."""
         return sorted({words for tag, words in _UNKEPT.items() if tag in self.tags})
+
+    def remarks(self) -> list[str]:
+        """Return what is to be said of how the page is read."""
+        told = []
+        if self.is_signed and self.bits in (8, 16):
+            told.append(f"its signed samples were moved up by {2 ** (self.bits - 1)}, so that zero is mid-grey")
+        if _NODATA in self.tags:
+            value = str(self.tags[_NODATA]).strip("\0 ")[:24]
+            told.append(f"its mark for points without data ({value}) was not kept, and they were taken for values")
+        if _DNG in self.tags:
+            told.append("it is a raw picture, of which only what stands first was read")
+        elif _SUB_IFDS in self.tags:
+            told.append("its reduced copies and masks were not kept")
+        return told
 
 
 def is_tiff(head: bytes) -> bool:
@@ -369,10 +441,16 @@ def _described(exif: bytes) -> dict[int, object]:
         return {}
     block = Image.Exif()
     block.load(exif)
+    kept = _DESCRIPTIVE | (set(_CALIBRATION) if block.get(_RESOLUTION_UNIT) == 1 else set())
     return {
-        tag: dict(block.get_ifd(tag)) if tag in TiffTags.TAGS_V2_GROUPS else block[tag]
-        for tag in _DESCRIPTIVE & set(block)
+        tag: dict(block.get_ifd(tag)) if tag in TiffTags.TAGS_V2_GROUPS else _as_bytes_of_text(block[tag])
+        for tag in kept & set(block)
     }
+
+
+def _as_bytes_of_text(value: object) -> object:
+    """Return a text, which Pillow has read as Latin-1 and would write as ASCII, as the bytes that it was."""
+    return value.encode("latin-1", "replace") if isinstance(value, str) else value
 
 
 def _set_offsets(directory: bytearray, place: int, offsets: list[int]) -> None:
@@ -392,6 +470,23 @@ def _differences(levels: np.ndarray) -> bytes:
     return out.tobytes()
 
 
+def _libtiff() -> list[ctypes.CDLL]:
+    """Return libtiff as it is in this process, where it is a file of its own; raises OSError."""
+    maps = Path("/proc/self/maps").read_text()
+    return [
+        ctypes.CDLL(path)
+        for path in {line.split(maxsplit=5)[5] for line in maps.splitlines() if "/libtiff" in line}
+    ]
+
+
+def is_built_in(compression: int) -> bool:
+    """Return whether libtiff was built with that compression, as far as that can be known."""
+    try:
+        return any(library.TIFFIsCODECConfigured(compression) for library in _libtiff())
+    except (OSError, AttributeError):
+        return False
+
+
 @functools.cache
 def silence_libtiff() -> None:
     """Keep libtiff from printing: what it says of a damaged file comes as an error anyhow.
@@ -400,10 +495,7 @@ def silence_libtiff() -> None:
     in another way than by a file of its own name, it stays as it is.
     """
     try:
-        maps = Path("/proc/self/maps").read_text()
-        paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "/libtiff" in line}
-        for path in paths:
-            library = ctypes.CDLL(path)
+        for library in _libtiff():
             library.TIFFSetErrorHandler.argtypes = library.TIFFSetWarningHandler.argtypes = [ctypes.c_void_p]
             library.TIFFSetErrorHandler.restype = library.TIFFSetWarningHandler.restype = ctypes.c_void_p
             library.TIFFSetErrorHandler(None)

@@ -1,8 +1,12 @@
-"""Decoding of files that may be hostile: `pictures.decode` behind a look at the header, in a process with limits.
+"""Decoding of files that may be hostile, and encoding that may crash, in a process with limits.
 
-An ordinary photograph (a JPEG, PNG or WebP file whose header asks for no care) is decoded where it is, at no cost.
+`decode` is `pictures.decode` behind a look at the header. An ordinary photograph (a JPEG, PNG or WebP file whose
+header asks for no care) is decoded where it is, at no cost.
 All else, and everything for who asks for it, goes to a worker process: another Python that decodes one file after
 another under limits on processor time and memory, and is killed at a deadline. What kills it costs that one file.
+
+Encoders that are native code for several frames (AVIF, animated WebP) run there too: metadata that they cannot
+take, or a fault of theirs, costs the one file.
 
 The worker is started by `subprocess` and not by `multiprocessing`, so that threads in this process do no harm and
 the caller's main module is not run again. It answers with JSON and raw arrays; nothing is unpickled. It guards
@@ -14,7 +18,7 @@ memory. Without them the deadline and the containment of crashes remain.
     headers.py    what a file promises, read without decoding
     pool.py       which worker decodes the next file
     process.py    a worker as seen from this process: started, asked, killed
-    worker.py     the other side: the process that decodes
+    worker.py     the other side: the process that decodes and encodes
     messages.py   what passes between the two
 """
 
@@ -37,7 +41,7 @@ from srgan.pictures.guarded import headers
 from srgan.pictures.guarded.headers import Limits
 from srgan.pictures.guarded.pool import Pool
 
-__all__ = ["GuardedDecoder", "Limits", "decode", "decoder_of_own_pictures"]
+__all__ = ["GuardedDecoder", "Limits", "decode", "decoder_of_own_pictures", "encode"]
 
 
 class GuardedDecoder:
@@ -85,8 +89,21 @@ class GuardedDecoder:
         if header is not None:
             headers.refuse(header, name, limits)
             if header.ordinary and not self._always:
-                return pictures.decode(source, max_megapixels=limits.max_megapixels)
+                return pictures.decode(
+                    source, max_megapixels=limits.max_megapixels, accept_damaged=limits.accept_damaged
+                )
         return self._pool.decode(source, name, limits)
+
+    def encode(self, picture: Picture, format: str, *, quality: int | None = None) -> bytes:
+        """Return `picture` as a file, as `pictures.encode` does; in a worker if the encoder may crash.
+
+        Raises what that raises, and PictureError if the picture crashes its encoder or takes far too long;
+        GuardError if no worker can be started.
+        """
+        if format == "avif" or (format == "webp" and picture.is_animated):
+            pixels = sum(frame.height * frame.width for frame in picture.frames)
+            return self._pool.encode(picture, format, quality, Limits.of_encoding(pixels / 1e6))
+        return pictures.encode(picture, format, quality=quality)
 
     def close(self) -> None:
         """End the workers; a call that is under way is finished first, a later one raises GuardError."""
@@ -101,14 +118,23 @@ class GuardedDecoder:
         self.close()
 
 
-def decode(source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> Picture:
+def decode(
+    source: Path | bytes, *, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS, accept_damaged: bool = False
+) -> Picture:
     """Do as `pictures.decode` does, with `Limits.of_own_pictures`; raises as `GuardedDecoder.decode`."""
-    return decoder_of_own_pictures().decode(source, Limits.of_own_pictures(max_megapixels))
+    return decoder_of_own_pictures().decode(
+        source, Limits.of_own_pictures(max_megapixels, accept_damaged=accept_damaged)
+    )
+
+
+def encode(picture: Picture, format: str, *, quality: int | None = None) -> bytes:
+    """Do as `pictures.encode` does, and raise as `GuardedDecoder.encode`."""
+    return decoder_of_own_pictures().encode(picture, format, quality=quality)
 
 
 @functools.cache
 def decoder_of_own_pictures() -> GuardedDecoder:
-    """Return the decoder behind `decode`, one for the life of the process."""
+    """Return the decoder behind `decode` and `encode`, one for the life of the process."""
     return GuardedDecoder()
 
 

@@ -57,6 +57,7 @@ class Limits:
     `max_megapixels` (of all frames together), `max_side_px`, `max_scans` (of a JPEG), `max_frames` (of an
     animation, or pages): more is refused, from the header where it tells. `cpu_s`: processor time of the worker;
     `wall_s`: time until it is killed. `memory_bytes`: address space beyond an idle worker's.
+    `accept_damaged`: as `pictures.decode` takes it.
     """
 
     max_megapixels: float = 16.0
@@ -66,9 +67,10 @@ class Limits:
     cpu_s: float = 10.0
     wall_s: float = 30.0
     memory_bytes: int = 2 << 30
+    accept_damaged: bool = False
 
     @classmethod
-    def of_own_pictures(cls, max_megapixels: float) -> Self:
+    def of_own_pictures(cls, max_megapixels: float, *, accept_damaged: bool = False) -> Self:
         """Return limits for somebody's own pictures of up to `max_megapixels`: time and memory for the largest."""
         cpu_s = max(cls.cpu_s, 0.3 * max_megapixels)  # AVIF on a slow core, with a margin of three
         return cls(
@@ -79,7 +81,15 @@ class Limits:
             wall_s=3 * cpu_s,
             # Sixteen bits in four channels are 8 bytes a pixel, and a decoder holds up to four copies.
             memory_bytes=max(cls.memory_bytes, int(32e6 * max_megapixels)),
+            accept_damaged=accept_damaged,
         )
+
+    @classmethod
+    def of_encoding(cls, megapixels: float) -> Self:
+        """Return limits for the encoding of so many pixels in all frames: only what has gone astray meets them."""
+        cpu_s = max(60.0, 60 * megapixels)  # AVIF takes a second or two for a megapixel of noise
+        # Frames here, as an image and in the encoder, of up to 8 bytes a pixel; threads have stacks of their own.
+        return cls(cpu_s=cpu_s, wall_s=3 * cpu_s, memory_bytes=(4 << 30) + int(200e6 * megapixels))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""Which worker decodes the next file, and when there is to be another."""
+"""Which worker takes the next file, and when there is to be another."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from srgan.errors import GuardError
@@ -37,12 +39,13 @@ class Pool:
 
     def decode(self, source: Path | bytes, name: str, limits: Limits) -> Picture:
         """Have a worker decode a file, as soon as there is one; raises what `Worker.decode` raises."""
-        with self._slots:
-            worker = self._take()
-            try:
-                return worker.decode(source, name, limits)
-            finally:
-                self._give_back(worker)
+        with self._worker() as worker:
+            return worker.decode(source, name, limits)
+
+    def encode(self, picture: Picture, format: str, quality: int | None, limits: Limits) -> bytes:
+        """Have a worker encode a picture, as soon as there is one; raises what `Worker.encode` raises."""
+        with self._worker() as worker:
+            return worker.encode(picture, format, quality, limits)
 
     def close(self) -> None:
         """End the workers, those at work after their file."""
@@ -58,6 +61,15 @@ class Pool:
         for worker in self._all:
             worker.disown()
         self._begin()
+
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        with self._slots:
+            worker = self._take()
+            try:
+                yield worker
+            finally:
+                self._give_back(worker)
 
     def _take(self) -> Worker:
         with self._lock:

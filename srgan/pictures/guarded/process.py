@@ -14,9 +14,11 @@ from io import FileIO
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from srgan import errors
 from srgan.errors import GuardError, PictureError, SrganError
-from srgan.pictures import Picture
+from srgan.pictures import FORMATS, Picture
 from srgan.pictures.guarded import messages
 from srgan.pictures.guarded.headers import Limits
 
@@ -38,7 +40,7 @@ _SETTINGS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_
 
 
 class Worker:
-    """The process that decodes, as seen from this one.
+    """The process that decodes and encodes, as seen from this one.
 
     `state`: "fit" for the next file, "worn" (sound, but to be replaced), or "lost".
     """
@@ -92,23 +94,46 @@ class Worker:
 
         Raises what the decoder raises, and PictureError if the file kills the process or lets it run out of time.
         """
+        blob = source if isinstance(source, bytes) else os.fsencode(source.absolute())
+        request = {"task": "decode", "is_path": not isinstance(source, bytes), "bytes": len(blob)}
+        picture = self._result(request, [blob], name, limits)
+        if not isinstance(picture, Picture):
+            raise PictureError(f"{name}: its decoder gave a senseless answer; the file is damaged")
+        return picture
+
+    def encode(self, picture: Picture, format: str, quality: int | None, limits: Limits) -> bytes:
+        """Have a picture encoded; raises what the encoder does, PictureError if it dies or takes too long."""
+        blobs: list[bytes | np.ndarray] = []
+        request = {
+            "task": "encode",
+            "picture": messages.pack(picture, blobs),
+            "format": format,
+            "quality": quality,
+        }
+        content = self._result(request, blobs, f"as {FORMATS[format].pillow}", limits)
+        if not isinstance(content, bytes):
+            raise PictureError(f"as {FORMATS[format].pillow}: its encoder gave a senseless answer")
+        return content
+
+    def _result(
+        self, request: dict[str, object], blobs: list[bytes | np.ndarray], name: str, limits: Limits
+    ) -> object:
         self.state = "lost"  # until the answer is here, whatever interrupts it
+        request["limits"] = dataclasses.asdict(limits)
+        task = str(request["task"])
         try:
             with self._deadline(limits.wall_s):
-                self._request(source, limits)
+                messages.send(self._requests, request, blobs)
                 answer = messages.receive_description(self._answers)
-                picture = messages.unpack(
-                    answer.get("picture"), self._answers, messages.Budget(limits.memory_bytes)
-                )
+                result = messages.unpack(answer.get("result"), self._answers, messages.Budget(limits.memory_bytes))
         except (EOFError, BrokenPipeError) as error:
-            raise PictureError(
-                f"{name}: {self._cause_of_death(limits)}; save it again with another program"
-            ) from error
+            remedy = "save it again with another program" if task == "decode" else "choose another format"
+            raise PictureError(f"{name}: {self._cause_of_death(task, limits)}; {remedy}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PictureError(f"{name}: its decoder gave a senseless answer; the file is damaged") from error
+            raise PictureError(f"{name}: its {task}r gave a senseless answer; the file is damaged") from error
         self.state = "worn" if answer.get("worn") or self._overdue else "fit"
-        if isinstance(picture, Picture):
-            return picture
+        if "error" not in answer:
+            return result
         kind = getattr(errors, str(answer.get("error")), None)
         if not (isinstance(kind, type) and issubclass(kind, SrganError)):
             kind = PictureError
@@ -127,22 +152,15 @@ class Worker:
         self._answers.close()
         self._process.returncode = 0  # so that it is not waited for
 
-    def _request(self, source: Path | bytes, limits: Limits) -> None:
-        is_path = not isinstance(source, bytes)
-        blob = source if isinstance(source, bytes) else os.fsencode(source.absolute())
-        messages.send(
-            self._requests, {"is_path": is_path, "bytes": len(blob), **dataclasses.asdict(limits)}, [blob]
-        )
-
-    def _cause_of_death(self, limits: Limits) -> str:
+    def _cause_of_death(self, task: str, limits: Limits) -> str:
         self._process.kill()
         code = self._process.wait()
         if self._overdue:
-            return f"takes longer than {limits.wall_s:g} s to decode"
+            return f"takes longer than {limits.wall_s:g} s to {task}"
         if sys.platform != "win32" and code == -signal.SIGXCPU:
-            return f"takes more than {limits.cpu_s:g} s of processor time to decode"
+            return f"takes more than {limits.cpu_s:g} s of processor time to {task}"
         reason = f"exit code {code}" if code >= 0 else signal.strsignal(-code) or f"signal {-code}"
-        return f"crashes its decoder ({reason})"
+        return f"crashes its {task}r ({reason})"
 
     @contextlib.contextmanager
     def _deadline(self, seconds: float) -> Iterator[None]:

@@ -1,18 +1,21 @@
-"""The other side: the process that decodes, under limits."""
+"""The other side: the process that decodes and encodes, under limits."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import sys
 import time
 from io import FileIO
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from srgan import pictures
 from srgan.errors import SrganError
+from srgan.pictures import FORMATS, Picture
 from srgan.pictures.guarded import headers, messages
 from srgan.pictures.guarded.headers import Header, Limits
 
@@ -26,7 +29,7 @@ _KEPT_SHARE = 1 / 8
 
 
 def serve() -> None:
-    """Decode what standard input asks for until it ends; the whole life of a worker."""
+    """Decode and encode what standard input asks for until it ends; the whole life of a worker."""
     requests, answers = FileIO(os.dup(0), "r"), FileIO(os.dup(1), "w")
     _give_up_privileges()
     idle_bytes = _address_space_bytes()
@@ -37,36 +40,59 @@ def serve() -> None:
     while True:
         try:
             request = messages.receive_description(requests)
-            blob = bytes(messages.receive(requests, request.pop("bytes")))
-            is_path = request.pop("is_path")
+            limits = Limits(**request["limits"])
+            kept_bytes = _address_space_bytes() - idle_bytes
+            if request["task"] == "decode":
+                blob = bytes(messages.receive(requests, request["bytes"]))
+            else:  # its asker's own, as many bytes as it says
+                picture = messages.unpack(request["picture"], requests, messages.Budget(sys.maxsize))
         except EOFError:
             return
-        limits = Limits(**request)
-        kept_bytes = _address_space_bytes() - idle_bytes
         _limit(limits, idle_bytes)
         worn = kept_bytes > limits.memory_bytes * _KEPT_SHARE
-        answer, blobs = _answer(Path(os.fsdecode(blob)) if is_path else blob, limits)
+        if request["task"] == "decode":
+            answer, blobs = _decoded(Path(os.fsdecode(blob)) if request["is_path"] else blob, limits)
+            del blob
+        else:
+            answer, blobs = _encoded(cast(Picture, picture), request["format"], request["quality"])
+            del picture
         messages.send(answers, {"worn": worn} | answer, blobs)
-        del answer, blobs, blob
+        del answer, blobs
 
 
-def _answer(source: Path | bytes, limits: Limits) -> tuple[dict[str, object], list[bytes | np.ndarray]]:
+_Answer = tuple[dict[str, object], list[bytes | np.ndarray]]
+
+
+def _decoded(source: Path | bytes, limits: Limits) -> _Answer:
     blobs: list[bytes | np.ndarray] = []
     # The names are the asker's: they are put before the message over there.
     prefix = "the picture: " if isinstance(source, bytes) else f"{source}: "
     try:
-        picture = pictures.decode(source, max_megapixels=limits.max_megapixels)
+        picture = pictures.decode(
+            source, max_megapixels=limits.max_megapixels, accept_damaged=limits.accept_damaged
+        )
         frames = (picture, *getattr(picture, "further", ()))
         for header in (Header(1, 1, frames=len(frames)), *(Header(frame.width, frame.height) for frame in frames)):
             headers.refuse(header, prefix.removesuffix(": "), limits)
-        return {"picture": messages.pack(picture, blobs)}, blobs
-    except SrganError as error:
-        # Who has met the limit once may have lost more than the file: a thread that did not start, half a table.
-        worn = isinstance(error.__cause__, MemoryError)
-        message = str(error).removeprefix(prefix)
-        return {"error": type(error).__name__, "message": message} | ({"worn": True} if worn else {}), []
-    except MemoryError:
-        return {"error": "PictureError", "message": "cannot be decoded: not enough memory", "worn": True}, []
+        return {"result": messages.pack(picture, blobs)}, blobs
+    except (SrganError, MemoryError) as error:
+        return _failure(error, prefix, "decoded")
+
+
+def _encoded(picture: Picture, format: str, quality: int | None) -> _Answer:
+    blobs: list[bytes | np.ndarray] = []
+    try:
+        return {"result": messages.pack(pictures.encode(picture, format, quality=quality), blobs)}, blobs
+    except (SrganError, MemoryError) as error:
+        return _failure(error, f"as {FORMATS[format].pillow}: ", "encoded")
+
+
+def _failure(error: Exception, prefix: str, done: str) -> _Answer:
+    if not isinstance(error, SrganError):
+        return {"error": "PictureError", "message": f"cannot be {done}: not enough memory", "worn": True}, []
+    # Who has met the limit once may have lost more than the file: a thread that did not start, half a table.
+    worn = {"worn": True} if isinstance(error.__cause__, MemoryError) else {}
+    return {"error": type(error).__name__, "message": str(error).removeprefix(prefix), **worn}, []
 
 
 def _give_up_privileges() -> None:

@@ -1,0 +1,130 @@
+"""XMP packets: what speaks of things that are not kept is taken out, what counts pixels follows the size."""
+
+from __future__ import annotations
+
+import re
+
+# Namespaces, and which names of them speak of what lies behind a picture in its file and is not kept: gain maps,
+# films, depth maps, lists of all these, and the part of a packet that did not fit into its first segment.
+_ABSENT = {
+    b"http://ns.adobe.com/hdr-gain-map/1.0/": rb"[\w.-]+",
+    b"http://ns.apple.com/HDRGainMap/1.0/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/1.0/camera/": rb"(?:MotionPhoto|MicroVideo)[\w.-]*",
+    b"http://ns.google.com/photos/1.0/container/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/1.0/container/item/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/1.0/depthmap/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/1.0/image/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/1.0/audio/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/dd/1.0/container/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/dd/1.0/item/": rb"[\w.-]+",
+    b"http://ns.google.com/photos/dd/1.0/device/": rb"[\w.-]+",
+    b"http://ns.adobe.com/xmp/note/": rb"HasExtendedXMP",
+}
+_NAMESPACE = re.compile(rb"""\sxmlns:([A-Za-z_][\w.-]*)\s*=\s*(["'])([^"'<>]*)\2""")
+
+# A link to content credentials in the file itself, which vouch for the original alone.
+_CREDENTIALS = re.compile(rb"""\s[\w.-]+:provenance\s*=\s*(["'])self#jumbf[^"'<>]*\1""")
+
+_PANORAMA = b"http://ns.google.com/photos/1.0/panorama/"
+# Lengths in pixels of a panorama, by whether they lie across.
+_ACROSS = tuple(
+    b"FullPanoWidthPixels CroppedAreaLeftPixels LargestValidInteriorRectLeft LargestValidInteriorRectWidth".split()
+)
+_DOWN = tuple(
+    b"FullPanoHeightPixels CroppedAreaTopPixels LargestValidInteriorRectTop LargestValidInteriorRectHeight".split()
+)
+
+
+def without_absent(packet: bytes) -> bytes:
+    """Return an XMP packet that claims nothing of what lies behind a picture in its file."""
+    prefixes = {(prefix, space) for prefix, _, space in _NAMESPACE.findall(packet) if space in _ABSENT}
+    for prefix, space in sorted(prefixes):
+        name = re.escape(prefix) + b":" + _ABSENT[space]
+        packet = _without_elements(packet, name)
+        packet = re.sub(rb"\s" + name + rb"""\s*=\s*(["'])[^"'<>]*\1""", b"", packet)
+        if not re.search(rb"[\s</\"']" + re.escape(prefix) + b":", packet):
+            declared = rb"\sxmlns:" + re.escape(prefix) + rb"""\s*=\s*(["'])[^"'<>]*\1"""
+            packet = re.sub(declared, b"", packet)
+    return _CREDENTIALS.sub(b"", packet)
+
+
+def _without_elements(packet: bytes, name: bytes) -> bytes:
+    """Return `packet` without the elements whose names match; from one that has no end tag on, all is kept."""
+    start = re.compile(rb"<(" + name + rb")(?=[\s/>])[^<>]*>")
+    kept, place = [], 0
+    while match := start.search(packet, place):
+        end = match.end()
+        if not match[0].endswith(b"/>"):
+            closing = b"</" + match[1] + b">"
+            end = packet.find(closing, end) + len(closing)
+            if end < len(closing):
+                break
+        kept.append(packet[place : match.start()])
+        place = end
+    return b"".join([*kept, packet[place:]])
+
+
+def resized(packet: bytes, height: int, width: int, scale: tuple[float, float]) -> bytes:
+    """Return an XMP packet whose lengths in pixels are those of a picture of this size.
+
+    `scale`: how many times longer (across, down) it has become. What is told of a panorama follows from its own
+    sizes, since those of others may be of another version of the picture.
+    """
+    for prefix in {prefix for prefix, _, space in _NAMESPACE.findall(packet) if space == _PANORAMA}:
+        packet = _resized_panorama(packet, prefix, height, width)
+    if scale == (1, 1):
+        return packet
+    across, down = scale
+    packet = _scaled(packet, b"exif:FocalPlaneXResolution", across)
+    packet = _scaled(packet, b"exif:FocalPlaneYResolution", down)
+    # Of regions such as faces, which are told as shares of these.
+    packet = _scaled(packet, b"stDim:w", across, whole=True)
+    packet = _scaled(packet, b"stDim:h", down, whole=True)
+    return re.sub(
+        rb"(<exif:Subject(?:Area|Location)\b[^<>]*>\s*<rdf:Seq>)((?:\s*<rdf:li>[\d\s]{1,12}</rdf:li>)+)",
+        lambda match: match[1] + _scaled_area(match[2], scale),
+        packet,
+    )
+
+
+def _scaled_area(items: bytes, scale: tuple[float, float]) -> bytes:
+    """Return a list of x and y, and a diameter or width and height, at another size."""
+    sides = iter([*scale, *scale] * items.count(b"<rdf:li>"))
+    return re.sub(rb"\d+", lambda match: b"%d" % round(int(match[0]) * next(sides)), items)
+
+
+def _resized_panorama(packet: bytes, prefix: bytes, height: int, width: int) -> bytes:
+    for of_picture, of_whole, names, side in (
+        (b"CroppedAreaImageWidthPixels", b"FullPanoWidthPixels", _ACROSS, width),
+        (b"CroppedAreaImageHeightPixels", b"FullPanoHeightPixels", _DOWN, height),
+    ):
+        told = _number(packet, prefix + b":" + of_picture) or _number(packet, prefix + b":" + of_whole)
+        if not told:
+            continue
+        for name in (of_picture, *names):
+            packet = _scaled(packet, prefix + b":" + name, side / told, whole=True)
+    return packet
+
+
+def _property(name: bytes) -> re.Pattern[bytes]:
+    """Match an attribute (a:b="6") or element (<a:b>6</a:b>): what is before, a number, its denominator."""
+    return re.compile(
+        rb"([\s<]"
+        + re.escape(name)
+        + rb"""(?:\s*=\s*["']|>)\s*)(\d{1,12}(?:\.\d{1,12})?)(?:/(\d{1,12}))?(?=\s*["'<])"""
+    )
+
+
+def _number(packet: bytes, name: bytes) -> float | None:
+    match = _property(name).search(packet)
+    return float(match[2]) if match else None
+
+
+def _scaled(packet: bytes, name: bytes, factor: float, *, whole: bool = False) -> bytes:
+    def scaled(match: re.Match[bytes]) -> bytes:
+        value = float(match[2]) * factor / (float(match[3] or 1) or 1)
+        if match[3] and not whole:
+            return match[1] + b"%d/10000" % round(value * 10000)
+        return match[1] + (b"%d" % round(value) if whole else f"{value:.10g}".encode())
+
+    return _property(name).sub(scaled, packet)
