@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -26,12 +27,28 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to fill that becomes `path` at the end of the block, as by `write_atomically`."""
+    """Yield a file to fill that becomes `path` at the end of the block, as by `write_atomically`.
+
+    What is no file (/dev/null, a named pipe) is written into, since to replace it would take it from everybody.
+    """
+    if is_special(path):
+        with path.open("wb") as file:
+            yield file
+        return
     temporary = temporary_beside(path)
     with removed_on_error(temporary):
         with open_new(temporary) as file:
             yield file
         put_in_place(temporary, path)
+
+
+def is_special(path: Path) -> bool:
+    """Return whether `path` is a device, a pipe or a socket, which must not be replaced by a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def temporary_beside(path: Path, run: str = "") -> Path:

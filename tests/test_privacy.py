@@ -36,7 +36,7 @@ def note(event, arguments):
         address = arguments[1]
         if isinstance(address, tuple):  # else a socket between processes of this machine
             note_down("connect", list(address))
-    elif event == "socket.getaddrinfo":
+    elif event == "socket.getaddrinfo" and arguments[0] != "127.0.0.1":  # a number is looked up nowhere
         note_down("connect", [str(arguments[0]), arguments[1]])
     elif event == "open" and arguments[2] & WRITES or event in PATHS:
         path = arguments[PATHS.get(event, 0)]

@@ -56,7 +56,7 @@ def serve(settings: Settings) -> None:
         # uvicorn raises the signal again when all is done; then it has been obeyed.
         with signals_taken(lambda number: None):
             _raise_file_limit(settings.connections)
-            _log.info("listening", addresses=[entry.getsockname()[:2] for entry in sockets])
+            _log.info("listening", urls=[_url(entry) for entry in sockets])
             server.run(sockets)
 
 
@@ -77,6 +77,11 @@ def config(settings: Settings, app: Any) -> uvicorn.Config:
         timeout_keep_alive=max(1, int(settings.header_timeout_s)),
         timeout_graceful_shutdown=int(settings.grace_s + 5),
     )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextlib.contextmanager

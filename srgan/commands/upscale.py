@@ -40,6 +40,9 @@ def upscale(options: UpscaleOptions) -> int:
     make_upscaler = _upscaler_maker(options)
     upscaler = make_upscaler()
     passed_over = planning.PassedOver()
+    if settings.order.request.scale == upscaler.scale:  # asked for or not, it is the same result
+        request = replace(settings.order.request, scale=None)
+        settings = replace(settings, order=replace(settings.order, request=request))
     if is_stream:
         start, total = _stream(options, upscaler, settings), 1
     elif options.watch:
@@ -103,6 +106,10 @@ def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
 def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_to_stdout: bool) -> None:
     if options.workers < 1:
         raise UsageError(f"{options.workers} workers are none: give -j 1 or more")
+    if getattr(sys.stdout, "name", "") == os.devnull and (
+        picture_to_stdout or options.json_path == streams.STREAM
+    ):
+        raise UsageError("standard output is closed; give a file")
     if picture_to_stdout and options.json_path == streams.STREAM:
         raise UsageError("the picture and the report cannot both go to standard output; give --json a file")
     if is_stream and (options.watch or options.runner != "local"):

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from srgan.errors import OutputError, UsageError
-from srgan.files import removed_on_error, temporary_beside, written_whole
+from srgan.files import is_special, removed_on_error, temporary_beside, written_whole
 
 Status = Literal["written", "skipped", "failed"]
+_BEGINNING = b'{"model": '  # of every report: the first of the facts
 STATUSES: tuple[Status, ...] = ("written", "skipped", "failed")
 
 
@@ -98,9 +99,13 @@ class JsonReport:
 
 
 def _refuse_hopeless(path: Path) -> None:
-    """Find out now, and not after the work, that there is no place for the report."""
-    if str(path) == "-":
+    """Find out now, and not after the work, that there is no place for the report, or one that is taken."""
+    if str(path) == "-" or is_special(path):
         return
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give --json the name of a file")
+    if path.exists() and not _is_report(path):
+        raise UsageError(f"{path}: exists and is no report of this program; give --json another name")
     probe = temporary_beside(path)
     try:
         with removed_on_error(probe):
@@ -108,3 +113,12 @@ def _refuse_hopeless(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"{path}: the report cannot be written: {error.strerror}") from error
+
+
+def _is_report(path: Path) -> bool:
+    """Return whether a file is what `JsonReport` writes, or empty; one that cannot be read is not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_BEGINNING)) in (_BEGINNING, b"")
+    except OSError:
+        return False

@@ -397,6 +397,40 @@ def test_closed_streams_are_no_obstacle(tmp_path: Path, tiny_model: Path, closed
     assert decode(tmp_path / "out" / "a_x4.png").width == decode(tmp_path / "out" / "b_x4.png").width == 24
 
 
+def test_a_picture_for_a_closed_output_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    picture(tmp_path / "a.png")
+    for options in ("- -o - < a.png", "a.png --json -"):
+        command = f"exec {sys.executable} -m srgan upscale -n {tiny_model} {options} >&-"
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, "standard output is closed" in done.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.usefixtures("bundled")
+def test_a_report_takes_the_place_of_nothing_but_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, other = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    before = source.read_bytes(), other.read_bytes()
+    for taken in (source, other, tmp_path):
+        code, _, err = called("upscale", source, "--overwrite", "--json", taken, capsys=capsys)
+        assert code == 2
+        assert "--json" in err
+    assert (source.read_bytes(), other.read_bytes()) == before
+    for _ in range(2):
+        assert called("upscale", source, "--json", tmp_path / "report.json", capsys=capsys)[0] == 0
+
+
+@pytest.mark.usefixtures("bundled")
+def test_the_models_own_scale_is_the_same_asked_for_or_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture(tmp_path / "a.png")
+    assert called("upscale", source, capsys=capsys)[0] == 0
+    code, out, _ = called("upscale", source, "-s", "4", capsys=capsys)
+    assert (code, out) == (0, "0 written, 1 skipped, 0 failed\n")
+
+
 def test_an_output_that_cannot_be_written_is_no_folder(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
