@@ -97,7 +97,7 @@ class Desk:
             finished = manifest.finished(job.target, origin, self._fingerprint(job))
             if finished is not None:
                 return FileReport(job.source, finished, "skipped")
-            manifest.refuse_foreign(job.target, origin, self._fingerprint(job))
+            self._refuse_foreign(job, job.target, origin)
         return origin
 
     def place(self, job: Job, target: Path, origin: Origin) -> Path:

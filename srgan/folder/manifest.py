@@ -121,9 +121,9 @@ class Manifest:
             raise PictureError(f"{target}: cannot be written: Is a directory")
         for row in self._results("target", target):
             if row.is_at(target):
-                if (row.origin.path == origin.path or row.is_of(origin)) and row.settings == settings:
-                    return
                 if row.origin.path == origin.path or row.is_of(origin):
+                    if row.settings == settings:
+                        return
                     raise PictureError(f"{target}: another model or other settings made it; {remedy}")
                 raise PictureError(f"{target}: is the result of {row.origin.path}; {remedy}")
         raise PictureError(f"{target}: exists, and is not as this program left it; {remedy}")
