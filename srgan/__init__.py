@@ -1,10 +1,8 @@
 """Photographs four times larger, by SRGAN (Ledig et al. 2017).
 
-    from pathlib import Path
-    from srgan import Upscaler, decode, encode
+    from srgan import Upscaler
 
-    picture = Upscaler().upscale(decode(Path("photo.jpg")))
-    Path("photo_x4.png").write_bytes(encode(picture, "png"))
+    Upscaler().upscale("photo.jpg").save("photo_x4.png")
 
 The names below are loaded when they are first used: `import srgan` itself reads nothing and imports nothing large.
 """
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from srgan.pictures import Picture, decode, encode
     from srgan.upscale import Request, Upscaler
     from srgan.weights import bundled_models
+
+    __version__: str
 
 __all__ = [
     "Engine",
@@ -48,10 +48,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("srgan")
     if name not in _HOMES:
         raise AttributeError(f"module 'srgan' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, "__version__"])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from srgan.conversion.loading import load_engine
 from srgan.engines.inference import Inference, Progress, Warn
 from srgan.engines.protocol import Engine
 from srgan.errors import PictureTooLargeError, UsageError
-from srgan.pictures import Picture, resized, scaled_dpi, without_tint
+from srgan.pictures import Picture, PillowImage, decode, resized, scaled_dpi, without_tint
 from srgan.weights import ModelMetadata, Weights
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
@@ -61,9 +62,18 @@ class Request:
             raise UsageError(f"strength {self.strength:g} is out of range: choose one from 0 to 1")
 
     @classmethod
-    def of(cls, request: Request | float | None) -> Request:
-        """Return the request that a plain number, a scale, or None stands for."""
-        return request if isinstance(request, Request) else cls(scale=request)
+    def of(
+        cls, request: Request | float | None, scale: float | None = None, strength: float | None = None
+    ) -> Request:
+        """Return the request that a plain number, a scale, or None stands for; or that `scale` and `strength` do.
+
+        Raises UsageError if both are given.
+        """
+        if request is not None and (scale is not None or strength is not None):
+            raise UsageError("say the size once: as `request`, or as `scale` and `strength`")
+        if isinstance(request, Request):
+            return request
+        return cls(scale=request if scale is None else scale, strength=1.0 if strength is None else strength)
 
     def output_size(self, height: int, width: int, model_scale: int) -> tuple[int, int]:
         """Return (height, width) of the result for a picture of that size.
@@ -148,6 +158,18 @@ class Upscaler:
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
         self._max_output_megapixels = max_output_megapixels
+        # What another process needs to load the same.
+        self._arguments = {
+            "model": model,
+            "tile_lr_px": tile_lr_px,
+            "memory_bytes": memory_bytes,
+            "device": device,
+            "precision": precision,
+            "balance": balance,
+            "halo_lr_px": halo_lr_px,
+            "engine": engine,
+            "max_output_megapixels": max_output_megapixels,
+        }
         if engine is None:
             engine, self._model_sha256 = load_engine(
                 model, device=device, precision=precision, balance=balance, halo_lr_px=halo_lr_px
@@ -155,6 +177,13 @@ class Upscaler:
         else:
             self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
         self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=memory_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments alone: what is unpickled, in a worker, loads the model again."""
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]  # as `Upscaler(...)` in the other process would
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -171,19 +200,78 @@ class Upscaler:
         """Output pixels per input pixel when no other scale is asked for."""
         return self.metadata.scale
 
+    @overload
     def upscale(
-        self, picture: Picture, request: Request | float | None = None, progress: Progress | None = None
-    ) -> Picture:
-        """Return `picture` enlarged as `request` says: a `Request`, a scale, or None for the model's own scale.
+        self,
+        picture: Picture | str | Path | bytes,
+        request: Request | float | None = None,
+        progress: Progress | None = None,
+        *,
+        scale: float | None = None,
+        strength: float | None = None,
+    ) -> Picture: ...
+
+    @overload
+    def upscale(
+        self,
+        picture: npt.NDArray[np.generic],
+        request: Request | float | None = None,
+        progress: Progress | None = None,
+        *,
+        scale: float | None = None,
+        strength: float | None = None,
+    ) -> npt.NDArray[np.generic]: ...
+
+    @overload
+    def upscale(
+        self,
+        picture: PillowImage,
+        request: Request | float | None = None,
+        progress: Progress | None = None,
+        *,
+        scale: float | None = None,
+        strength: float | None = None,
+    ) -> PillowImage: ...
+
+    def upscale(
+        self,
+        picture: Picture | str | Path | bytes | npt.NDArray[np.generic] | PillowImage,
+        request: Request | float | None = None,
+        progress: Progress | None = None,
+        *,
+        scale: float | None = None,
+        strength: float | None = None,
+    ) -> Picture | npt.NDArray[np.generic] | PillowImage:
+        """Return `picture` enlarged, as the kind that it came as.
+
+        `picture`: a `Picture`; the path of a file, or the bytes of one, which give a `Picture`; an array, (H,W)
+        grey, (H,W,3) RGB or (H,W,4) RGB and alpha, of uint8, uint16 or floats from 0 to 1; or a Pillow image, of
+        which the current frame is taken. `request`: a `Request`, a scale, or None for the model's own scale;
+        instead of it, `scale` and `strength` as in a `Request`.
 
         Frames and pages are upscaled one by one. A size other than the model's is reached by antialiased
         resampling of the model's result. Greyscale stays greyscale, colours that are grey to a level or two become
         exactly that, and 16 bits stay 16; transparency is upscaled apart from colour; profile and metadata are
         kept. `progress` is called with the finished fraction, 1.0 last; an exception it raises stops the work.
-        Raises UsageError for a size out of range, PictureTooLargeError if the result would be larger than
-        the limit, EngineError if inference fails.
+        Raises UsageError for a size out of range or what is no picture, PictureError for one that cannot be
+        read, PictureTooLargeError if the result would be larger than the limit, EngineError if inference fails.
         """
-        request = Request.of(request)
+        request = Request.of(request, scale, strength)
+        if isinstance(picture, np.ndarray):
+            result = self._upscale_picture(Picture.from_array(picture), request, progress)
+            return result.to_array(picture.dtype.newbyteorder("="))
+        if isinstance(picture, PillowImage):
+            return self._upscale_picture(Picture.from_pil(picture), request, progress).to_pil()
+        if isinstance(picture, str | Path | bytes):
+            picture = decode(picture if isinstance(picture, bytes) else Path(picture))
+        if not isinstance(picture, Picture):
+            raise UsageError(
+                f"{type(picture).__name__} cannot be upscaled: give a path, the bytes of a file, a NumPy array, a "
+                "Pillow image or a Picture"
+            )
+        return self._upscale_picture(picture, request, progress)
+
+    def _upscale_picture(self, picture: Picture, request: Request, progress: Progress | None) -> Picture:
         self.output_size(picture, request)
         report = progress or _ignore
         total_px = sum(frame.height * frame.width for frame in picture.frames)

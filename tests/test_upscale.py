@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.engines import METADATA, NearestEngine
 from support.threads import at_once
 
 from srgan import upscale
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import EngineError, PictureTooLargeError, SrganError, UnknownModelError, UsageError
-from srgan.pictures import Picture, resized
+from srgan.pictures import Picture, encode, resized
 from srgan.upscale import MAX_SIDE_PX, Request, Upscaler
 
 
@@ -440,3 +442,58 @@ def test_loads_a_model_by_path(tiny_model: Path) -> None:
     assert upscaler.upscale(Picture(levels(3, 2))).pixels.shape == (12, 8, 3)
     with pytest.raises(UnknownModelError):
         Upscaler("nowhere.onnx")
+
+
+# Whatever kind of picture
+
+
+def test_a_result_is_of_the_kind_of_its_source(tmp_path: Path) -> None:
+    upscaler = Upscaler(engine=NearestEngine())
+    pixels = levels(5, 7)
+    expected = pixels.repeat(4, 0).repeat(4, 1)
+    path = tmp_path / "photo.png"
+    path.write_bytes(encode(Picture(pixels), "png"))
+    for source in (path, str(path), path.read_bytes(), Picture(pixels)):
+        result = upscaler.upscale(source)
+        assert isinstance(result, Picture)
+        np.testing.assert_array_equal(result.pixels, expected)
+    np.testing.assert_array_equal(np.asarray(upscaler.upscale(Image.fromarray(pixels))), expected)
+    for dtype in (np.uint8, np.uint16, np.float32):
+        array: np.ndarray = Picture(pixels).to_array(dtype)
+        result_array: np.ndarray = upscaler.upscale(array)
+        assert result_array.dtype == dtype
+        np.testing.assert_allclose(result_array, array.repeat(4, 0).repeat(4, 1), atol=1e-5)
+    with_alpha = levels(5, 7, 4)
+    assert upscaler.upscale(with_alpha).shape == (20, 28, 4)
+    assert upscaler.upscale(pixels[..., 0]).shape == (20, 28)
+
+
+def test_size_and_strength_can_be_said_by_name() -> None:
+    upscaler = Upscaler(engine=NearestEngine())
+    pixels = levels(6, 8)
+    fractions: list[float] = []
+    result = upscaler.upscale(pixels, scale=2, strength=0.5, progress=fractions.append)
+    expected = upscaler.upscale(Picture(pixels), Request(scale=2, strength=0.5)).pixels
+    np.testing.assert_array_equal(result, expected)
+    assert fractions[-1] == 1
+    with pytest.raises(UsageError, match="once"):
+        upscaler.upscale(pixels, 2, strength=0.5)
+    with pytest.raises(UsageError, match="0 to 1"):
+        upscaler.upscale(pixels, strength=2)
+
+
+@pytest.mark.parametrize("thing", [None, 5, [[1, 2]], {"a": 1}])
+def test_what_is_no_picture_is_refused_with_what_is(thing: object) -> None:
+    with pytest.raises(UsageError, match=r"give a path, .* Pillow image or a Picture"):
+        Upscaler(engine=NearestEngine()).upscale(thing)  # type: ignore[call-overload]
+
+
+def test_an_upscaler_can_be_sent_to_another_process() -> None:
+    upscaler = Upscaler("srgan-x4", tile_lr_px=32, max_output_megapixels=1)
+    again = pickle.loads(pickle.dumps(upscaler))
+    assert again.model_sha256 == upscaler.model_sha256
+    pixels = levels(9, 11)
+    np.testing.assert_array_equal(again.upscale(pixels), upscaler.upscale(pixels))
+    with pytest.raises(PictureTooLargeError):
+        again.upscale(np.zeros((300, 300), np.uint8))
+    assert len(pickle.dumps(upscaler)) < 2000  # what to load, and not the weights

@@ -7,12 +7,14 @@ format of the result can hold it, and what is not is told.
     encode     a `Picture` to the bytes of a file: writing.py, with formats/
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
     resized    a `Picture` at another size: resampling.py
+    from_pil, to_pil, from_array, to_array   of a `Picture`: what other libraries hold: interchange.py
     flattened  a `Picture` as 8-bit RGB without transparency: flattening.py
     guarded    decoding of files that may be hostile, in a process with limits
 """
 
 from srgan.pictures.flattening import flattened
 from srgan.pictures.formats.jpeg import jpeg_quality
+from srgan.pictures.interchange import PillowImage
 from srgan.pictures.picture import (
     FORMATS,
     PICTURE_SUFFIXES,
@@ -35,6 +37,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "Format",
     "Picture",
+    "PillowImage",
     "decode",
     "encode",
     "flattened",

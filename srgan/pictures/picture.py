@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
+from srgan.errors import UsageError
+from srgan.files import write_atomically
 from srgan.pictures import colour, metadata
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Picture:
     """A picture in memory, upright: a still one, or the first frame or page with the others behind it.
 
@@ -74,6 +79,60 @@ class Picture:
     def is_animated(self) -> bool:
         """Whether there are several frames, shown one after the other."""
         return bool(self.further) and self.duration_ms is not None
+
+    @classmethod
+    def from_array(cls, array: npt.NDArray[np.generic]) -> Picture:
+        """Return the picture in (H,W) grey, (H,W,3) RGB or (H,W,4) RGB and alpha; see `interchange.from_array`."""
+        from srgan.pictures import interchange
+
+        return interchange.from_array(array)
+
+    def to_array(self, dtype: npt.DTypeLike | None = None) -> npt.NDArray[np.generic]:
+        """Return the first frame as (H,W), (H,W,3) or (H,W,4), by default in its own depth: see `interchange`."""
+        from srgan.pictures import interchange
+
+        return interchange.to_array(self, dtype)
+
+    @classmethod
+    def from_pil(cls, image: Image.Image) -> Picture:
+        """Return a Pillow image upright, with its profile and EXIF; see `interchange.from_pil`."""
+        from srgan.pictures import interchange
+
+        return interchange.from_pil(image)
+
+    def to_pil(self) -> Image.Image:
+        """Return the first frame as a Pillow image, its profile and EXIF in `info`; see `interchange.to_pil`."""
+        from srgan.pictures import interchange
+
+        return interchange.to_pil(self)
+
+    def save(self, path: str | Path, *, quality: int | None = None) -> tuple[str, ...]:
+        """Write the picture, whole or not at all, and return what the format did not hold, in a few words each.
+
+        The suffix decides the format. `quality`: see `encode`. Raises UsageError for a suffix of no format that
+        is written, PictureError if the format cannot hold what is seen of the picture, OSError as it comes.
+        """
+        from srgan.pictures.writing import encode
+
+        path = Path(path)
+        format = format_of_suffix(path.suffix)
+        if format is None:
+            suffixes = ", ".join(target.suffixes[0] for target in FORMATS.values())
+            raise UsageError(f"{path}: the suffix of the name decides the format: choose one of {suffixes}")
+        write_atomically(path, encode(self, format, quality=quality))
+        return losses(self, format)
+
+    def __repr__(self) -> str:
+        """Return size, depth and kind, since nobody reads a million pixels."""
+        kind = ("grey" if self.is_grey else "RGB") + ("" if self.alpha is None else " and alpha")
+        frames = f", {len(self.frames)} {'frames' if self.is_animated else 'pages'}" if self.further else ""
+        return f"<Picture {self.width}x{self.height} {kind}, {self.bits} bits{frames}>"
+
+    def _repr_png_(self) -> bytes:
+        """Return what notebooks show."""
+        from srgan.pictures.writing import encode
+
+        return encode(replace(self, further=()), "png")
 
     def without_metadata(self) -> Picture:
         """Return the picture with nothing but what is needed to show it: no EXIF, XMP or texts on any frame."""

@@ -173,7 +173,7 @@ def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) ->
     if all(frame.alpha is None or frame.alpha.min() == 255 for frame in frames):
         frames = [replace(frame, alpha=None) for frame in frames]
     whole = _finished(Planes(frames[0].pixels, frames[0].alpha), opened, file, warnings)
-    orientation, _, _ = _exif_of(opened)
+    orientation, _, _ = exif_of(opened)
     turned = [Planes(frame.pixels, frame.alpha).turned(orientation) for frame in frames[1:]]
     return replace(
         whole,
@@ -225,7 +225,7 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
     icc = opened.info.get("icc_profile") or raw.get("icc")
     if opened.mode == "CMYK":
         icc = None
-    orientation, exif, exif_warnings = _exif_of(opened, raw.get("exif", b""))
+    orientation, exif, exif_warnings = exif_of(opened, raw.get("exif", b""))
     warnings = [*warnings, *exif_warnings, *_unkept(opened, file)]
     planes = planes.turned(orientation)
     dpi = opened.info.get("dpi")
@@ -295,7 +295,7 @@ def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
     return warnings
 
 
-def _exif_of(image: Image.Image, otherwise: bytes = b"") -> tuple[int, bytes, list[str]]:
+def exif_of(image: Image.Image, otherwise: bytes = b"") -> tuple[int, bytes, list[str]]:
     """Return the orientation, the EXIF block with its orientation reset, and warnings.
 
     `otherwise`: the block of a file that has none where blocks belong.
