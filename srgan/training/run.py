@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
 from srgan.training.losses import generator_terms
-from srgan.training.processes import agreed
+from srgan.training.processes import agreed, averaged
 from srgan.training.validation import sample_strip, validate
 from srgan.weights import bundled_tensors, is_file_name
 
@@ -302,7 +303,7 @@ def make_players(
         generator=generator,
         ema=_ema_of(generator, pretrain.ema_decay),
         discriminator=discriminator,
-        objective=OBJECTIVES[recipe.objective](recipe.losses.adversarial, label_random),
+        objective=OBJECTIVES[recipe.objective](recipe.losses.adversarial, label_random, partial(averaged, fabric)),
         generator_optimizer=torch.optim.Adam(
             generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
         ),

@@ -238,7 +238,7 @@ def discriminator_step(players: Players, hr: Tensor, sr: Tensor, clip_norm: floa
         loss = players.objective.discriminator_loss(players.discriminator, hr, sr.detach())
     norm = descend(players.fabric, players.discriminator, players.discriminator_optimizer, loss, clip_norm)
     players.objective.after_discriminator_step(players.discriminator)
-    return {"discriminator": loss.detach(), "discriminator_gradient_norm": norm}
+    return players.objective.watched | {"discriminator_gradient_norm": norm}
 
 
 class Batch(NamedTuple):
