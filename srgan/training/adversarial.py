@@ -15,6 +15,7 @@ mean of a tensor over all processes that play.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srgan.training.config import AdversarialRecipe
+
+_CLIPPED_INPUTS = 2048  # of the layer that wgan's 0.01 belongs to: 4 × 4 × 128, Radford et al. 2016
 
 
 class Objective(ABC):
@@ -149,7 +152,12 @@ class LeastSquares(Objective):
 
 
 class Wasserstein(Objective):
-    """WGAN: a critic with clipped weights estimates the earth mover's distance (Arjovsky et al. 2017, alg. 1)."""
+    """WGAN: a critic with clipped weights estimates the earth mover's distance (Arjovsky et al. 2017, alg. 1).
+
+    The paper's 0.01 is that of its critic, a DCGAN whose middle layer has 2,048 inputs. Clipped weights end at
+    the bound, so a layer of n inputs passes on bound × √n of what it is given: one with fewer has a wider bound,
+    or nothing would come through a slim critic.
+    """
 
     key = "wgan"
     discriminator_steps = 5  # likewise, algorithm 1
@@ -167,7 +175,9 @@ class Wasserstein(Objective):
         """Clip every weight, which bounds how steep the critic can be; spectral norm has bounded its own."""
         for name, parameter in discriminator.named_parameters():
             if "parametrizations" not in name:
-                parameter.clamp_(-self.recipe.clip_weights, self.recipe.clip_weights)
+                inputs = parameter[0].numel() if parameter.dim() > 1 else _CLIPPED_INPUTS
+                bound = self.recipe.clip_weights * math.sqrt(_CLIPPED_INPUTS / inputs)
+                parameter.clamp_(-bound, bound)
 
 
 class WassersteinGradientPenalty(Wasserstein):

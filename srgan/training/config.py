@@ -68,7 +68,7 @@ OBJECTIVE_DEFAULTS = {
     "nonsaturating": ObjectiveDefaults({"real_labels": (0.7, 1.2), "fake_labels": (0.0, 0.3)}, {}),
     "minimax": ObjectiveDefaults({}, {}),
     "lsgan": ObjectiveDefaults({}, {}),
-    # 0.01: Arjovsky et al. 2017, algorithm 1; through the ten layers of "vgg" such weights let nothing pass
+    # 0.01: Arjovsky et al. 2017, algorithm 1; ten clipped layers, as "vgg" has, let little pass, five enough
     "wgan": ObjectiveDefaults(
         {"clip_weights": 0.01},
         {"kind": "patch", "normalisation": "none"},
@@ -213,9 +213,12 @@ class AdversarialRecipe(_Strict):
     """The game's term and its rules. What an objective has of its own, or does not read: `OBJECTIVE_DEFAULTS`."""
 
     weight: Weight = 1e-3  # Ledig et al. 2017, eq. 3
+    # The weight follows, so that the game's gradient at SR stands at this share of the perceptual ones (Esser et
+    # al. 2021, eq. 7), within a tenth and ten times `weight`, and only while the discriminator is awake; 0: not.
+    pull: Weight = 0.0  # the paper has a fixed weight
     real_labels: Range = (0.7, 1.2)  # nonsaturating, dragan: what the discriminator is taught to say of HR ...
     fake_labels: Range = (0.0, 0.3)  # ... and of SR; drawn anew for every picture and step
-    clip_weights: Positive = 0.01  # wgan
+    clip_weights: Positive = 0.01  # wgan: of a layer with 2,048 inputs, of others by the root of theirs
     gradient_penalty: Weight = 10.0  # wgan-gp, dragan: of slopes other than 1
     began_gamma: Fraction = 0.7  # began: ratio of the two errors aimed at
     began_gain: Positive = 1e-3  # began: how fast k moves
@@ -334,7 +337,16 @@ class GuardsRecipe(_Strict):
     rollback_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # what a rollback multiplies the learning rates by
     accuracy_above: Fraction = 0.95  # a discriminator that is right more often teaches little ...
     accuracy_steps: Annotated[int, Field(ge=1)] = 1000  # ... and after so many such steps an alarm is raised
-    ease_discriminator: bool = False  # then also halve its learning rate
+    # A game that is none: what was logged looks so for this many steps in a row.
+    asleep_steps: Annotated[int, Field(ge=1)] = 300  # a discriminator wakes within 100 to 350 steps, or never
+    flat_within: Weight = 0.01  # a loss that stays so near is flat; that of a live game moves more with each batch
+    chance_within: Fraction = 0.15  # of 0.5: hardly more than guessing; few pairs say it no better
+    loss_below: Weight = 1e-4  # of the discriminator: it has nothing left to learn
+    # Of the game's gradient at SR beside the perceptual ones; those of live games were 0.01 to 1.
+    share_below: Weight = 1e-3  # likewise
+    # Then also do what helps: halve the rate of a discriminator that always wins, double that of one that never
+    # woke, give one that fell asleep the weights that it had when awake, and halve the adversarial weight.
+    ease_discriminator: bool = False
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a better LPIPS before a stage ends; 0: never
     # Validation figures beyond these raise an alarm. A good generator reads 0.3, 45 dB, 0.4 and 0.01, one that
     # draws the same whatever it is shown about 50, 12 dB, any detail and 1.

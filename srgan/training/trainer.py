@@ -212,8 +212,9 @@ def _game(recipe: Recipe, players: Players) -> Step:
         terms["learning_rate"] = torch.tensor(rate)
         if position.step < stage.discriminator_alone_steps:
             return terms
-        adversarial = recipe.losses.adversarial.weight * ramp(stage, position.step)
+        adversarial = recipe.losses.adversarial.weight * ramp(stage, position.step) * position.adversarial_scale
         now = weights | {"adversarial": adversarial}
+        terms["adversarial_weight"] = torch.tensor(adversarial)
         batch = Batch(lr, hr, sr)
         return terms | generator_step(players, losses, now, batch, stage.clip_norm, measure=measure)
 
