@@ -1,4 +1,4 @@
-"""The eight objectives on equal terms: one pre-trained generator, the same budget, data and seeds for each.
+"""The nine objectives on equal terms: one pre-trained generator, the same budget, data and seeds for each.
 
     python tools/objectives.py --data PICTURES --test HR_FOLDER --run runs/objectives
     python tools/objectives.py --run runs/objectives --report-only

@@ -7,9 +7,17 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from srgan.errors import RecipeError
 from srgan.networks.generator import GeneratorRecipe
@@ -26,18 +34,77 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
+Section = TypeVar("Section", bound=BaseModel)
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _filled(section: Section, values: dict[str, Any]) -> Section:
+    """Return `section` with `values` in those of its fields that nobody has set."""
+    silent = {name: value for name, value in values.items() if name not in section.model_fields_set}
+    return section.model_copy(update=silent)
+
+
+class ObjectiveDefaults(NamedTuple):
+    """What an objective has of its own: what it is played with where the recipe is silent.
+
+    `settings`: those of `AdversarialRecipe` that it reads, beside what all read, with its numbers.
+    `discriminator`: where it differs from `DiscriminatorRecipe`. `refuses_batch`: why it cannot use BatchNorm;
+    empty: it can.
+    """
+
+    settings: dict[str, Any]
+    discriminator: dict[str, str]
+    refuses_batch: str = ""
+
+
+_BY_PICTURE = "penalties are taken picture by picture"
+_NO_NORMALISATION = {"normalisation": "none"}
+
+OBJECTIVE_DEFAULTS = {
+    # noisy soft labels, drawn anew for every picture and step (ganhacks 6)
+    "nonsaturating": ObjectiveDefaults({"real_labels": (0.7, 1.2), "fake_labels": (0.0, 0.3)}, {}),
+    "minimax": ObjectiveDefaults({}, {}),
+    "lsgan": ObjectiveDefaults({}, {}),
+    # 0.01: Arjovsky et al. 2017, algorithm 1; ten clipped layers, as "vgg" has, let little pass, five enough
+    "wgan": ObjectiveDefaults(
+        {"clip_weights": 0.01},
+        {"kind": "patch", "normalisation": "none"},
+        "its gains, clipped like all weights, let nothing pass",
+    ),
+    # 10: Gulrajani et al. 2017, algorithm 1
+    "wgan-gp": ObjectiveDefaults({"gradient_penalty": 10.0}, _NO_NORMALISATION, _BY_PICTURE),
+    # plain labels and 10: Kodali et al. 2017, algorithm 1
+    "dragan": ObjectiveDefaults(
+        {"real_labels": (1.0, 1.0), "fake_labels": (0.0, 0.0), "gradient_penalty": 10.0},
+        _NO_NORMALISATION,
+        _BY_PICTURE,
+    ),
+    # Berthelot et al. 2017, figure 3 and section 3.4
+    "began": ObjectiveDefaults(
+        {"began_gamma": 0.7, "began_gain": 1e-3}, {"kind": "autoencoder", "normalisation": "none"}
+    ),
+    "relativistic-average": ObjectiveDefaults({}, {}),
+    # gamma 1, for a slim discriminator at 128 pixels; the paper has 0.05 to 150, growing with the size
+    "relativistic-paired": ObjectiveDefaults({"r1_gamma": 1.0, "r2_gamma": 1.0}, _NO_NORMALISATION),
+}
+
+
 class DiscriminatorRecipe(_Strict):
-    """Which of `discriminators.DISCRIMINATORS`, and its keyword arguments beside the patch size."""
+    """Which of `discriminators.DISCRIMINATORS`, and its keyword arguments beside the patch size.
+
+    Some objectives have a kind and a normalisation of their own: `OBJECTIVE_DEFAULTS`.
+    """
 
     kind: Literal["vgg", "unet", "patch", "autoencoder"] = "vgg"  # Ledig et al. 2017, figure 4
     features: Annotated[int, Field(ge=1, le=512)] = 64  # likewise
-    normalisation: Literal["batch", "none", "spectral"] = "batch"
+    normalisation: Literal["batch", "none", "spectral"] = "batch"  # likewise
+
+    def of(self, objective: str) -> Self:
+        """Return this with what `objective` has of its own where nothing was said."""
+        return _filled(self, OBJECTIVE_DEFAULTS[objective].discriminator)
 
 
 class DataRecipe(_Strict):
@@ -143,15 +210,25 @@ class PerceptualRecipe(_Strict):
 
 
 class AdversarialRecipe(_Strict):
-    """The game's term and its labels."""
+    """The game's term and its rules. What an objective has of its own, or does not read: `OBJECTIVE_DEFAULTS`."""
 
     weight: Weight = 1e-3  # Ledig et al. 2017, eq. 3
-    real_labels: Range = (0.7, 1.2)  # noisy soft labels, drawn anew for every picture and step (ganhacks 6)
-    fake_labels: Range = (0.0, 0.3)  # likewise
-    clip_weights: Positive = 0.01  # wgan: Arjovsky et al. 2017, algorithm 1
-    gradient_penalty: Weight = 10.0  # wgan-gp, dragan: Gulrajani et al. 2017, algorithm 1
-    began_gamma: Fraction = 0.7  # began: ratio of the two errors aimed at, Berthelot et al. 2017, figure 3
-    began_gain: Positive = 1e-3  # began: how fast k moves, likewise, section 3.4
+    # The weight follows, so that the game's gradient at SR stands at this share of the perceptual ones (Esser et
+    # al. 2021, eq. 7), within a tenth and ten times `weight`, and only while the discriminator is awake; 0: not.
+    pull: Weight = 0.0  # the paper has a fixed weight
+    real_labels: Range = (0.7, 1.2)  # nonsaturating, dragan: what the discriminator is taught to say of HR ...
+    fake_labels: Range = (0.0, 0.3)  # ... and of SR; drawn anew for every picture and step
+    clip_weights: Positive = 0.01  # wgan: of a layer with 2,048 inputs, of others by the root of theirs
+    gradient_penalty: Weight = 10.0  # wgan-gp, dragan: of slopes other than 1
+    began_gamma: Fraction = 0.7  # began: ratio of the two errors aimed at
+    began_gain: Positive = 1e-3  # began: how fast k moves
+    # Zero-centred penalties, γ/2 times the squared slope of the discriminator at HR (R1) and at SR (R2), in every
+    # objective: Mescheder et al. 2018, eq. 9 and 10. Only relativistic-paired has them by itself.
+    r1_gamma: Weight = 0.0  # likewise
+    r2_gamma: Weight = 0.0  # likewise
+    # A penalty costs a second pass backward, so it is taken at every fourth update, four times as strongly; every
+    # 16th is enough for some (Karras et al. 2020, appendix B).
+    penalty_steps: Annotated[int, Field(ge=1, le=1000)] = 4
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
@@ -160,6 +237,32 @@ class AdversarialRecipe(_Strict):
             if low > high:
                 raise ValueError(f"{name} must ascend, not {low} to {high}")
         return self
+
+    def of(self, objective: str) -> Self:
+        """Return this with the numbers of `objective` where nothing was said; ValueError for what it never reads.
+
+        A setting that it does not read may stand as this class has it, as in a recipe that was written whole.
+        """
+        own = OBJECTIVE_DEFAULTS[objective].settings
+        for name in sorted(_OF_SOME_OBJECTIVES - own.keys()):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                readers = [key for key, defaults in OBJECTIVE_DEFAULTS.items() if name in defaults.settings]
+                raise ValueError(
+                    f"adversarial.{name} is not read by objective {objective!r}, only by {' and '.join(readers)}: "
+                    "leave it out"
+                )
+        return _filled(self, own)
+
+
+# `r1_gamma` and `r2_gamma` are read by all.
+_OF_SOME_OBJECTIVES = {
+    "real_labels",
+    "fake_labels",
+    "clip_weights",
+    "gradient_penalty",
+    "began_gamma",
+    "began_gain",
+}
 
 
 class LossesRecipe(_Strict):
@@ -234,7 +337,16 @@ class GuardsRecipe(_Strict):
     rollback_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5  # what a rollback multiplies the learning rates by
     accuracy_above: Fraction = 0.95  # a discriminator that is right more often teaches little ...
     accuracy_steps: Annotated[int, Field(ge=1)] = 1000  # ... and after so many such steps an alarm is raised
-    ease_discriminator: bool = False  # then also halve its learning rate
+    # A game that is none: what was logged looks so for this many steps in a row.
+    asleep_steps: Annotated[int, Field(ge=1)] = 300  # a discriminator wakes within 100 to 350 steps, or never
+    flat_within: Weight = 0.01  # a loss that stays so near is flat; that of a live game moves more with each batch
+    chance_within: Fraction = 0.15  # of 0.5: hardly more than guessing; few pairs say it no better
+    loss_below: Weight = 1e-4  # of the discriminator: it has nothing left to learn
+    # Of the game's gradient at SR beside the perceptual ones; those of live games were 0.01 to 1.
+    share_below: Weight = 1e-3  # likewise
+    # Then also do what helps: halve the rate of a discriminator that always wins, double that of one that never
+    # woke, give one that fell asleep the weights that it had when awake, and halve the adversarial weight.
+    ease_discriminator: bool = False
     patience: Annotated[int, Field(ge=0)] = 0  # validations without a better LPIPS before a stage ends; 0: never
     # Validation figures beyond these raise an alarm. A good generator reads 0.3, 45 dB, 0.4 and 0.01, one that
     # draws the same whatever it is shown about 50, 12 dB, any detail and 1.
@@ -262,13 +374,21 @@ class Recipe(_Strict):
     # or a checkpoint (.pt), which brings its discriminator along: a new one first learns what the old one knew.
     start: str = ""
     objective: Literal[
-        "nonsaturating", "minimax", "lsgan", "wgan", "wgan-gp", "dragan", "began", "relativistic-average"
+        "nonsaturating",
+        "minimax",
+        "lsgan",
+        "wgan",
+        "wgan-gp",
+        "dragan",
+        "began",
+        "relativistic-average",
+        "relativistic-paired",
     ] = "nonsaturating"
     generator: GeneratorRecipe = GeneratorRecipe()
-    discriminator: DiscriminatorRecipe = DiscriminatorRecipe()
+    discriminator: DiscriminatorRecipe = Field(default=DiscriminatorRecipe(), validate_default=True)
     data: DataRecipe = DataRecipe()
     degradation: DegradationRecipe = DegradationRecipe()
-    losses: LossesRecipe = LossesRecipe()
+    losses: LossesRecipe = Field(default=LossesRecipe(), validate_default=True)
     pretrain: PretrainRecipe = PretrainRecipe()
     adversarial: AdversarialStageRecipe = AdversarialStageRecipe()
     guards: GuardsRecipe = GuardsRecipe()
@@ -287,22 +407,43 @@ class Recipe(_Strict):
     def _old_words_are_understood(cls, precision: Any) -> Any:
         return _OLD_PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision
 
+    @field_validator("discriminator")
+    @classmethod
+    def _judge_of_the_objective(cls, judge: DiscriminatorRecipe, before: ValidationInfo) -> DiscriminatorRecipe:
+        return judge.of(before.data["objective"]) if "objective" in before.data else judge  # else it was refused
+
+    @field_validator("losses")
+    @classmethod
+    def _rules_of_the_objective(cls, losses: LossesRecipe, before: ValidationInfo) -> LossesRecipe:
+        if "objective" not in before.data:
+            return losses
+        return losses.model_copy(update={"adversarial": losses.adversarial.of(before.data["objective"])})
+
     @model_validator(mode="after")
-    def _patches_fit(self) -> Self:
-        if self.adversarial.steps and self.adversarial.patch_hr_px % 16:
-            raise ValueError("adversarial.patch_hr_px must be a multiple of 16 for the discriminator's strides")
+    def _game_can_be_played(self) -> Self:
         if not self.adversarial.steps:
             return self
-        kind, normalisation = self.discriminator.kind, self.discriminator.normalisation
+        kind, normalisation, patch_hr_px = (
+            self.discriminator.kind,
+            self.discriminator.normalisation,
+            self.adversarial.patch_hr_px,
+        )
+        if patch_hr_px % 16:
+            raise ValueError("adversarial.patch_hr_px must be a multiple of 16 for the discriminator's strides")
+        if kind == "patch" and patch_hr_px < 32:
+            raise ValueError("discriminator.kind 'patch' needs an adversarial.patch_hr_px of 32 or more")
         if (self.objective == "began") != (kind == "autoencoder"):
             raise ValueError(
                 f"objective {self.objective!r} cannot use discriminator.kind {kind!r}: began needs "
                 "'autoencoder', and nothing else does"
             )
-        if self.objective == "wgan-gp" and normalisation == "batch":
+        rules = self.losses.adversarial
+        penalised = rules.r1_gamma or rules.r2_gamma
+        reason = OBJECTIVE_DEFAULTS[self.objective].refuses_batch or (_BY_PICTURE if penalised else "")
+        if reason and normalisation == "batch":
             raise ValueError(
-                "objective 'wgan-gp' needs a critic without BatchNorm, since its penalty is taken picture by "
-                "picture: set discriminator.normalisation to none or spectral"
+                f"objective {self.objective!r} needs a discriminator without BatchNorm ({reason}): set "
+                "discriminator.normalisation to none or spectral"
             )
         return self
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
 from srgan.training.losses import generator_terms
-from srgan.training.processes import agreed
+from srgan.training.processes import agreed, averaged
 from srgan.training.validation import sample_strip, validate
 from srgan.weights import bundled_tensors, is_file_name
 
@@ -94,11 +95,13 @@ class Run:
     def log(self, terms: Scalars, patches_per_s: float, left_s: float) -> None:
         """Record the scalars of the step just done, and what the guards find in them."""
         position, now_s = self.position, self.clock.now_s
-        scalars = {key: float(value) for key, value in terms.items()} | {"patches_per_s": patches_per_s}
+        values = torch.stack([value.float().to(self.fabric.device) for value in terms.values()])
+        scalars = dict(zip(terms, averaged(self.fabric, values).tolist(), strict=True))
+        scalars["patches_per_s"] = patches_per_s
         self.journal.write(position.stage, position.step, now_s, left_s, scalars)
-        alarm = self.guards.watch(position, scalars, self.recipe.log_steps)
-        if alarm:
+        for alarm in self.guards.watch(position, scalars, self.recipe.log_steps, self.players):
             self.journal.alarm(position.stage, position.step, now_s, alarm)
+        self.guards.balance(position, scalars, self.recipe.losses.adversarial)
 
     def look(self) -> dict[str, float]:
         """Validate the averaged generator and return its figures, the same in all processes.
@@ -156,6 +159,7 @@ class Run:
             "ema": players.ema.state_dict(),
             "discriminator": players.discriminator.state_dict(),
             "objective": players.objective.state_dict(),
+            "guards": self.guards.state_dict(),
             "generator_optimizer": players.generator_optimizer.state_dict(),
             "discriminator_optimizer": players.discriminator_optimizer.state_dict(),
             # One row for each process. No step draws from torch's global stream, so it is not kept.
@@ -179,6 +183,7 @@ class Run:
             reading.fill(players.ema, state["ema"], str(path))
             reading.fill(players.discriminator, state["discriminator"], str(path))
             players.objective.load_state_dict(state["objective"])
+            self.guards.load_state_dict(state.get("guards", {}))
             players.generator_optimizer.load_state_dict(state["generator_optimizer"])
             players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
             # Cloned, because torch reads the state from the beginning of the storage, whatever row it is given.
@@ -245,6 +250,7 @@ class Position:
     best: float = math.inf  # lowest LPIPS (or minus PSNR) of the stage so far
     validations_since_best: int = 0
     confident_steps: int = 0  # in a row, with a discriminator that is nearly always right
+    adversarial_scale: float = 1.0  # what balance and alarms have multiplied the adversarial weight by
 
 
 def after_rollback(then: Position, now: Position, recipe: Recipe, now_s: float) -> Position:
@@ -302,7 +308,7 @@ def make_players(
         generator=generator,
         ema=_ema_of(generator, pretrain.ema_decay),
         discriminator=discriminator,
-        objective=OBJECTIVES[recipe.objective](recipe.losses.adversarial, label_random),
+        objective=OBJECTIVES[recipe.objective](recipe.losses.adversarial, label_random, partial(averaged, fabric)),
         generator_optimizer=torch.optim.Adam(
             generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
         ),

@@ -212,8 +212,9 @@ def _game(recipe: Recipe, players: Players) -> Step:
         terms["learning_rate"] = torch.tensor(rate)
         if position.step < stage.discriminator_alone_steps:
             return terms
-        adversarial = recipe.losses.adversarial.weight * ramp(stage, position.step)
+        adversarial = recipe.losses.adversarial.weight * ramp(stage, position.step) * position.adversarial_scale
         now = weights | {"adversarial": adversarial}
+        terms["adversarial_weight"] = torch.tensor(adversarial)
         batch = Batch(lr, hr, sr)
         return terms | generator_step(players, losses, now, batch, stage.clip_norm, measure=measure)
 
@@ -238,7 +239,7 @@ def discriminator_step(players: Players, hr: Tensor, sr: Tensor, clip_norm: floa
         loss = players.objective.discriminator_loss(players.discriminator, hr, sr.detach())
     norm = descend(players.fabric, players.discriminator, players.discriminator_optimizer, loss, clip_norm)
     players.objective.after_discriminator_step(players.discriminator)
-    return {"discriminator": loss.detach(), "discriminator_gradient_norm": norm}
+    return players.objective.watched | {"discriminator_gradient_norm": norm}
 
 
 class Batch(NamedTuple):

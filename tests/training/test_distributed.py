@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from srgan.training.checkpoint import latest_checkpoint
+
 SCRIPT = """
 import sys
 import torch
@@ -74,7 +76,7 @@ RECIPE = """
 log_steps = 2
 generator = { blocks = 1, features = 4 }
 discriminator = { features = 2 }
-losses = { perceptual = { weight = 0.0 } }
+losses.perceptual.weight = 0.0
 data = { held_out = 1 }
 pretrain = { steps = 4, batch_size = 2, patch_hr_px = 32 }
 adversarial = { steps = 4, batch_size = 2, patch_hr_px = 32 }
@@ -155,6 +157,65 @@ def test_processes_stay_of_one_mind_by_the_clock(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+RESUMED = """
+import signal
+import sys
+from pathlib import Path
+from srgan.training import trainer
+from srgan.training.checkpoint import checkpoints
+from srgan.training.config import load_recipe
+from srgan.training.data.cache import build_cache
+from srgan.training.data.patches import Patches
+from srgan.training.processes import make_fabric, together
+
+folder, run, objective, stop_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+changes = ["began_gain=0.5"] if objective == "began" else ["penalty_steps=3"]
+changes = [f"objective={objective}", "discriminator.features=8", f"losses.adversarial.{changes[0]}"]
+recipe = load_recipe(str(folder / "recipe.toml"), [*changes, "adversarial.steps=8"])
+fabric, draw, drawn = make_fabric(recipe, 2), Patches.pairs, []
+
+def counted(*arguments):
+    drawn.append(1)
+    if len(drawn) == stop_at and fabric.global_rank == 1:
+        signal.raise_signal(signal.SIGINT)
+    return draw(*arguments)
+
+Patches.pairs = counted
+with together(fabric):
+    cache = build_cache([folder / "photos"], folder / f"cache{fabric.global_rank}")
+    try:
+        trainer.train(recipe, cache, run, resume=bool(checkpoints(run)), fabric=fabric)
+    except KeyboardInterrupt:
+        assert stop_at
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize("objective", ["relativistic-paired", "began"])
+def test_two_processes_that_resume_end_as_if_never_stopped(tmp_path: Path, objective: str) -> None:
+    """Penalties keep their turn and BEGAN its balance, to the last bit."""
+    script = tmp_path / "resumed.py"
+    script.write_text(RESUMED)
+
+    def sitting(run: Path, stop_at: int) -> None:
+        command = [sys.executable, str(script), str(tmp_path), str(run), objective, str(stop_at)]
+        done = subprocess.run(command, timeout=240, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    sitting(straight, 0)
+    for stop_at in (7, 2, 0):  # in the middle of the game, and once more
+        sitting(stopped, stop_at)
+    one, other = (latest_checkpoint(run)[1] for run in (straight, stopped))
+    assert one["objective"] == other["objective"]
+    assert one["objective"]["updates"] == 8
+    assert objective != "began" or one["objective"]["k"] > 0
+    for player in ("generator", "ema", "discriminator"):
+        assert all(torch.equal(value, other[player][name]) for name, value in one[player].items())
 
 
 def free_port() -> int:

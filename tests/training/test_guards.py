@@ -20,10 +20,10 @@ from srgan.networks.reading import load_checkpoint
 from srgan.pages.report import report
 from srgan.training import run, trainer
 from srgan.training.checkpoint import checkpoint_path, latest_checkpoint
-from srgan.training.config import GuardsRecipe, Recipe, validated
+from srgan.training.config import AdversarialRecipe, GuardsRecipe, Recipe, validated
 from srgan.training.data.cache import PictureCache
 from srgan.training.data.patches import Patches
-from srgan.training.guards import Guards
+from srgan.training.guards import Guards, share_of_the_game
 from srgan.training.run import Position, after_rollback
 from srgan.weights import ModelMetadata
 
@@ -88,16 +88,153 @@ def test_detail_limits_must_ascend() -> None:
 def test_a_confident_discriminator_raises_an_alarm_and_is_eased_only_if_allowed() -> None:
     position = Position()
     guards = Guards(GuardsRecipe(accuracy_steps=300))
-    sure, unsure = {"discriminator_accuracy": 0.99}, {"discriminator_accuracy": 0.9}
+    sure, unsure = ({"discriminator": loss, "discriminator_accuracy": a} for loss, a in ((0.5, 0.99), (0.5, 0.9)))
     assert [bool(guards.watch(position, s, 100)) for s in (sure, sure, unsure, sure, sure, sure)] == [
         *[False] * 5,
         True,
     ]
     assert position.discriminator_rate_scale == 1
     easing = Guards(GuardsRecipe(accuracy_steps=100, ease_discriminator=True))
-    assert "halved" in easing.watch(position, sure, 100)
+    assert "halved" in easing.watch(position, sure, 100)[0]
     assert position.discriminator_rate_scale == 0.5
-    assert easing.watch(position, {"content": 1.0}, 100) == ""
+    assert easing.watch(position, {"content": 1.0}, 100) == []
+
+
+def logged(loss: float, accuracy: float, game: float = 0.1, **others: float) -> dict[str, float]:
+    """What a step of the game logs, with a gradient of `game` beside a perceptual one of 1."""
+    figures = {"discriminator": loss, "discriminator_accuracy": accuracy, "adversarial_weight": 0.5}
+    return figures | {"gradient/adversarial": game, "gradient/perceptual": 1.0, "gradient/content": 9.0} | others
+
+
+ASLEEP, SILENT, AT_ZERO = "the discriminator sleeps", "as if it were not played", "loss has been at 0"
+
+
+@pytest.mark.parametrize(
+    ("logs", "expected"),
+    [
+        ([logged(0.693, 0.52)] * 4, [ASLEEP]),
+        ([logged(0.693, 0.52)] * 3, []),  # the first log is where it begins to be flat
+        ([logged(0.693, 0.52)] * 9, [ASLEEP]),  # once
+        ([*[logged(0.693, 0.52)] * 4, logged(0.5, 0.52), *[logged(0.693, 0.52)] * 4], [ASLEEP, ASLEEP]),
+        ([logged(loss, 0.52) for loss in (0.69, 0.66, 0.69, 0.66, 0.69)], []),  # it still learns
+        ([logged(0.693, 0.75)] * 9, []),  # it still ranks
+        ([logged(0.693, accuracy) for accuracy in (0.9, 0.2, 0.9, 0.4)], [ASLEEP]),  # so few pairs say little
+        ([logged(1e-14, 0.5)] * 2, []),
+        ([logged(1e-14, 0.75)] * 9, [AT_ZERO]),
+        ([logged(-3e-9, 0.5)] * 3, [AT_ZERO]),
+        ([logged(0.3, 0.8, 1e-8)] * 9, [SILENT]),
+        ([logged(0.3, 0.8, 1e-2)] * 9, []),
+        ([logged(0.3, 0.8, 0.0)] * 9, []),  # it is not to pull, as its weight says
+        ([logged(0.3, 0.8, 8e-4, **{"gradient/lpips": 0.1})] * 9, [SILENT]),
+        ([{"discriminator": 0.3, "discriminator_accuracy": 0.8}] * 9, []),  # the discriminator is alone
+        ([{"content": 0.3}] * 9, []),  # no game
+    ],
+)
+def test_games_that_are_none_raise_alarms(logs: list[dict[str, float]], expected: list[str]) -> None:
+    guards, position = Guards(GuardsRecipe(asleep_steps=300)), Position()
+    alarms = [alarm for scalars in logs for alarm in guards.watch(position, scalars, 100)]
+    assert len(alarms) == len(expected)
+    assert all(part in alarm for part, alarm in zip(expected, alarms, strict=True))
+    assert (position.discriminator_rate_scale, position.adversarial_scale) == (1.0, 1.0)  # not to be eased
+
+
+def test_the_share_of_the_game_is_of_all_perceptual_terms_or_else_of_the_content() -> None:
+    both = logged(0.3, 0.8, 0.5, **{"gradient/lpips": 0.75, "gradient/structure_texture": 0.25})
+    assert share_of_the_game(both) == pytest.approx(0.25)
+    del both["gradient/perceptual"], both["gradient/lpips"], both["gradient/structure_texture"]
+    assert share_of_the_game(both) == pytest.approx(0.5 / 9)
+    assert share_of_the_game({"discriminator": 0.3}) == 0.0
+
+
+class Judging:
+    """A discriminator of one layer and its optimiser, moved by a step."""
+
+    def __init__(self) -> None:
+        self.discriminator: torch.nn.Module = torch.nn.Linear(2, 1)
+        self.discriminator_optimizer: torch.optim.Optimizer = torch.optim.Adam(self.discriminator.parameters())
+
+    def move(self) -> None:
+        self.discriminator(torch.ones(1, 2)).sum().backward()
+        self.discriminator_optimizer.step()
+
+    def weights(self) -> list[float]:
+        return torch.cat([p.flatten() for p in self.discriminator.parameters()]).tolist()
+
+
+def test_a_discriminator_that_fell_asleep_is_what_it_was_when_awake_if_that_is_allowed() -> None:
+    judging, position = Judging(), Position()
+    guards = Guards(GuardsRecipe(asleep_steps=200, ease_discriminator=True))
+    alarms: list[str] = []
+    for loss, accuracy in ((0.5, 0.9), (0.4, 0.9), (0.693, 0.5), (0.693, 0.5), (0.693, 0.5)):
+        judging.move()
+        if loss == 0.4:
+            awake = judging.weights()
+        alarms += guards.watch(position, logged(loss, accuracy), 100, judging)
+        if loss == 0.693 and not alarms:  # another process goes on from here
+            state, guards = guards.state_dict(), Guards(GuardsRecipe(asleep_steps=200, ease_discriminator=True))
+            guards.load_state_dict(state)
+    assert len(alarms) == 1
+    assert "again what it was when last awake, and the adversarial weight was halved" in alarms[0]
+    assert judging.weights() != awake  # the fall itself was an awake log: its loss moved
+    assert position.adversarial_scale == 0.5
+    before = judging.weights()
+    judging.move()
+    assert judging.weights() != before  # it learns on
+
+
+def test_one_that_never_woke_gets_a_higher_rate_within_bounds() -> None:
+    judging, position = Judging(), Position()
+    guards = Guards(GuardsRecipe(asleep_steps=100, ease_discriminator=True))
+    alarms = [alarm for _ in range(9) for alarm in guards.watch(position, logged(0.693, 0.5), 100, judging)]
+    assert [alarm.rpartition(" is ")[2] for alarm in alarms] == [
+        f"{scale} times the recipe's" for scale in (2, 4, 4, 4)
+    ]
+    assert (position.discriminator_rate_scale, position.adversarial_scale) == (4.0, 1.0)
+
+
+def test_one_whose_loss_is_at_0_gets_a_lower_rate() -> None:
+    judging, position = Judging(), Position()
+    guards = Guards(GuardsRecipe(asleep_steps=200, ease_discriminator=True))
+    alarms = [alarm for _ in range(4) for alarm in guards.watch(position, logged(1e-14, 0.8), 100, judging)]
+    assert [alarm.endswith("its learning rate was halved") for alarm in alarms] == [True, True]
+    assert position.discriminator_rate_scale == 0.25
+
+
+def test_guards_of_a_run_that_began_before_there_was_any_state() -> None:
+    guards = Guards(GuardsRecipe())
+    guards.load_state_dict({})
+    assert guards.watch(Position(), logged(0.693, 0.5), 100) == []
+
+
+def pulled(share: float, pull: float, logs: int = 30, *, asleep: bool = False) -> tuple[float, float]:
+    """(times the weight, share) after `logs` of a game whose gradient grows with the weight; `share`: without."""
+    guards, position, rules = Guards(GuardsRecipe()), Position(), AdversarialRecipe(weight=0.5, pull=pull)
+    for number in range(logs):
+        ramp = min(1.0, (number + 1) / 5)
+        scale = ramp * position.adversarial_scale
+        loss, accuracy = (0.693, 0.5) if asleep else (0.5 + 0.1 * (number % 2), 0.6)
+        scalars = logged(loss, accuracy, share * scale, adversarial_weight=0.5 * scale)
+        guards.watch(position, scalars, 100)
+        guards.balance(position, scalars, rules)
+    return position.adversarial_scale, share * position.adversarial_scale
+
+
+def test_the_weight_follows_the_gradients_to_the_share_that_is_asked_for() -> None:
+    assert pulled(0.1, 0.3)[1] == pytest.approx(0.3, rel=1e-3)
+    assert pulled(0.9, 0.3)[1] == pytest.approx(0.3, rel=1e-3)
+    assert pulled(0.1, 0.3, logs=2)[0] == pytest.approx(
+        3**0.5
+    )  # the first log, one flat, tells nothing; ramps do not
+    assert pulled(0.1, 0.0)[0] == 1.0
+
+
+def test_the_weight_never_leaves_a_tenth_to_ten_times_the_recipes() -> None:
+    assert pulled(1e-5, 0.3)[0] == 10.0
+    assert pulled(1e5, 0.3)[0] == 0.1
+
+
+def test_the_weight_stays_while_the_discriminator_sleeps() -> None:
+    assert pulled(1e-5, 0.3, asleep=True)[0] == 1.0
 
 
 def test_best_is_by_lpips_or_else_by_psnr_and_patience_ends_a_stage() -> None:

@@ -24,11 +24,18 @@ log_steps = 3
 keep_checkpoints = 3
 generator = { blocks = 1, features = 4 }
 discriminator = { features = 2, normalisation = "batch" }
-losses = { perceptual = { weight = 0.0 } }
+losses.perceptual.weight = 0.0
 data = { held_out = 1 }
 pretrain = { steps = STEPS, batch_size = 2, patch_hr_px = 32, learning_rate = 1e-3, warmup_steps = 3 }
 adversarial = { steps = STEPS, batch_size = 2, patch_hr_px = 32, discriminator_alone_steps = 2, ramp_steps = 3 }
 """
+
+
+PAIRED = (
+    'objective = "relativistic-paired"'
+    + RECIPE.replace(', normalisation = "batch"', "")
+    + "losses.adversarial.penalty_steps = 3\n"
+)
 
 
 @pytest.fixture
@@ -96,11 +103,18 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "kills"), [(10, 2), pytest.param(100, 12, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    ("recipe", "steps", "kills"),
+    [
+        (RECIPE, 10, 2),
+        pytest.param(RECIPE, 100, 12, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param(PAIRED, 40, 5, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
 )
-def test_killed_and_resumed_equals_never_stopped(photos: Path, tmp_path: Path, steps: int, kills: int) -> None:
+def test_killed_and_resumed_equals_never_stopped(
+    photos: Path, tmp_path: Path, recipe: str, steps: int, kills: int
+) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    (tmp_path / "recipe.toml").write_text(RECIPE.replace("STEPS", str(steps)))
+    (tmp_path / "recipe.toml").write_text(recipe.replace("STEPS", str(steps)))
     subprocess.run(command(photos, straight), check=True, capture_output=True)
     train_with_kills(photos, killed, steps, kills, random.Random(kills))
     assert_same(final_state(straight, steps), final_state(killed, steps))

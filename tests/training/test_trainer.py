@@ -554,7 +554,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "pretrain": {"warmup_steps": 3, "betas": [0.5, 0.9]},
         "adversarial": {"discriminator_alone_steps": 2, "ramp_steps": 2, "discriminator_steps": 2, "hold": 0.0},
         "objective": "wgan",
+        "discriminator": {"kind": "vgg"},
     },
+    "penalties": {
+        "objective": "relativistic-paired",
+        "losses": {"adversarial": {"penalty_steps": 3}},
+    },
+    "balance": {"objective": "began", "losses": {"adversarial": {"began_gain": 0.5}}},
 }
 
 
@@ -587,6 +593,9 @@ def straight(cache: PictureCache, tmp_path_factory: pytest.TempPathFactory) -> C
         ("batch", [2, 4]),
         ("spectral", [3, 3]),
         ("stages", [2, 4, 2]),
+        ("penalties", [6, 1]),
+        ("penalties", [7]),
+        ("balance", [6]),
     ],
 )
 def test_resuming_equals_never_stopping(
@@ -809,7 +818,7 @@ def test_start_from_a_checkpoint_goes_on_with_both_players(
 
 def test_start_from_a_checkpoint_that_does_not_fit(finished: tuple[Path, list[Path]], tmp_path: Path) -> None:
     path = checkpoint_path(finished[0], 1, "adversarial", None)
-    for change in ({"generator": {"features": 5}}, {"discriminator": {"kind": "patch", "features": 4}}):
+    for change in ({"generator": {"features": 5}}, {"discriminator": {"kind": "unet", "features": 4}}):
         with pytest.raises(WeightsError, match="another architecture"):
             players_of(small(start=str(path), **change))
     state = load_checkpoint(path)
