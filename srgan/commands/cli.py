@@ -124,7 +124,7 @@ def train(options: TrainOptions) -> None:
     with needs("train"):
         from srgan.commands.train import train as run_training
 
-        run_training(**vars(options) | {"overrides": options.overrides or []})
+        run_training(options)
 
 
 @app.command()

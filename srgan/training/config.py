@@ -44,6 +44,8 @@ class DataRecipe(_Strict):
     """Which pictures serve for what, and which places of them."""
 
     held_out: Annotated[int, Field(ge=0, le=1000)] = 8  # pictures kept for validation, never trained on
+    # Which they are; not `seed`, so that runs of several seeds are judged by the same pictures.
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # Share of the patches drawn by detail instead of evenly. The paper draws evenly, so off; sky teaches little.
     energy_weighting: Fraction = 0.0
     max_bad_share: Fraction = 0.5  # files left out beyond this share mean the wrong folder, not a few bad files

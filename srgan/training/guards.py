@@ -9,12 +9,17 @@ from typing import Protocol
 from torch import Tensor
 
 from srgan.training.config import GuardsRecipe
+from srgan.training.validation import cost
 
 
 class Watched(Protocol):
     """The part of `state.Position` that the guards keep their counts in, so that a resume knows them."""
 
+    stage: str
+    step: int
+    moved: int
     best: float
+    best_step: int
     validations_since_best: int
     confident_steps: int
     discriminator_rate_scale: float
@@ -84,14 +89,14 @@ class Guards:
         return alarms
 
     def is_best(self, position: Watched, scores: dict[str, float]) -> bool:
-        """Return whether `scores` are the stage's best, by LPIPS, or by PSNR where LPIPS cannot be had."""
-        if not scores:
+        """Return whether `scores` are the stage's best by `validation.cost`, or the last where that is mute."""
+        if not scores or not position.moved:  # what the stage began with is no result of it
             return False
-        score = scores.get("validation/lpips", -scores["validation/psnr_y"])
+        score = cost(scores, position.stage)
         position.validations_since_best += 1
-        if score >= position.best:
+        if score is not None and score >= position.best:
             return False
-        position.best, position.validations_since_best = score, 0
+        position.best, position.best_step, position.validations_since_best = score or 0.0, position.step, 0
         return True
 
     def out_of_patience(self, validations_since_best: int) -> bool:

@@ -29,7 +29,7 @@ class Journal:
     """RUN/metrics.jsonl, RUN/tensorboard/STAGE, RUN/samples and RUN/recipe.json; silent where `speaks` is false.
 
     A row of metrics.jsonl holds "stage", "step", "elapsed_s" and either scalars or an "alarm". `since`: (stages,
-    step) where the run goes on; rows and curves of a sitting that was killed later than that are dropped, so that
+    step) where the run goes on; rows, curves and samples of a sitting that was killed later are dropped, so that
     the record reads as that of a run that never stopped. Of several processes only the first speaks. Raises
     TrainingError where the run's folder cannot be written to.
     """
@@ -45,6 +45,10 @@ class Journal:
             write_atomically(folder / "recipe.json", (recipe.model_dump_json(indent=2) + "\n").encode())
             rows = folder / "metrics.jsonl"
             write_atomically(rows, "".join(_rows_until(rows, *since)).encode())
+            for path in (folder / "samples").glob("*-*.png"):
+                stage, _, step = path.stem.rpartition("-")
+                if step.isdecimal() and not _is_kept(stage, int(step), *since):
+                    path.unlink(missing_ok=True)
             self._file = rows.open("a", encoding="utf-8")
         self._bar = _Bar() if sys.stderr.isatty() else None
 
@@ -166,5 +170,9 @@ def _rows_until(path: Path, stages: Sequence[str], step: int) -> Iterator[str]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         with contextlib.suppress(ValueError, KeyError):
             row = json.loads(line)
-            if row["stage"] in stages[:-1] or (row["stage"] == stages[-1] and row["step"] <= step):
+            if _is_kept(row["stage"], row["step"], stages, step):
                 yield line
+
+
+def _is_kept(stage: str, at: int, stages: Sequence[str], step: int) -> bool:
+    return stage in stages[:-1] or (stage == stages[-1] and at <= step)

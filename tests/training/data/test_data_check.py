@@ -43,7 +43,7 @@ def held_out_names(folder: Path, recipe: str) -> list[str]:
     cache = build_cache([folder], folder.parent / "cache")
     assert cache.names == names
     settings = load_recipe(recipe)
-    return split(cache, settings.data.held_out, settings.seed)[1].names
+    return split(cache, settings.data)[1].names
 
 
 def test_a_clean_folder(clean: Path, recipe: str) -> None:
