@@ -80,6 +80,13 @@ def sweep(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def drop_latest(folder: Path, stage: str, step: int) -> None:
+    """Remove the newest checkpoint if it is of `step` of `stage` and not the only one."""
+    *before, latest = [None, *checkpoints(folder)]
+    if latest is not None and len(before) > 1 and latest.stem.endswith(f"{stage}-{step:09d}"):
+        latest.unlink(missing_ok=True)
+
+
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the last `keep` numbered checkpoints."""
     for path in checkpoints(folder)[:-keep]:

@@ -26,6 +26,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
+ExportName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # of a file, in the folder of the run
 
 
 class _Strict(BaseModel):
@@ -179,7 +180,7 @@ class LossesRecipe(_Strict):
 class StageRecipe(_Strict):
     """What both stages have; the learning rate warms up, holds, then falls on a half cosine to its floor."""
 
-    export_name: str  # of the files that the stage ends with
+    export_name: ExportName  # of the files that the stage ends with
     steps: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16  # Ledig et al. 2017, section 3.2
     patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
@@ -201,7 +202,7 @@ class StageRecipe(_Strict):
 class PretrainRecipe(StageRecipe):
     """First stage: content loss alone, so that the game starts from good pictures."""
 
-    export_name: str = "srresnet-x4"
+    export_name: ExportName = "srresnet-x4"
     steps: Annotated[int, Field(ge=0)] = 1_000_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise
     final_learning_rate: Positive = 1e-6  # annealing is worth 0.1 dB at any length
@@ -211,7 +212,7 @@ class PretrainRecipe(StageRecipe):
 class AdversarialStageRecipe(StageRecipe):
     """Second stage: the game."""
 
-    export_name: str = "srgan-x4"
+    export_name: ExportName = "srgan-x4"
     steps: Annotated[int, Field(ge=0)] = 200_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise, for the first half
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly
@@ -305,6 +306,15 @@ class Recipe(_Strict):
             raise ValueError(
                 "objective 'wgan-gp' needs a critic without BatchNorm, since its penalty is taken picture by "
                 "picture: set discriminator.normalisation to none or spectral"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exports_do_not_meet(self) -> Self:
+        if len(self.stages()) == 2 and self.pretrain.export_name == self.adversarial.export_name:
+            raise ValueError(
+                f"pretrain.export_name and adversarial.export_name are both {self.pretrain.export_name!r}: one "
+                "would overwrite the other"
             )
         return self
 

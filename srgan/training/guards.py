@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
-
 from srgan.training.config import GuardsRecipe
 from srgan.training.validation import cost
 
@@ -30,23 +28,20 @@ class Guards:
 
     def __init__(self, recipe: GuardsRecipe) -> None:
         self.recipe = recipe
-        self._bad_steps = 0
         self._astray: set[str] = set()  # figures that were beyond their limits at the last validation
 
-    def went_bad(self, gradient_norm: Tensor, players_are_finite: Callable[[], bool]) -> bool:
-        """Return whether to go back: too many steps in a row had gradients that are not finite.
+    def went_bad(self, bad_steps: float, error: float, players_are_finite: Callable[[], bool]) -> str:
+        """Return why to go back, or "".
 
-        Each was left out. `players_are_finite` is asked after such a step: a forward pass moves running
-        statistics, which no later step would mend.
+        `bad_steps`: in a row, whose gradients were not finite; each was left out. `error`: mean |SR - HR| of the
+        last step, in [0,1] for anything that is a picture. `players_are_finite` is asked after a bad step: a
+        forward pass moves running statistics, which no later step would mend.
         """
-        if gradient_norm.isfinite():
-            self._bad_steps = 0
-            return False
-        self._bad_steps += 1
-        if self._bad_steps < self.recipe.bad_steps and players_are_finite():
-            return False
-        self._bad_steps = 0
-        return True
+        if bad_steps and (bad_steps >= self.recipe.bad_steps or not players_are_finite()):
+            return "gradients are not finite"
+        if 1 < error < math.inf:  # farther from HR than black is from white
+            return f"the generator diverged: SR is {error:.3g} away from HR, whose range is 1"
+        return ""
 
     def watch(self, position: Watched, scalars: dict[str, float], steps: int) -> str:
         """Return an alarm in words, or "": looks at what was logged for the last `steps` steps."""
@@ -63,13 +58,15 @@ class Guards:
         position.discriminator_rate_scale /= 2
         return f"{text}: its learning rate was halved"
 
-    def judge(self, scores: dict[str, float], step: int) -> list[str]:
+    def judge(self, scores: dict[str, float], step: int, stage: str = "adversarial") -> list[str]:
         """Return alarms in words for the validation figures that went beyond their limits since the last look."""
         if step < self.recipe.settling_steps:
             return []
         recipe, alarms, astray = self.recipe, [], set()
         raise_content = "raise losses.content.weight"
         lower_game = "lower losses.adversarial.weight or go back to the best checkpoint"
+        if stage == "pretrain":  # where there are neither weights nor a game
+            raise_content = lower_game = "lower pretrain.learning_rate, and look at the pictures in samples"
         limits = {
             "colour_shift": (0.0, recipe.colour_shift_above, "colour drift (grey levels)", raise_content),
             "lr_psnr": (recipe.lr_psnr_below, math.inf, "SR no longer shows what LR does (dB)", raise_content),

@@ -28,8 +28,7 @@ from srgan.training.data.cache import PictureCache, split
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
-from srgan.training.losses import generator_terms
-from srgan.training.processes import agreed
+from srgan.training.processes import agreed, averaged
 from srgan.training.validation import JUDGED_BY, Bicubic, cost, sample_strip, validate
 from srgan.weights import ModelMetadata, bundled_tensors, is_file_name
 
@@ -50,6 +49,7 @@ class Run:
     `cache`: all pictures, of which `training` are learnt from and `held_out` are judged by. `folder`: for
     checkpoints, `metrics.jsonl`, samples and exports. `patch_random`: where patches come from, a CPU generator of
     this process. `clock`, `journal`, `guards`, `players`, `position`: see there. `scores`: of the last look.
+    `health`: of the last steps.
 
     Opening one removes what a killed process left half-written. `resume`: everything is as the last intact
     checkpoint has it, and what was written after it is removed; "changed": though losses, degradation or pictures
@@ -70,14 +70,13 @@ class Run:
         self.recipe, self.cache, self.folder, self.fabric = recipe, cache, folder, clock.fabric
         fabric, self.clock = clock.fabric, clock
         self.scores: dict[str, float] = {}
+        self.health = Health(fabric.device)
         self.guards = Guards(recipe.guards)
         torch.manual_seed(recipe.seed)  # the same networks in every process
         self.patch_random, label_random = random_streams(recipe.seed, fabric)
         self.training, self.held_out = split(cache, recipe.data)
         self.players = make_players(recipe, fabric, label_random, resume=bool(resume))
         self.position = Position()
-        if "adversarial" in recipe.stages():  # a backbone that is missing is found now, not after the pre-training
-            generator_terms(recipe.losses, self.players.ema, fabric.device)
         if fabric.is_global_zero:
             checkpoint.sweep(folder)
         if resume:
@@ -157,7 +156,7 @@ class Run:
             now_s = self.clock.now_s
             self.journal.write(position.stage, position.step, now_s, None, scores)
             self.journal.sample(position.stage, position.step, sample_strip(generator, self.held_out, how))
-            for alarm in self.guards.judge(scores, position.step):
+            for alarm in self.guards.judge(scores, position.step, position.stage):
                 self.journal.alarm(position.stage, position.step, now_s, alarm)
         self.scores = scores
         if self.guards.is_best(position, scores):
@@ -165,18 +164,29 @@ class Run:
             self.save(best=True)
         return scores
 
-    def went_bad(self, terms: Scalars) -> bool:
-        """Return whether the gradients of the last steps leave nothing but going back; asked after every step."""
-        norms = [value for key, value in terms.items() if key.endswith("gradient_norm")]
-        # Their sum is not finite if any is not.
-        return self.guards.went_bad(torch.stack(norms).sum(), self.players.are_finite)
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether `went_bad` may be asked after every step: nothing and nobody is waited for."""
+        return self.fabric.device.type == "cpu" and self.fabric.world_size == 1
 
-    def roll_back(self) -> None:
+    def went_bad(self) -> str:
+        """Return why the steps since the last such question leave nothing but going back, or "".
+
+        On a GPU the question waits for it, so it is only asked before something is logged or kept.
+        """
+        bad_steps, error = averaged(self.fabric, self.health.worst()).tolist()
+        return self.guards.went_bad(bad_steps, error, self.players.are_finite)
+
+    def roll_back(self, why: str) -> None:
         """Go back to the last checkpoint, at lower learning rates. Raises TrainingError after too many times."""
         now, now_s = self.position, self.clock.now_s
-        self.journal.alarm(now.stage, now.step, now_s, "gradients are not finite: rolled back")
+        self.journal.alarm(now.stage, now.step, now_s, f"{why}: rolled back")
+        if self.fabric.is_global_zero:  # an error is seen a step later: the checkpoint between the two has it, too
+            checkpoint.drop_latest(self.folder, now.stage, now.step - 1)
+        self.fabric.barrier()
         self.load()
-        self.position = after_rollback(self.position, now, self.recipe, now_s)
+        self.health = Health(self.fabric.device)
+        self.position = after_rollback(self.position, now, self.recipe, now_s, why)
 
     def export(self) -> list[Path]:
         """Write the stage's best averaged generator, with everything that made it; return the files.
@@ -367,6 +377,26 @@ class Clock:
         self.now_s += elapsed_s
 
 
+class Health:
+    """What the steps since the last question were like, counted on `device`, so that no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._bad_steps, self._worst, self._error = torch.zeros(3, device=device)
+
+    def note(self, terms: Scalars) -> None:
+        """Take the gradient norms of a step, which was left out if one was not finite, and its error at pixels."""
+        norms = torch.stack([value for key, value in terms.items() if key.endswith("gradient_norm")])
+        # Their sum is not finite if any is not.
+        self._bad_steps = torch.where(norms.sum().isfinite(), 0.0, self._bad_steps + 1)
+        self._worst = torch.maximum(self._worst, self._bad_steps)
+        self._error = terms.pop("pixel_error")
+
+    def worst(self) -> Tensor:
+        """Return (2,): the most bad steps in a row since the last question, and the last step's error."""
+        worst, self._worst = self._worst, torch.zeros_like(self._worst)
+        return torch.stack([worst, self._error])
+
+
 @dataclass
 class Position:
     """Where a run stands; the seconds are counted over all its sittings."""
@@ -396,11 +426,13 @@ def flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{before}{key}", value
 
 
-def after_rollback(then: Position, now: Position, recipe: Recipe, now_s: float) -> Position:
+def after_rollback(
+    then: Position, now: Position, recipe: Recipe, now_s: float, why: str = "gradients are not finite"
+) -> Position:
     """Return the position to go on from after a rollback to `then`: slower, and counted. Raises TrainingError."""
     if now.rollbacks >= recipe.guards.rollbacks:
         raise TrainingError(
-            f"{now.stage} step {now.step}: gradients stay non-finite after {now.rollbacks} rollbacks. The last "
+            f"{now.stage} step {now.step}: after {now.rollbacks} rollbacks it is the same: {why}. The last "
             f"checkpoint is kept; start anew with a lower {now.stage}.learning_rate"
         )
     then.rollbacks = now.rollbacks + 1
@@ -424,9 +456,9 @@ class Players:
     def are_finite(self) -> bool:
         """Return whether every weight and running statistic is a number; no checkpoint is read with others."""
         networks = (self.generator, self.ema, self.discriminator)
-        return all(
-            bool(tensor.isfinite().all()) for network in networks for tensor in network.state_dict().values()
-        )
+        tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+        ours = torch.stack([tensor.isfinite().all().to(self.fabric.device) for tensor in tensors]).all()
+        return bool(averaged(self.fabric, ours.float()) == 1)  # running statistics are each process's own
 
 
 def make_players(

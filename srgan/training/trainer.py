@@ -24,7 +24,7 @@ from srgan.training.data.cache import PictureCache
 from srgan.training.data.patches import Patches
 from srgan.training.losses import CONTENT_LOSSES, TermFunction, generator_terms
 from srgan.training.processes import average_gradients, averaged, make_fabric
-from srgan.training.run import Clock, Players, Position, Resume, Run, Scalars
+from srgan.training.run import Clock, Players, Position, Resume, Run, Scalars, make_players
 
 BatchSource = Callable[[], tuple[Tensor, Tensor]]  # a new (lr, hr) at every call
 Step = Callable[[BatchSource, Position, "Pace"], Scalars]  # one generator update at this pace
@@ -65,6 +65,7 @@ def train(
         run = Run(recipe, cache, folder, Clock(fabric, minutes, interrupt.stop.is_set), resume=resume)
         stack.enter_context(signals_taken(interrupt.take))
         stack.enter_context(run.journal)
+        rehearse(run)
         for name in run.stages_left():
             if not resume or run.position.stage != name:
                 run.begin(name)
@@ -97,22 +98,64 @@ def train_stage(run: Run) -> None:
         terms = take_step(draw, run.position, pace)
         run.position.moved += not pace.alone
         run.position.step += 1
+        run.health.note(terms)
 
-        if run.went_bad(terms):
-            run.roll_back()
-            continue
+        to_log = run.position.step % recipe.log_steps == 0
+        to_look = now_s - looked_s > 60 * recipe.validation_minutes
+        to_save = now_s - saved_s > 60 * recipe.checkpoint_minutes
+        if to_log or to_look or to_save or run.answers_at_once:
+            why = run.went_bad()
+            if why:
+                run.roll_back(why)
+                continue
         left_s = (now_s - run.position.stage_began_s) * (1 - done) / max(done, 1e-6)
         run.journal.progress(name, run.position.step, done, left_s)
-        if run.position.step % recipe.log_steps == 0:
+        if to_log:
             patches = recipe.log_steps * stage.batch_size * run.fabric.world_size
             run.log(terms, patches / max(now_s - logged_s, 1e-9), left_s)
             logged_s = now_s
-        if now_s - looked_s > 60 * recipe.validation_minutes:
-            run.look()
-            looked_s = clock.tick()  # from its end on: a slow machine must not do nothing but look
-        if now_s - saved_s > 60 * recipe.checkpoint_minutes:
-            run.save()
-            saved_s = now_s
+        if to_look or to_save:
+            paused_s = clock.tick()
+            if to_look:
+                run.look()
+                looked_s = clock.tick()  # from its end on: a slow machine must not do nothing but look
+            if to_save:
+                run.save()
+                saved_s = now_s
+            logged_s += clock.tick() - paused_s  # it is the speed of training that is logged
+
+
+def rehearse(run: Run) -> None:
+    """Build all that the stages of `run` still need and take a step of each, with players that are then forgotten.
+
+    So that what is wrong with the last stage is known before the first one. The step is on noise; on CPUs of two
+    patches, on a GPU of a whole batch, for its memory. Raises UsageError if a step cannot be taken, BackboneError
+    for networks that cannot be had.
+    """
+    recipe, fabric = run.recipe, run.fabric
+    for name in run.stages_left():
+        stage = recipe.stages()[name]
+        batch_source(recipe, stage, run.training, fabric.device, torch.Generator())  # are there such patches?
+        count, side = stage.batch_size if fabric.device.type == "cuda" else 2, stage.patch_hr_px
+        with torch.random.fork_rng(devices=[]):
+            players = make_players(recipe, fabric, torch.Generator(), resume=True)
+            hr = torch.rand(count, 3, side, side, device=fabric.device)
+            draw = partial(_same, (degradation.bicubic(hr), hr))
+            step, position = stage_step(name, recipe, players), Position(name, step=recipe.log_steps - 1)
+            try:
+                step(draw, position, Pace(stage.learning_rate))
+            except torch.OutOfMemoryError as error:
+                raise UsageError(
+                    f"a step of {name} needs more memory than there is: lower {name}.batch_size or "
+                    f"{name}.patch_hr_px"
+                ) from error
+            except (RuntimeError, ValueError) as error:
+                reason = str(error).partition("\n")[0]
+                raise UsageError(f"a step of {name} cannot be taken: {reason}") from error
+
+
+def _same(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
 
 
 def refuse_idle_stages(recipe: Recipe, minutes: float | None) -> None:
@@ -241,13 +284,14 @@ def _game(recipe: Recipe, players: Players) -> Step:
         share = position.discriminator_rate_scale * rate / stage.learning_rate
         _set_rate(players.discriminator_optimizer, share * stage.discriminator_learning_rate)
         measure = (position.step + 1) % recipe.log_steps == 0
-        for _ in range(discriminator_steps(recipe)):
+        for left in reversed(range(discriminator_steps(recipe))):
             lr, hr = draw()
-            with fabric.autocast():
+            with torch.set_grad_enabled(not left and not pace.alone), fabric.autocast():
                 sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
             terms = discriminator_step(players, hr, sr, stage.clip_norm)
+        terms["pixel_error"] = (sr.detach() - hr).abs().mean()
         if measure:
-            terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, hr, sr.detach()))
+            terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, draw))
         terms["learning_rate"] = torch.tensor(rate)
         if pace.alone:
             return terms
@@ -266,9 +310,10 @@ def pretrain_step(
     with players.fabric.autocast():
         sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
         loss = content(sr.float(), hr)
+    error = (sr.detach().float() - hr).abs().mean()
     norm = descend(players.fabric, players.generator, players.generator_optimizer, loss, clip_norm)
     players.ema.update_parameters(players.generator)
-    return {"content": loss.detach(), "gradient_norm": norm}
+    return {"content": loss.detach(), "gradient_norm": norm, "pixel_error": error}
 
 
 def discriminator_step(players: Players, hr: Tensor, sr: Tensor, clip_norm: float) -> Scalars:
@@ -348,13 +393,38 @@ def gradient_norms(terms: Scalars, weights: dict[str, float], sr: Tensor) -> Sca
     }
 
 
-def accuracy(players: Players, hr: Tensor, sr: Tensor) -> Tensor:
-    """Return the share of (real, generated) pairs that the discriminator ranks rightly; 0.5 is guessing."""
-    players.discriminator.eval()  # so that looking leaves no trace in running statistics
-    with torch.no_grad():
-        real, fake = (players.objective.scores(players.discriminator, pictures) for pictures in (hr, sr))
-    players.discriminator.train()
-    return torch.heaviside(real[:, None] - fake[None, :], torch.tensor(0.5, device=real.device)).mean()
+def accuracy(players: Players, draw: BatchSource, batches: int = 4) -> Tensor:
+    """Return the share of (real, generated) pairs that the discriminator ranks rightly; 0.5 is guessing.
+
+    Both play as they do in a step, BatchNorm by the batch and in the same precision, on fresh pairs: on those that
+    it was just taught by, or by running statistics, the discriminator seems another than it is. Leaves no trace in
+    either.
+    """
+    shares = []
+    with (
+        torch.no_grad(),
+        players.fabric.autocast(),
+        untouched(players.generator),
+        untouched(players.discriminator),
+    ):
+        for _ in range(batches):
+            lr, hr = draw()
+            sr = players.generator(lr).float()
+            real, fake = (players.objective.scores(players.discriminator, pictures) for pictures in (hr, sr))
+            differences = real[:, None] - fake[None, :]
+            shares.append(((differences.sign() + 1) / 2).mean())
+    return torch.stack(shares).mean()
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Give `module` its buffers back as they were: running statistics, and what spectral norm knows by heart."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(before[name])
 
 
 def discriminator_steps(recipe: Recipe) -> int:

@@ -477,15 +477,64 @@ def test_both_players_follow_the_schedule() -> None:
     assert players.discriminator_optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 4e-5)
 
 
-def test_looking_at_the_accuracy_leaves_no_trace() -> None:
-    players = players_of(small())
-    before = copied(players.discriminator)
-    lr, hr = batch(3)
-    share = trainer.accuracy(players, hr, players.generator(lr))
+@pytest.mark.parametrize("normalisation", ["batch", "none", "spectral"])
+def test_looking_at_the_accuracy_leaves_no_trace(normalisation: str) -> None:
+    players = players_of(
+        small(discriminator={"normalisation": normalisation}, generator={"normalisation": "batch"})
+    )
+    before = copied(players.discriminator), copied(players.generator)
+    share = trainer.accuracy(players, lambda: batch(3))
     assert 0 <= float(share) <= 1
-    assert same(copied(players.discriminator), before)
+    assert same(copied(players.discriminator), before[0])
+    assert same(copied(players.generator), before[1])
     assert players.discriminator.training
-    assert float(trainer.accuracy(players, hr, hr.clone())) == 0.5  # cannot be told apart
+
+
+class Told(nn.Module):
+    """Knows pictures by their brightness under BatchNorm: by the batch it can tell, by running statistics not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        assert torch.is_autocast_enabled("cpu")
+        if not self.training:
+            return torch.zeros(len(picture), 1)
+        return self.norm(picture).abs().mean((1, 2, 3))[:, None] + picture.mean((1, 2, 3))[:, None]
+
+
+def test_accuracy_is_that_of_the_mode_that_plays_on_fresh_pairs() -> None:
+    players = players_of(small(precision="bf16"))
+    players.discriminator = Told()
+    drawn = iter([1.0, -1.0, 1.0, 1.0])
+
+    def draw() -> tuple[Tensor, Tensor]:
+        """HR brighter than SR, or darker once."""
+        lr, _ = batch(3)
+        return lr, torch.full((3, 3, 16, 16), 5.0 * next(drawn))
+
+    assert float(trainer.accuracy(players, draw)) == 0.75
+    assert next(drawn, None) is None
+
+
+def test_the_discriminators_own_steps_keep_no_graph_of_the_generator() -> None:
+    recipe = small(adversarial={"discriminator_steps": 3})
+    players = players_of(recipe)
+    kept: list[bool] = []
+    forward = players.generator.forward
+
+    def watched(lr: Tensor) -> Tensor:
+        sr: Tensor = forward(lr)
+        kept.append(sr.requires_grad)
+        return sr
+
+    players.generator.forward = watched  # type: ignore[method-assign]
+    step = stage_step("adversarial", recipe, players)
+    step(batch, Position("adversarial"), Pace(1e-3))
+    assert kept == [False, False, True]
+    step(batch, Position("adversarial"), Pace(1e-3, alone=True))
+    assert kept[3:] == [False] * 3
 
 
 # --- runs ------------------------------------------------------------------------------------------------------
@@ -848,7 +897,42 @@ def test_mistakes_of_the_second_stage_are_found_before_the_first(
         train(small(losses=absent), cache, tmp_path / "a")
     with pytest.raises(UsageError, match="conv9_9"):
         train(small(losses=unknown), cache, tmp_path / "b")
+    with pytest.raises(UsageError, match="at least 80 px on both sides"):
+        train(small(adversarial={"patch_hr_px": 64}), cache, tmp_path / "c")
+    with pytest.raises(UsageError, match=r"a step of adversarial cannot be taken: .*[Kk]ernel size"):
+        train(small(discriminator={"kind": "patch"}), cache, tmp_path / "d")
     assert steps == []
+
+
+def test_a_step_that_memory_has_no_room_for_is_refused_before_the_first(
+    cache: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "generator_step", full)
+    with pytest.raises(
+        UsageError, match=r"a step of adversarial needs more memory.*lower adversarial\.batch_size"
+    ):
+        train(small(), cache, tmp_path)
+
+
+def test_a_rehearsal_changes_nothing(cache: PictureCache, tmp_path: Path) -> None:
+    run = Run(small(), cache, tmp_path, Clock(make_fabric(small())))
+    with run.journal:
+        before = torch.get_rng_state(), copied(run.players.generator), run.patch_random.get_state()
+        trainer.rehearse(run)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert same(copied(run.players.generator), before[1])
+        assert torch.equal(run.patch_random.get_state(), before[2])
+
+
+def test_exports_that_would_meet_or_leave_the_folder_are_refused() -> None:
+    with pytest.raises(UsageError, match="one would overwrite the other"):
+        small(pretrain={"export_name": "mine"}, adversarial={"export_name": "mine"})
+    for name in ("../mine", "", "a/b", ".hidden", "a b"):
+        with pytest.raises(UsageError, match=r"pretrain\.export_name"):
+            small(pretrain={"export_name": name})
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ from torch import Tensor
 from srgan.errors import TrainingError, UsageError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.networks.generator import SCALE
+from srgan.pictures.guarded.headers import read_header
 from srgan.texts import one_line
 from srgan.training.config import DataRecipe
 from srgan.training.data.sources import (
@@ -148,6 +151,7 @@ def pack(files: Sequence[File], folder: Path) -> PictureCache:
 
     Raises OSError if the folder cannot hold them.
     """
+    _refuse_without_room(files, folder)
     temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     try:
         with temporary.open("xb") as packed:
@@ -168,6 +172,24 @@ def pack(files: Sequence[File], folder: Path) -> PictureCache:
     if cache is None:
         raise OSError(f"{index_path} could not be read back")
     return cache
+
+
+def _refuse_without_room(files: Sequence[File], folder: Path) -> None:
+    """Raise OSError if the disk has less room than the pixels take, as far as their headers tell."""
+    needed = sum(_pixel_bytes(path) for file in files for path in (file.path, file.lr_path) if path is not None)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        text = f"{len(files)} pictures take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        raise OSError(errno.ENOSPC, text)
+
+
+def _pixel_bytes(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, max_scans=1)
+    except OSError:
+        return 0
+    return 3 * header.width * header.height if header is not None and not header.truncated else 0
 
 
 def survey(files: Sequence[File]) -> tuple[PictureCache, list[File]]:

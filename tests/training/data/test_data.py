@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -346,3 +347,12 @@ def test_never_more_than_a_fifth_is_held_out(count: int, asked: int, given: int)
     cache = cache_of(*(picture(4, 4, index) for index in range(count)))
     training, validation = split(cache, DataRecipe(held_out=asked))
     assert (len(training), len(validation)) == (count - given, given)
+
+
+def test_a_disk_without_room_is_known_before_the_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        Image.fromarray(picture(40, 30, index)).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 3 * 40 * 30 - 1))
+    monkeypatch.setattr(data, "try_examine", pytest.fail)
+    with pytest.raises(TrainingError, match=r"cannot hold the decoded pictures: 3 pictures take .* GB are free"):
+        build_cache([tmp_path], tmp_path / "cache")
