@@ -174,6 +174,6 @@ def described(state: dict[str, Any], source: str) -> tuple[Generator, ModelMetad
         recipe=recipe.model_dump(mode="json"),
         data_sha256=data_sha256,
         metrics={key: round(value, 4) for key, value in scores.items()},
-        run={"stage": position["stage"], "best_step": position["step"], "minutes": state.get("minutes")},
+        run=state.get("run", {}) | {"stage": position["stage"], "best_step": position["step"]},
     )
     return generator, metadata

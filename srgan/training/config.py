@@ -218,6 +218,12 @@ class AdversarialStageRecipe(StageRecipe):
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly
     hold: Fraction = 0.5  # where the paper lowers the rate
     discriminator_learning_rate: Positive = 1e-4  # the generator's, as in the paper
+    # Of the discriminator alone; left out, each is the generator's, and its rate falls in the same proportion.
+    discriminator_final_learning_rate: Positive | None = None
+    discriminator_hold: Fraction | None = None
+    discriminator_warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    discriminator_betas: tuple[Momentum, Momentum] | None = None
+    discriminator_clip_norm: Weight | None = None
     # Steps of the discriminator for each of the generator; 0: the objective's own number.
     discriminator_steps: Annotated[int, Field(ge=0, le=100)] = 0
     discriminator_alone_steps: Annotated[int, Field(ge=0)] = 0  # before the generator moves
@@ -331,6 +337,13 @@ def bundled_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def recipe_text(name: str) -> str:
+    """Return the TOML of a bundled recipe. Raises RecipeError for another name."""
+    if name not in bundled_recipes():
+        raise RecipeError(f"no recipe {name!r}: give a .toml file or one of {', '.join(bundled_recipes())}")
+    return (resources.files("srgan.training") / "recipes" / f"{name}.toml").read_text("utf-8")
+
+
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a bundled recipe by name, or a TOML file, and apply `key.path=value` overrides (values in TOML).
 
@@ -342,12 +355,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe {name_or_path} cannot be read: {error}") from error
-    elif name_or_path in bundled_recipes():
-        text = (resources.files("srgan.training") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
     else:
-        raise RecipeError(
-            f"no recipe {name_or_path!r}: give a .toml file or one of {', '.join(bundled_recipes())}"
-        )
+        text = recipe_text(name_or_path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

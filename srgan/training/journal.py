@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
-        self._folder, self._speaks, self._since = folder, speaks, since
+        self._folder, self._recipe, self._speaks, self._since = folder, recipe, speaks, since
         self._boards: dict[str, SummaryWriter] = {}
         self._bar: _Bar | None = None
         if not speaks:
@@ -82,6 +83,13 @@ class Journal:
         figures = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
         left = "" if left_s is None else f"  {duration(left_s)} left"
         log.info("%s %d%s  %s", stage, step, left, figures)
+
+    def record(self, run: dict[str, Any]) -> None:
+        """Write recipe.json anew, with what is known of the run in the section "run"."""
+        if self._speaks:
+            text = json.dumps({**self._recipe.model_dump(mode="json"), "run": run}, indent=2) + "\n"
+            with self._room():
+                write_atomically(self._folder / "recipe.json", text.encode())
 
     def progress(self, stage: str, step: int, done: float, left_s: float) -> None:
         """Show the person who waits at a terminal how far the stage is: `done` of 1."""

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from srgan.training.data.cache import PictureCache, split
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
-from srgan.training.processes import agreed, averaged
+from srgan.training.processes import agreed, averaged, device_name, precision_of
 from srgan.training.validation import JUDGED_BY, Bicubic, cost, sample_strip, validate
 from srgan.weights import ModelMetadata, bundled_tensors, is_file_name
 
@@ -49,7 +50,7 @@ class Run:
     `cache`: all pictures, of which `training` are learnt from and `held_out` are judged by. `folder`: for
     checkpoints, `metrics.jsonl`, samples and exports. `patch_random`: where patches come from, a CPU generator of
     this process. `clock`, `journal`, `guards`, `players`, `position`: see there. `scores`: of the last look.
-    `health`: of the last steps.
+    `stages`: how far each came. `health`: of the last steps.
 
     Opening one removes what a killed process left half-written. `resume`: everything is as the last intact
     checkpoint has it, and what was written after it is removed; "changed": though losses, degradation or pictures
@@ -70,6 +71,7 @@ class Run:
         self.recipe, self.cache, self.folder, self.fabric = recipe, cache, folder, clock.fabric
         fabric, self.clock = clock.fabric, clock
         self.scores: dict[str, float] = {}
+        self.stages: dict[str, dict[str, int]] = {}
         self.health = Health(fabric.device)
         self.guards = Guards(recipe.guards)
         torch.manual_seed(recipe.seed)  # the same networks in every process
@@ -88,6 +90,7 @@ class Run:
         begun = STAGES[: STAGES.index(self.position.stage) + 1]
         since = (begun, self.position.step)
         self.journal = Journal(folder, recipe, speaks=fabric.is_global_zero, since=since)
+        self.journal.record(self._record())
 
     def stages_left(self) -> list[str]:
         """Return the stages from the position's on, in their order."""
@@ -197,7 +200,8 @@ class Run:
         state = self._state()
         if not self.fabric.is_global_zero:
             return []
-        generator, metadata = checkpoint.described(checkpoint.best_of_stage(self.folder, state), str(self.folder))
+        best = checkpoint.best_of_stage(self.folder, state)
+        generator, metadata = checkpoint.described(best | {"run": state["run"]}, str(self.folder))
         log.info("%s", self._verdict(metadata))
         return list(export_generator(generator, metadata, self.folder))
 
@@ -247,6 +251,8 @@ class Run:
             path = checkpoint.checkpoint_path(self.folder, number, position.stage, step)
             checkpoint.save_checkpoint(path, state)
             checkpoint.prune(self.folder, self.recipe.keep_checkpoints)
+        if not best:
+            self.journal.record(state["run"])
         self.fabric.barrier()
 
     def _state(self) -> dict[str, Any]:
@@ -257,6 +263,7 @@ class Run:
             "held_out": self._held_out(),
             "minutes": self.clock.minutes,
             "scores": self.scores,
+            "run": self._record(),
             "position": asdict(position),
             "generator": players.generator.state_dict(),
             "ema": players.ema.state_dict(),
@@ -267,6 +274,24 @@ class Run:
             # One row for each process. No step draws from torch's global stream, so it is not kept.
             "patch_random": self._of_all_processes(self.patch_random.get_state()),
             "label_random": self._of_all_processes(players.objective.random.get_state()),
+        }
+
+    def _record(self) -> dict[str, Any]:
+        """Return what the recipe does not say: on what, with what and how far it was trained."""
+        position, held_out = self.position, self._held_out()
+        self.stages[position.stage] = {"steps": position.step, "best_step": position.best_step}
+        return {
+            "minutes": self.clock.minutes,
+            "stages": {name: dict(done) for name, done in self.stages.items()},
+            "precision": precision_of(self.recipe),
+            "device": device_name(self.fabric.device),
+            "processes": self.fabric.world_size,
+            "versions": {name: version(name) for name in ("srgan", "torch", "lightning")},
+            "data": list(self.cache.folders),
+            "data_sha256": self.cache.sha256,
+            "validation": [] if self.cache.validation is None else list(self.cache.validation.folders),
+            "held_out": held_out["names"],
+            "held_out_sha256": held_out["sha256"],
         }
 
     def _held_out(self) -> dict[str, Any]:
@@ -291,6 +316,7 @@ class Run:
             players.objective.random.set_state(state["label_random"][rank].clone())
             self.position = Position(**state["position"])
             self.scores = state.get("scores", {})
+            self.stages = state.get("run", {}).get("stages", {})
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path} lacks a part of the training state ({error})") from error
         stage = self.recipe.stages().get(self.position.stage)  # None: the recipe leaves it out by now
@@ -488,7 +514,9 @@ def make_players(
             generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
         ),
         discriminator_optimizer=torch.optim.Adam(
-            discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=stage.betas
+            discriminator.parameters(),
+            lr=stage.discriminator_learning_rate,
+            betas=stage.discriminator_betas or stage.betas,
         ),
     )
 

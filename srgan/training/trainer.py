@@ -196,11 +196,15 @@ def judge_length(run: Run) -> None:
 
 
 class Pace(NamedTuple):
-    """What is asked of a step: the rate, whether the discriminator is alone, the adversarial weight's share."""
+    """What is asked of a step: the rates, whether the discriminator is alone, the adversarial weight's share.
+
+    `discriminator_rate`: None leaves it as it was set.
+    """
 
     learning_rate: float
     alone: bool = False
     ramp: float = 1.0
+    discriminator_rate: float | None = None
 
 
 def pace_of(stage: StageRecipe, position: Position, done: float, *, by_clock: bool) -> Pace:
@@ -212,7 +216,7 @@ def pace_of(stage: StageRecipe, position: Position, done: float, *, by_clock: bo
     alone = position.step < stage.discriminator_alone_steps and begun < 1
     # The weight grows from where both players move; by the clock, over as long again as the first may be alone.
     grown = max((position.moved + 1) / stage.ramp_steps if stage.ramp_steps else 1.0, begun - 1)
-    return Pace(rate, alone, min(1.0, grown))
+    return Pace(rate, alone, min(1.0, grown), discriminator_rate(stage, position.step, done, begun))
 
 
 def learning_rate(stage: StageRecipe, step: int, progress: float, begun: float = 0.0) -> float:
@@ -227,6 +231,19 @@ def learning_rate(stage: StageRecipe, step: int, progress: float, begun: float =
         return full
     fallen = min(1.0, (progress - stage.hold) / (1 - stage.hold))
     return floor + (full - floor) * (1 + math.cos(math.pi * fallen)) / 2
+
+
+def discriminator_rate(stage: AdversarialStageRecipe, step: int, progress: float, begun: float = 0.0) -> float:
+    """Return the discriminator's rate, by its own schedule where it has one, else by the generator's."""
+    full, share = stage.discriminator_learning_rate, stage.final_learning_rate / stage.learning_rate
+    own = {
+        "learning_rate": full,
+        "final_learning_rate": stage.discriminator_final_learning_rate or full * share,
+        "hold": stage.discriminator_hold,
+        "warmup_steps": stage.discriminator_warmup_steps,
+    }
+    changes = {key: value for key, value in own.items() if value is not None}
+    return learning_rate(stage.model_copy(update=changes), step, progress, begun)
 
 
 def progress(stage: StageRecipe, position: Position, now_s: float, ends_s: float | None) -> float:
@@ -277,18 +294,20 @@ def _pretraining(recipe: Recipe, players: Players) -> Step:
 def _game(recipe: Recipe, players: Players) -> Step:
     fabric, stage = players.fabric, recipe.adversarial
     losses, weights = generator_terms(recipe.losses, players.ema, fabric.device)
+    clip_norm = stage.clip_norm if stage.discriminator_clip_norm is None else stage.discriminator_clip_norm
 
     def step(draw: BatchSource, position: Position, pace: Pace) -> Scalars:
         rate = pace.learning_rate * position.rate_scale
         _set_rate(players.generator_optimizer, rate)
-        share = position.discriminator_rate_scale * rate / stage.learning_rate
-        _set_rate(players.discriminator_optimizer, share * stage.discriminator_learning_rate)
+        if pace.discriminator_rate is not None:
+            scale = position.discriminator_rate_scale * position.rate_scale
+            _set_rate(players.discriminator_optimizer, scale * pace.discriminator_rate)
         measure = (position.step + 1) % recipe.log_steps == 0
         for left in reversed(range(discriminator_steps(recipe))):
             lr, hr = draw()
             with torch.set_grad_enabled(not left and not pace.alone), fabric.autocast():
                 sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
-            terms = discriminator_step(players, hr, sr, stage.clip_norm)
+            terms = discriminator_step(players, hr, sr, clip_norm)
         terms["pixel_error"] = (sr.detach() - hr).abs().mean()
         if measure:
             terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, draw))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from dataclasses import replace
@@ -16,11 +17,14 @@ from support.caches import cache_of
 from support.runs import discs, rows_of, small
 
 from srgan.commands.export import export
+from srgan.commands.recipes import recipes
 from srgan.errors import UsageError
 from srgan.networks.reading import load_checkpoint, load_generator
+from srgan.pages.compare import compare, differences_of_data
 from srgan.training import run as run_module
 from srgan.training import trainer, validation
 from srgan.training.checkpoint import checkpoint_path, checkpoints, drop_after, save_checkpoint
+from srgan.training.config import bundled_recipes, load_recipe
 from srgan.training.data.cache import PictureCache, split
 from srgan.training.data.patches import Patches
 from srgan.training.trainer import train
@@ -274,3 +278,55 @@ def test_the_discriminator_alone_makes_no_best(cache: PictureCache, tmp_path: Pa
     assert not checkpoint_path(tmp_path, 1, "adversarial", None).exists()
     assert trainer.pace_of(recipe.adversarial, run_module.Position(step=2), 0.5, by_clock=False).alone is False
     assert np.isinf(load_checkpoint(checkpoints(tmp_path)[-1])["position"]["best"])
+
+
+# --- what is recorded ------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_on_what_and_how_far_it_was_trained(
+    cache: PictureCache, tmp_path: Path, no_onnx: list[Any], judged: list[float]
+) -> None:
+    judged[:] = [18.0, 19.0, 20.0, 22.0, 21.0, 20.5, 20.5]
+    train(small(**ALONE, **LOOKING), replace(cache, folders=("photos",)), tmp_path, minutes=None)
+    record = json.loads((tmp_path / "recipe.json").read_text())["run"]
+    assert record["stages"] == {"pretrain": {"steps": 4, "best_step": 2}}
+    assert (record["minutes"], record["precision"], record["device"]) == (None, "fp32", "cpu")
+    assert (record["data"], record["data_sha256"]) == (["photos"], cache.sha256)
+    assert record["held_out"] == split(cache, small().data)[1].names
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    ((_, metadata),) = no_onnx
+    assert metadata.run == record | {"stage": "pretrain", "best_step": 2}
+
+
+def test_a_comparison_warns_of_different_data(tmp_path: Path) -> None:
+    runs = {
+        "a": {"data_sha256": "1", "held_out": ["x"]},
+        "b": {"data_sha256": "1", "held_out": ["x"]},
+        "other": {"data_sha256": "2", "held_out": ["y"]},
+        "old": None,
+    }
+    for name, record in runs.items():
+        (tmp_path / name).mkdir()
+        recipe = {"seed": 0} if record is None else {"seed": 0, "run": record}
+        (tmp_path / name / "recipe.json").write_text(json.dumps(recipe))
+        row = {"stage": "pretrain", "step": 1, "elapsed_s": 1.0, "content": 1.0}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert differences_of_data([tmp_path / "a", tmp_path / "b", tmp_path / "old"]) == []
+    trained, judged = differences_of_data([tmp_path / "a", tmp_path / "other"])
+    assert "trained on different pictures" in trained
+    page = compare([tmp_path / "a", tmp_path / "other"])
+    assert trained in page
+    assert judged in page
+    assert "All runs have the same recipe" in page
+
+
+def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipes(None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == bundled_recipes()
+    assert all(len(line.split()) > 4 for line in lines)
+    recipes("tiny")
+    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    assert load_recipe(str(tmp_path / "mine.toml")) == load_recipe("tiny")
+    with pytest.raises(UsageError, match="one of srgan_x4"):
+        recipes("none")

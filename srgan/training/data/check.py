@@ -126,7 +126,7 @@ def findings(
     sides = torch.minimum(cache.heights, cache.widths)
     training, validation = split(cache, recipe.data)
     usable = (torch.minimum(training.heights, training.widths) >= patch_px).nonzero()[:, 0]
-    leaks = near_duplicates(validation.thumbnails, training.thumbnails)
+    leaks = _turned_duplicates(validation.thumbnails, training.thumbnails)
     inside = near_duplicates(training.thumbnails) if thorough else None
 
     def named(pairs: list[tuple[int, int, float]], first: list[str]) -> tuple[tuple[str, str, float], ...]:
@@ -174,6 +174,16 @@ def near_duplicates(
         rows = (nearest > NEAR_DUPLICATE).nonzero()[:, 0].tolist()
         alike += [(begin + row, int(which[row]), float(nearest[row])) for row in rows]
     return alike
+
+
+def _turned_duplicates(thumbnails: Tensor, others: Tensor) -> list[tuple[int, int, float]]:
+    """`near_duplicates` in any of the eight ways that a patch is turned in: a mirrored picture teaches as much."""
+    nearest: dict[int, tuple[int, int, float]] = {}
+    for turns in range(4):
+        for way in (thumbnails.rot90(turns, (1, 2)), thumbnails.rot90(turns, (1, 2)).flip(2)):
+            for found in near_duplicates(way, others):
+                nearest[found[0]] = max(found, nearest.get(found[0], found), key=lambda pair: pair[2])
+    return [nearest[which] for which in sorted(nearest)]
 
 
 def summary(findings: Findings) -> str:
