@@ -81,7 +81,7 @@ def ours(recipe: Recipe, name: str, cache: PictureCache, fabric: Fabric) -> tupl
     position = Position(name, step=since if name == "adversarial" else 0)
 
     def step() -> None:
-        move(batch, position, stage.learning_rate)
+        move(batch, position, trainer.Pace(stage.learning_rate))
         position.step += 1
 
     return step, lambda: (batch(), None)[1]

@@ -124,3 +124,9 @@ def _reclaimable_bytes(group: Path, prefix: str) -> int:
 def _table(file: Path) -> dict[str, int]:
     """Return the numbers of a file with a name and a number on each line."""
     return {name: int(number) for line in file.read_text().splitlines() for name, number, *_ in [line.split()]}
+
+
+def keep_caches_together() -> None:
+    """Let matplotlib, which torchmetrics loads, write to the folder for caches and not to that for settings."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("MPLCONFIGDIR", str(caches / "matplotlib"))

@@ -23,10 +23,11 @@ TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
 class ModelMetadata:
     """What a weights file says of itself; stored as JSON under `METADATA_KEY`.
 
-    `scale`: output pixels per input pixel. `halo_lr_px`: how far an output pixel can see, in LR pixels; context
-    of this width makes tiling exact. `architecture`: keyword arguments of the generator. `recipe`: the training
+    `scale`: output pixels per input pixel. `halo_lr_px`: how far an output pixel can see, in LR pixels; context of
+    this width makes tiling exact. `architecture`: keyword arguments of the generator. `recipe`: the training
     recipe, whole. `data_sha256`: hash of the list of training pictures. `metrics`: figures of the run's own
-    validation. `multiple_lr_px`: of what tiles must begin at, where the network works in windows; else 1.
+    validation. `run`: how it was trained, beside the recipe. `multiple_lr_px`: of what tiles must begin at, where
+    the network works in windows; else 1.
     """
 
     name: str
@@ -38,12 +39,15 @@ class ModelMetadata:
     metrics: dict[str, float] = field(default_factory=dict)
     format: int = 1
     multiple_lr_px: int = 1
+    run: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the metadata as one line of JSON with sorted keys."""
         values = asdict(self)
         if self.multiple_lr_px == 1:  # as it was before there were others
             del values["multiple_lr_px"]
+        if not self.run:  # likewise
+            del values["run"]
         return json.dumps(values, sort_keys=True)
 
     @classmethod

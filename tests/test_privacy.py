@@ -51,7 +51,7 @@ sys.addaudithook(note)
 
 # What says where files go, or asks others not to send: as on a machine where nobody has set anything. The last is
 # set by torch, for this process.
-NOT_INHERITED = ("XDG_", "SRGAN_", "CI", "TORCHINDUCTOR_")
+NOT_INHERITED = ("XDG_", "SRGAN_", "CI", "MPLCONFIGDIR", "TORCHINDUCTOR_")
 
 
 @dataclass
@@ -86,7 +86,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     kept["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     places = {"HOME": home, "TMPDIR": folder / "tmp", "WATCHED_IN": tmp_path / "journal"}
-    caches = {"XDG_CACHE_HOME": folder / "cache", "MPLCONFIGDIR": folder / "cache"}  # of torch and of matplotlib
+    caches = {"XDG_CACHE_HOME": folder / "cache"}  # of torch, and of matplotlib, which is kept from ~/.config
     set_here = {name: str(path) for name, path in (places | caches).items()}
     yield Watched(folder, home, {**kept, **set_here, "PYTHONDONTWRITEBYTECODE": "1"})
     home.chmod(0o755)

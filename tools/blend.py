@@ -15,7 +15,7 @@ from pathlib import Path
 
 from srgan.conversion.exporting import export_generator
 from srgan.networks.reading import fill, load_generator
-from srgan.training.config import DegradationRecipe
+from srgan.training.config import DataRecipe, DegradationRecipe
 from srgan.training.data.cache import build_cache, split
 from srgan.training.data.sources import parse_source
 from srgan.training.validation import validate
@@ -32,7 +32,7 @@ def blended(first: Path, second: Path, share: float, *, data: list[str], cache: 
     ours = pretrained.state_dict()
     fill(generator, {name: value.lerp(theirs[name], share) for name, value in ours.items()}, str(first))
     pictures = build_cache([parse_source(source) for source in data], cache)
-    _, held_out = split(pictures, recipe["data"]["held_out"], recipe["seed"])
+    _, held_out = split(pictures, DataRecipe(**recipe["data"]))
     scores = validate(generator, held_out, DegradationRecipe(**recipe["degradation"]))
     note = {"blend": {"with": first.stem, "share": share}}
     metrics = {key: round(value, 4) for key, value in scores.items()}

@@ -139,7 +139,7 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
         (players.discriminator_optimizer, stage.discriminator_learning_rate),
     ):
         optimizer.param_groups[0]["lr"] = rate
-    training, _ = split(cache, recipe.data.held_out, recipe.seed)
+    training, _ = split(cache, recipe.data)
     batch = trainer.batch_source(recipe, stage, training, fabric.device, random)
     functions, weights = generator_terms(recipe.losses, players.ema, fabric.device)
     found: list[float] = []

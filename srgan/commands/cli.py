@@ -124,7 +124,18 @@ def train(options: TrainOptions) -> None:
     with needs("train"):
         from srgan.commands.train import train as run_training
 
-        run_training(**vars(options) | {"overrides": options.overrides or []})
+        run_training(options)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="The one to show, as TOML.", show_default=False)] = None,
+) -> None:
+    """List the bundled recipes for training, or show one: a file to begin a recipe of your own with."""
+    with needs("train"):
+        from srgan.commands.recipes import recipes as show_recipes
+
+        show_recipes(name)
 
 
 @app.command()
@@ -194,8 +205,10 @@ def compare(
 ) -> None:
     """Show training runs side by side as one HTML page: figures, recipes, curves and samples."""
     with needs("train"):
-        from srgan.pages.compare import compare_command
+        from srgan.pages.compare import compare_command, differences_of_data
 
+        for text in differences_of_data(runs):
+            say("warning", text)
         print(one_line(str(compare_command(runs, out))))
 
 
@@ -242,6 +255,9 @@ def check(
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="For which sizes and times are judged; default: srgan_x4.")
     ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe.")
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report there, too.")
     ] = None,
@@ -250,7 +266,7 @@ def check(
     with needs("train"):
         from srgan.commands import data as data_commands
 
-        if data_commands.check(folders, lr, json_path, recipe):
+        if data_commands.check(folders, lr, json_path, recipe, overrides or []):
             raise typer.Exit(FAILED)
 
 
@@ -262,6 +278,9 @@ def preview(
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The sheet, .png or .jpg.")],
     recipe: Annotated[str | None, typer.Option("--recipe", help="Whose degradation; default: srgan_x4.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Another number shows other patches.")] = 0,
     count: Annotated[int, typer.Option("--count", help="How many patches.")] = 16,
 ) -> None:
@@ -269,4 +288,4 @@ def preview(
     with needs("train"):
         from srgan.commands import data as data_commands
 
-        data_commands.preview(folders, out, recipe, seed, count)
+        data_commands.preview(folders, out, recipe, overrides or [], seed=seed, count=count)

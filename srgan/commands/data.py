@@ -31,13 +31,14 @@ def check(
     lr: Path | None = None,
     json_path: Path | None = None,
     recipe: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> int:
     """Check `folders`, print what was found, and return 0, or 1 if there are problems.
 
     `folders`: as `srgan train --data` takes them, see `sources.parse_source`. `lr`: the folder of shipped LR
     pictures, for a single folder of HR. `json_path`: where everything found goes as well. `recipe`: for which the
-    sizes and times are, a bundled name or a TOML file. Raises UsageError for a folder that does not exist or has
-    no picture in it, PictureError if the file cannot be written.
+    sizes and times are, a bundled name or a TOML file; `overrides`: as of `srgan train --set`. Raises UsageError
+    for a folder that does not exist or has no picture in it, PictureError if the file cannot be written.
     """
     sources = [parse_source(str(folder)) for folder in folders]
     if lr is not None:
@@ -45,7 +46,7 @@ def check(
             raise UsageError("--lr belongs to one folder of HR pictures; give several as HR_DIR:LR_DIR")
         sources = [replace(sources[0], lr_folder=lr)]
     name = recipe or DEFAULT_RECIPE
-    findings = data_check.check(sources, load_recipe(name))
+    findings = data_check.check(sources, load_recipe(name, overrides))
     show(findings, name)
     if json_path is not None:
         text = json.dumps({**asdict(findings), "problems": findings.problems}, indent=2) + "\n"
@@ -54,7 +55,13 @@ def check(
 
 
 def preview(
-    folders: Sequence[str | Path], out: Path, recipe: str | None = None, seed: int = 0, count: int = 16
+    folders: Sequence[str | Path],
+    out: Path,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    count: int = 16,
 ) -> None:
     """Write a sheet of `count` patches of `folders` to `out`, .png or .jpg, as `training.preview` draws it.
 
@@ -66,7 +73,7 @@ def preview(
         raise UsageError(f"{out}: give the sheet a name that ends in .png or .jpg")
     if not 1 <= count <= _LARGEST_SHEET:
         raise UsageError(f"--count {count}: give 1 to {_LARGEST_SHEET}")
-    settings = load_recipe(recipe or DEFAULT_RECIPE)
+    settings = load_recipe(recipe or DEFAULT_RECIPE, overrides)
     sources = [parse_source(str(folder)) for folder in folders]
     sheet = data_preview.preview(sources, settings, seed=seed, count=count)
     _write(out, pictures.encode(sheet, format))

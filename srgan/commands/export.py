@@ -8,12 +8,11 @@ from pathlib import Path
 
 from srgan.commands.terminal import say
 from srgan.conversion.exporting import KINDS, exported, write_files
-from srgan.errors import UsageError, WeightsError
+from srgan.errors import UsageError
 from srgan.networks import reading
 from srgan.networks.generator import Generator
 from srgan.networks.residual import ResidualNetwork
 from srgan.training import checkpoint
-from srgan.training.config import validated
 from srgan.weights import ModelMetadata, bundled_tensors
 
 
@@ -27,7 +26,7 @@ def export(
 ) -> None:
     """Write a generator into the folder `out`, as files of `kinds` (by default safetensors and ONNX).
 
-    `source`: a run's folder, whose last intact checkpoint is taken, a checkpoint, a safetensors file of this
+    `source`: a run's folder, the best of whose last stage is taken, a checkpoint, a safetensors file of this
     program, or the name of a bundled model. `fp16`: in half precision, NAME-fp16. `opset`: of ONNX's operators.
     Prints the paths.
     """
@@ -53,17 +52,14 @@ def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata
     if not path.exists() and path.name == source:
         return reading.load_network(bundled_tensors(source))
     if path.is_dir():
-        path, state = checkpoint.latest_checkpoint(path)
+        latest, state = checkpoint.latest_checkpoint(path)
+        path, state = latest, checkpoint.best_of_stage(path, state)
     else:
         state = reading.load_checkpoint(path)
-    try:
-        recipe = validated(state["recipe"], str(path))
-        weights = reading.averaged_weights(state, path)
-        stage, step = recipe.stages()[state["position"]["stage"]], state["position"]["step"]
-        name = stage.export_name
-        data_sha256: str = state["data_sha256"]
-    except (KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{path} is not a training checkpoint: it lacks {error}") from error
-    if step <= stage.idle_steps:
+    generator, metadata = checkpoint.described(state, str(path))
+    stage, step, name = metadata.run["stage"], metadata.run["best_step"], metadata.name
+    if not state["position"].get("moved", step):
         say("warning", f"{path}: the stage has not moved the generator yet, so {name} is what it began with")
-    return checkpoint.described(weights, recipe, name, data_sha256, {})
+    elif Path(source).is_dir():
+        say("note", f"{name} is the average at step {step} of {stage}, the best that was kept")
+    return generator, metadata

@@ -184,6 +184,12 @@ class TrainOptions:
         ),
     ]
     run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder for checkpoints, logs and results.")]
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--validation", metavar="DIR", help="Pictures to judge by; default: some of --data, held out."
+        ),
+    ] = None
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe.")
     ] = None
@@ -191,6 +197,10 @@ class TrainOptions:
         float | None, typer.Option("--minutes", help="Finish in this time, with the schedule fitted to it.")
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run.")] = False
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Resume with other losses, degradation or pictures to judge by."),
+    ] = False
     devices: Annotated[int, typer.Option("--devices", help="GPUs, or processes on a CPU, per machine.")] = 1
     nodes: Annotated[int, typer.Option("--nodes", help="Machines.")] = 1
 

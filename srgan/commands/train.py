@@ -4,49 +4,49 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from srgan.commands.options import TrainOptions
 from srgan.errors import UsageError
 from srgan.training import trainer
 from srgan.training.config import load_recipe
-from srgan.training.data.cache import build_cache
+from srgan.training.data.cache import PictureCache, build_cache
 from srgan.training.data.check import findings, summary
 from srgan.training.data.sources import parse_source
 from srgan.training.processes import make_fabric, together
+from srgan.training.run import Resume
 
 log = logging.getLogger(__name__)
 
 
-def train(
-    recipe: str,
-    data: Sequence[str],
-    run: Path,
-    overrides: Sequence[str] = (),
-    minutes: float | None = None,
-    resume: bool = False,
-    devices: int = 1,
-    nodes: int = 1,
-) -> None:
-    """Train `recipe` on the pictures of `data` and leave everything in the folder `run`.
-
-    `data`: folders, as DIR, DIR=WEIGHT (its share of the patches) or HR_DIR:LR_DIR (LR as shipped).
-
-    `devices`: GPUs, or CPU processes where there is no GPU, on each of `nodes` machines.
-    """
+def train(options: TrainOptions) -> None:
+    """Train a recipe on folders of pictures and leave everything in the folder of the run."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("srgan").setLevel(logging.INFO)  # the libraries keep to warnings
-    settings = load_recipe(recipe, overrides)
-    if minutes is not None and not minutes > 0:
-        raise UsageError(f"--minutes {minutes}: give a positive number")
-    if devices < 1 or nodes < 1:
-        raise UsageError(f"--devices {devices} --nodes {nodes}: give at least 1 of each")
-    fabric = make_fabric(settings, devices, nodes)
+    settings = load_recipe(options.recipe, options.overrides or [])
+    if options.minutes is not None and not options.minutes > 0:
+        raise UsageError(f"--minutes {options.minutes}: give a positive number")
+    if options.devices < 1 or options.nodes < 1:
+        raise UsageError(f"--devices {options.devices} --nodes {options.nodes}: give at least 1 of each")
+    if options.allow_changes and not options.resume:
+        raise UsageError("--allow-changes is for --resume")
+    fabric = make_fabric(settings, options.devices, options.nodes)
     with together(fabric):
         if not fabric.is_global_zero:  # whatever is told of the pictures or the run, the first process tells
             logging.getLogger("srgan").setLevel(logging.ERROR)
         with fabric.rank_zero_first():  # the others then only map what the first has packed
-            sources = [parse_source(text) for text in data]
-            cache = build_cache(sources, run.parent / "cache", max_bad_share=settings.data.max_bad_share)
+            cache = _decoded(options.data, options.run, settings.data.max_bad_share)
+            if options.validation:
+                judges = _decoded(options.validation, options.run, settings.data.max_bad_share)
+                cache = replace(cache, validation=judges)
         log.info("%s", summary(findings(cache, settings)))
-        for path in trainer.train(settings, cache, run, minutes=minutes, resume=resume, fabric=fabric):
+        resume: Resume = "changed" if options.allow_changes else options.resume
+        for path in trainer.train(
+            settings, cache, options.run, minutes=options.minutes, resume=resume, fabric=fabric
+        ):
             log.info("written: %s", path)
+
+
+def _decoded(folders: Sequence[str], run: Path, max_bad_share: float) -> PictureCache:
+    return build_cache([parse_source(text) for text in folders], run.parent / "cache", max_bad_share=max_bad_share)

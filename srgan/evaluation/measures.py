@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LOGGED = "validation/"  # what the log of a run puts before a measure's key
+YARDSTICK = "bicubic/"  # and before that of bicubic enlargement, on the same pictures
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,10 +64,22 @@ def compare(folders: Sequence[Path]) -> str:
         title="Runs side by side",
         names=[run.name for run in runs],
         figures=[(plain(stage), _figures(stage, runs)) for stage in stages],
+        warnings=differences_of_data(folders),
         differences=_differences(runs),
         moments=_moments(runs, stages),
         charts=[(plain(stage), _charts(stage, runs)) for stage in stages],
     )
+
+
+def differences_of_data(folders: Sequence[Path]) -> list[str]:
+    """Return why the figures of runs do not compare: they saw, or are judged by, other pictures."""
+    records = [read_recipe(folder).get("run", {}) for folder in folders]
+    texts = {
+        "data_sha256": "the runs were trained on different pictures",
+        "held_out": "the runs are judged by different pictures, so their figures do not compare",
+    }
+    seen = {key: [json.dumps(record[key]) for record in records if key in record] for key in texts}
+    return [text for key, text in texts.items() if len(set(seen[key])) > 1]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -80,7 +93,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _flat_recipe(folder: Path) -> dict[str, str]:
     """The settings of no section first, then those of the sections."""
-    recipe = read_recipe(folder)
+    recipe = {key: value for key, value in read_recipe(folder).items() if key != "run"}
     return dict(flat_settings(dict(sorted(recipe.items(), key=lambda item: isinstance(item[1], dict)))))
 
 

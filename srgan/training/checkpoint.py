@@ -6,20 +6,24 @@ torn file from a whole one. Loading never executes code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from lightning.fabric import Fabric
 
-from srgan.errors import TrainingError, WeightsError
+from srgan.errors import TrainingError, UsageError, WeightsError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.networks import reading
 from srgan.networks.generator import SCALE, Generator
 from srgan.networks.reading import CHECKPOINT_MAGIC, load_checkpoint
-from srgan.training.config import Recipe
+from srgan.training.config import STAGES, validated
 from srgan.weights import ModelMetadata
 
 log = logging.getLogger(__name__)
@@ -76,20 +80,92 @@ def sweep(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def drop_latest(folder: Path, stage: str, step: int) -> None:
+    """Remove the newest checkpoint if it is of `step` of `stage` and not the only one."""
+    *before, latest = [None, *checkpoints(folder)]
+    if latest is not None and len(before) > 1 and latest.stem.endswith(f"{stage}-{step:09d}"):
+        latest.unlink(missing_ok=True)
+
+
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the last `keep` numbered checkpoints."""
     for path in checkpoints(folder)[:-keep]:
         path.unlink(missing_ok=True)
 
 
-def described(
-    state: dict[str, Any], recipe: Recipe, name: str, data_sha256: str, scores: dict[str, float]
-) -> tuple[Generator, ModelMetadata]:
-    """Return the generator that has the weights `state`, and everything that made them."""
+def drop_after(path: Path) -> None:
+    """Remove the checkpoints of a run that were written after `path`, which a resume goes on from.
+
+    They are torn, or of a stage that is to begin anew. The best of its own stage stays: it is a result.
+    """
+    best = f"{path.stem.rpartition('-')[0]}-{BEST}.pt"
+    for other in path.parent.glob("*.pt"):
+        if other.name > path.name and other.name != best:
+            other.unlink(missing_ok=True)
+
+
+def best_checkpoint(folder: Path, stage_number: int, stage: str) -> dict[str, Any] | None:
+    """Return the best checkpoint of a stage, or None if there is no intact one."""
+    path = checkpoint_path(folder, stage_number, stage, None)
+    try:
+        return load_checkpoint(path) if path.is_file() else None
+    except WeightsError as error:
+        log.warning("%s", error)
+        return None
+
+
+def best_of_stage(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the best of the stage that `state` stands in; `state` itself if it is that, or there is no other."""
+    position = state["position"]
+    stage, step = position["stage"], position["step"]
+    if position.get("best_step", step) not in (0, step):
+        best = best_checkpoint(folder, STAGES.index(stage), stage)
+        if best is not None:
+            return best
+    return state
+
+
+@contextlib.contextmanager
+def held(folder: Path, fabric: Fabric) -> Iterator[None]:
+    """Hold the run in `folder` against other processes that would train it.
+
+    The lock falls when the process does, however it ends. Raises UsageError if another one has it.
+    """
+    lock = FileLock(folder / ".lock")
+    free = True
+    if fabric.is_global_zero:
+        with contextlib.suppress(NotImplementedError, OSError):  # some network file systems have no locks
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                free = False
+    if not fabric.broadcast(free):
+        raise UsageError(f"{folder} is being trained by another process: wait for it, or stop it first")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def described(state: dict[str, Any], source: str) -> tuple[Generator, ModelMetadata]:
+    """Return the averaged generator of a training state, and everything that made it.
+
+    `source` names the state in errors. Raises WeightsError if it is not a training state.
+    """
+    try:
+        recipe = validated(state["recipe"], source)
+        weights = reading.averaged_weights(state, Path(source))
+        position = state["position"]
+        name = recipe.stages()[position["stage"]].export_name
+        data_sha256: str = state["data_sha256"]
+    except (KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{source} is not a training checkpoint: it lacks {error}") from error
+    scores: dict[str, float] = state.get("scores", {})
     architecture = recipe.generator.model_dump()
     generator = Generator(**architecture)
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    reading.fill(generator, state, name)
+    weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    reading.fill(generator, weights, name)
     metadata = ModelMetadata(
         name=name,
         scale=SCALE,
@@ -98,5 +174,6 @@ def described(
         recipe=recipe.model_dump(mode="json"),
         data_sha256=data_sha256,
         metrics={key: round(value, 4) for key, value in scores.items()},
+        run=state.get("run", {}) | {"stage": position["stage"], "best_step": position["step"]},
     )
     return generator, metadata

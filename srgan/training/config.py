@@ -35,6 +35,7 @@ Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
 Section = TypeVar("Section", bound=BaseModel)
+ExportName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # of a file, in the folder of the run
 
 
 class _Strict(BaseModel):
@@ -111,6 +112,8 @@ class DataRecipe(_Strict):
     """Which pictures serve for what, and which places of them."""
 
     held_out: Annotated[int, Field(ge=0, le=1000)] = 8  # pictures kept for validation, never trained on
+    # Which they are; not `seed`, so that runs of several seeds are judged by the same pictures.
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # Share of the patches drawn by detail instead of evenly. The paper draws evenly, so off; sky teaches little.
     energy_weighting: Fraction = 0.0
     max_bad_share: Fraction = 0.5  # files left out beyond this share mean the wrong folder, not a few bad files
@@ -280,7 +283,7 @@ class LossesRecipe(_Strict):
 class StageRecipe(_Strict):
     """What both stages have; the learning rate warms up, holds, then falls on a half cosine to its floor."""
 
-    export_name: str  # of the files that the stage ends with
+    export_name: ExportName  # of the files that the stage ends with
     steps: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16  # Ledig et al. 2017, section 3.2
     patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
@@ -302,7 +305,7 @@ class StageRecipe(_Strict):
 class PretrainRecipe(StageRecipe):
     """First stage: content loss alone, so that the game starts from good pictures."""
 
-    export_name: str = "srresnet-x4"
+    export_name: ExportName = "srresnet-x4"
     steps: Annotated[int, Field(ge=0)] = 1_000_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise
     final_learning_rate: Positive = 1e-6  # annealing is worth 0.1 dB at any length
@@ -312,12 +315,18 @@ class PretrainRecipe(StageRecipe):
 class AdversarialStageRecipe(StageRecipe):
     """Second stage: the game."""
 
-    export_name: str = "srgan-x4"
+    export_name: ExportName = "srgan-x4"
     steps: Annotated[int, Field(ge=0)] = 200_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise, for the first half
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly
     hold: Fraction = 0.5  # where the paper lowers the rate
     discriminator_learning_rate: Positive = 1e-4  # the generator's, as in the paper
+    # Of the discriminator alone; left out, each is the generator's, and its rate falls in the same proportion.
+    discriminator_final_learning_rate: Positive | None = None
+    discriminator_hold: Fraction | None = None
+    discriminator_warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    discriminator_betas: tuple[Momentum, Momentum] | None = None
+    discriminator_clip_norm: Weight | None = None
     # Steps of the discriminator for each of the generator; 0: the objective's own number.
     discriminator_steps: Annotated[int, Field(ge=0, le=100)] = 0
     discriminator_alone_steps: Annotated[int, Field(ge=0)] = 0  # before the generator moves
@@ -448,6 +457,15 @@ class Recipe(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _exports_do_not_meet(self) -> Self:
+        if len(self.stages()) == 2 and self.pretrain.export_name == self.adversarial.export_name:
+            raise ValueError(
+                f"pretrain.export_name and adversarial.export_name are both {self.pretrain.export_name!r}: one "
+                "would overwrite the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if not self.pretrain.steps and not self.adversarial.steps:
             raise ValueError("pretrain.steps and adversarial.steps are both 0: nothing to train")
@@ -458,6 +476,13 @@ def bundled_recipes() -> list[str]:
     """Return the names that `load_recipe` knows without a path."""
     folder = resources.files("srgan.training") / "recipes"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """Return the TOML of a bundled recipe. Raises RecipeError for another name."""
+    if name not in bundled_recipes():
+        raise RecipeError(f"no recipe {name!r}: give a .toml file or one of {', '.join(bundled_recipes())}")
+    return (resources.files("srgan.training") / "recipes" / f"{name}.toml").read_text("utf-8")
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -471,12 +496,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe {name_or_path} cannot be read: {error}") from error
-    elif name_or_path in bundled_recipes():
-        text = (resources.files("srgan.training") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
     else:
-        raise RecipeError(
-            f"no recipe {name_or_path!r}: give a .toml file or one of {', '.join(bundled_recipes())}"
-        )
+        text = recipe_text(name_or_path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

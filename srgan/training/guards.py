@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from srgan.training.config import AdversarialRecipe, GuardsRecipe
+from srgan.training.validation import cost
 
 PERCEPTUAL_TERMS = ("perceptual", "lpips", "structure_texture")
 _MOST_EASED = 4.0  # times the recipe's rate, for a discriminator that never woke: beyond, it would break
@@ -40,7 +41,11 @@ _ASLEEP = (
 class Watched(Protocol):
     """The part of `state.Position` that the guards keep their counts in, so that a resume knows them."""
 
+    stage: str
+    step: int
+    moved: int
     best: float
+    best_step: int
     validations_since_best: int
     confident_steps: int
     discriminator_rate_scale: float
@@ -79,23 +84,20 @@ class Guards:
         self._game = GameCounts()
         self.awake = True  # by the last log: the discriminator still learns and has something to say
         self._last_awake: dict[str, Any] = {}  # it and its optimiser; kept only where easing is allowed
-        self._bad_steps = 0
         self._astray: set[str] = set()  # figures that were beyond their limits at the last validation
 
-    def went_bad(self, gradient_norm: Tensor, players_are_finite: Callable[[], bool]) -> bool:
-        """Return whether to go back: too many steps in a row had gradients that are not finite.
+    def went_bad(self, bad_steps: float, error: float, players_are_finite: Callable[[], bool]) -> str:
+        """Return why to go back, or "".
 
-        Each was left out. `players_are_finite` is asked after such a step: a forward pass moves running
-        statistics, which no later step would mend.
+        `bad_steps`: in a row, whose gradients were not finite; each was left out. `error`: mean |SR - HR| of the
+        last step, in [0,1] for anything that is a picture. `players_are_finite` is asked after a bad step: a
+        forward pass moves running statistics, which no later step would mend.
         """
-        if gradient_norm.isfinite():
-            self._bad_steps = 0
-            return False
-        self._bad_steps += 1
-        if self._bad_steps < self.recipe.bad_steps and players_are_finite():
-            return False
-        self._bad_steps = 0
-        return True
+        if bad_steps and (bad_steps >= self.recipe.bad_steps or not players_are_finite()):
+            return "gradients are not finite"
+        if 1 < error < math.inf:  # farther from HR than black is from white
+            return f"the generator diverged: SR is {error:.3g} away from HR, whose range is 1"
+        return ""
 
     def watch(
         self, position: Watched, scalars: dict[str, float], steps: int, judges: Judges | None = None
@@ -209,13 +211,15 @@ class Guards:
         position.adversarial_scale = max(position.adversarial_scale / 2, 1 / _MOST_BALANCED)
         return "it is again what it was when last awake, and the adversarial weight was halved"
 
-    def judge(self, scores: dict[str, float], step: int) -> list[str]:
+    def judge(self, scores: dict[str, float], step: int, stage: str = "adversarial") -> list[str]:
         """Return alarms in words for the validation figures that went beyond their limits since the last look."""
         if step < self.recipe.settling_steps:
             return []
         recipe, alarms, astray = self.recipe, [], set()
         raise_content = "raise losses.content.weight"
         lower_game = "lower losses.adversarial.weight or go back to the best checkpoint"
+        if stage == "pretrain":  # where there are neither weights nor a game
+            raise_content = lower_game = "lower pretrain.learning_rate, and look at the pictures in samples"
         limits = {
             "colour_shift": (0.0, recipe.colour_shift_above, "colour drift (grey levels)", raise_content),
             "lr_psnr": (recipe.lr_psnr_below, math.inf, "SR no longer shows what LR does (dB)", raise_content),
@@ -235,14 +239,14 @@ class Guards:
         return alarms
 
     def is_best(self, position: Watched, scores: dict[str, float]) -> bool:
-        """Return whether `scores` are the stage's best, by LPIPS, or by PSNR where LPIPS cannot be had."""
-        if not scores:
+        """Return whether `scores` are the stage's best by `validation.cost`, or the last where that is mute."""
+        if not scores or not position.moved:  # what the stage began with is no result of it
             return False
-        score = scores.get("validation/lpips", -scores["validation/psnr_y"])
+        score = cost(scores, position.stage)
         position.validations_since_best += 1
-        if score >= position.best:
+        if score is not None and score >= position.best:
             return False
-        position.best, position.validations_since_best = score, 0
+        position.best, position.best_step, position.validations_since_best = score or 0.0, position.step, 0
         return True
 
     def out_of_patience(self, validations_since_best: int) -> bool:

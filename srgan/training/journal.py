@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +30,13 @@ class Journal:
     """RUN/metrics.jsonl, RUN/tensorboard/STAGE, RUN/samples and RUN/recipe.json; silent where `speaks` is false.
 
     A row of metrics.jsonl holds "stage", "step", "elapsed_s" and either scalars or an "alarm". `since`: (stages,
-    step) where the run goes on; rows and curves of a sitting that was killed later than that are dropped, so that
+    step) where the run goes on; rows, curves and samples of a sitting that was killed later are dropped, so that
     the record reads as that of a run that never stopped. Of several processes only the first speaks. Raises
     TrainingError where the run's folder cannot be written to.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, speaks: bool, since: tuple[Sequence[str], int]) -> None:
-        self._folder, self._speaks, self._since = folder, speaks, since
+        self._folder, self._recipe, self._speaks, self._since = folder, recipe, speaks, since
         self._boards: dict[str, SummaryWriter] = {}
         self._bar: _Bar | None = None
         if not speaks:
@@ -45,6 +46,10 @@ class Journal:
             write_atomically(folder / "recipe.json", (recipe.model_dump_json(indent=2) + "\n").encode())
             rows = folder / "metrics.jsonl"
             write_atomically(rows, "".join(_rows_until(rows, *since)).encode())
+            for path in (folder / "samples").glob("*-*.png"):
+                stage, _, step = path.stem.rpartition("-")
+                if step.isdecimal() and not _is_kept(stage, int(step), *since):
+                    path.unlink(missing_ok=True)
             self._file = rows.open("a", encoding="utf-8")
         self._bar = _Bar() if sys.stderr.isatty() else None
 
@@ -78,6 +83,13 @@ class Journal:
         figures = "  ".join(f"{key} {value:.4g}" for key, value in scalars.items())
         left = "" if left_s is None else f"  {duration(left_s)} left"
         log.info("%s %d%s  %s", stage, step, left, figures)
+
+    def record(self, run: dict[str, Any]) -> None:
+        """Write recipe.json anew, with what is known of the run in the section "run"."""
+        if self._speaks:
+            text = json.dumps({**self._recipe.model_dump(mode="json"), "run": run}, indent=2) + "\n"
+            with self._room():
+                write_atomically(self._folder / "recipe.json", text.encode())
 
     def progress(self, stage: str, step: int, done: float, left_s: float) -> None:
         """Show the person who waits at a terminal how far the stage is: `done` of 1."""
@@ -166,5 +178,9 @@ def _rows_until(path: Path, stages: Sequence[str], step: int) -> Iterator[str]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         with contextlib.suppress(ValueError, KeyError):
             row = json.loads(line)
-            if row["stage"] in stages[:-1] or (row["stage"] == stages[-1] and row["step"] <= step):
+            if _is_kept(row["stage"], row["step"], stages, step):
                 yield line
+
+
+def _is_kept(stage: str, at: int, stages: Sequence[str], step: int) -> bool:
+    return stage in stages[:-1] or (stage == stages[-1] and at <= step)

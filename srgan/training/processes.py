@@ -46,6 +46,11 @@ def precision_of(recipe: Recipe) -> Literal["fp32", "bf16"]:
     return "bf16" if _computes_bfloat16() else "fp32"
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a device is called: a GPU by its model."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _computes_bfloat16() -> bool:
     """Return whether the device that trains has instructions for bfloat16; without them it is only emulated."""
     if torch.cuda.is_available():

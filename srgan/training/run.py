@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -17,21 +19,30 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgan.conversion.exporting import export_generator
 from srgan.errors import TrainingError, UsageError, WeightsError
+from srgan.evaluation.measures import LOGGED, MEASURES, YARDSTICK
 from srgan.networks import reading
 from srgan.networks.generator import Generator
+from srgan.texts import duration
 from srgan.training import checkpoint
 from srgan.training.adversarial import OBJECTIVES, Objective
-from srgan.training.config import STAGES, Recipe, StageRecipe
+from srgan.training.config import STAGES, Recipe, StageRecipe, validated
 from srgan.training.data.cache import PictureCache, split
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
-from srgan.training.losses import generator_terms
-from srgan.training.processes import agreed, averaged
-from srgan.training.validation import sample_strip, validate
-from srgan.weights import bundled_tensors, is_file_name
+from srgan.training.processes import agreed, averaged, device_name, precision_of
+from srgan.training.validation import JUDGED_BY, Bicubic, cost, sample_strip, validate
+from srgan.weights import ModelMetadata, bundled_tensors, is_file_name
+
+log = logging.getLogger(__name__)
 
 Scalars = dict[str, Tensor]  # by name
+Resume = bool | Literal["changed"]
+
+# Sections and keys that make a run another one. (What networks, objective and seed are is never to change.)
+_GRAVE = ("losses.", "degradation.", "data.held_out", "data.split_seed", "held_out")
+# The least differences of figures that anyone reads.
+_NOTICED = {"psnr_y": 0.01, "ssim_y": 0.0005, "lpips": 0.0005}
 
 
 class Run:
@@ -39,11 +50,14 @@ class Run:
 
     `cache`: all pictures, of which `training` are learnt from and `held_out` are judged by. `folder`: for
     checkpoints, `metrics.jsonl`, samples and exports. `patch_random`: where patches come from, a CPU generator of
-    this process. `clock`, `journal`, `guards`, `players`, `position`: see there.
+    this process. `clock`, `journal`, `guards`, `players`, `position`: see there. `scores`: of the last look.
+    `stages`: how far each came. `health`: of the last steps.
 
     Opening one removes what a killed process left half-written. `resume`: everything is as the last intact
-    checkpoint has it. `asked_to_stop`: whether this process was. Raises UsageError if the folder holds a run and
-    `resume` is not set, WeightsError if its checkpoint does not fit, TrainingError if it cannot be written to.
+    checkpoint has it, and what was written after it is removed; "changed": though losses, degradation or pictures
+    to judge by have changed. Raises UsageError if the folder holds a run and `resume` is not set, or if something
+    has changed that has not been told; WeightsError if its checkpoint does not fit; TrainingError if it cannot be
+    written to.
     """
 
     def __init__(
@@ -51,26 +65,25 @@ class Run:
         recipe: Recipe,
         cache: PictureCache,
         folder: Path,
-        fabric: Fabric,
+        clock: Clock,
         *,
-        resume: bool = False,
-        asked_to_stop: Callable[[], bool] = lambda: False,
+        resume: Resume = False,
     ) -> None:
-        self.recipe, self.cache, self.folder, self.fabric = recipe, cache, folder, fabric
-        self.clock = Clock(fabric, asked_to_stop)
+        self.recipe, self.cache, self.folder, self.fabric = recipe, cache, folder, clock.fabric
+        fabric, self.clock = clock.fabric, clock
+        self.scores: dict[str, float] = {}
+        self.stages: dict[str, dict[str, int]] = {}
+        self.health = Health(fabric.device)
         self.guards = Guards(recipe.guards)
         torch.manual_seed(recipe.seed)  # the same networks in every process
         self.patch_random, label_random = random_streams(recipe.seed, fabric)
-        self.training, self.held_out = split(cache, recipe.data.held_out, recipe.seed)
-        self.players = make_players(recipe, fabric, label_random, resume=resume)
+        self.training, self.held_out = split(cache, recipe.data)
+        self.players = make_players(recipe, fabric, label_random, resume=bool(resume))
         self.position = Position()
-        if "adversarial" in recipe.stages():  # a backbone that is missing is found now, not after the pre-training
-            generator_terms(recipe.losses, self.players.ema, fabric.device)
         if fabric.is_global_zero:
             checkpoint.sweep(folder)
         if resume:
-            self.load()
-            self.clock.go_on_from(self.position.elapsed_s)
+            self._go_on(resume)
         elif checkpoint.checkpoints(folder):
             raise UsageError(
                 f"{folder} already holds a run: add --resume to go on with it, or choose another --run"
@@ -78,19 +91,52 @@ class Run:
         begun = STAGES[: STAGES.index(self.position.stage) + 1]
         since = (begun, self.position.step)
         self.journal = Journal(folder, recipe, speaks=fabric.is_global_zero, since=since)
+        self.journal.record(self._record())
 
     def stages_left(self) -> list[str]:
         """Return the stages from the position's on, in their order."""
         at = STAGES.index(self.position.stage)
         return [name for name in self.recipe.stages() if STAGES.index(name) >= at]
 
+    def _go_on(self, resume: Resume) -> None:
+        """Load the last intact checkpoint, and remove and tell what does not belong to it."""
+        path, state = checkpoint.latest_checkpoint(self.folder)
+        self._refuse_other_run(path, state)
+        self._refuse_changes(path, state, told=resume == "changed")
+        self.load()
+        if self.fabric.is_global_zero:
+            checkpoint.drop_after(path)
+        self.clock.go_on_from(self.position.elapsed_s, state.get("minutes"))
+        given = "" if self.clock.minutes is None else f" of {duration(60 * self.clock.minutes)}"
+        log.info(
+            "going on from %s, %s step %d, after %s%s",
+            path,
+            self.position.stage,
+            self.position.step,
+            duration(self.position.elapsed_s),
+            given,
+        )
+
     def begin(self, name: str) -> None:
-        """Start the stage `name` from the averaged generator, and write its first checkpoint."""
+        """Start the stage `name` from the averaged generator; judge that, and write the first checkpoint."""
+        yardstick = self.position.yardstick
         begin_stage(self.players, self.recipe.stages()[name])
         self.guards = Guards(self.recipe.guards)
-        self.position = Position(name, stage_began_s=self.clock.tick())
+        self.position = Position(name, stage_began_s=self.clock.tick(), yardstick=yardstick)
+        if not yardstick:
+            self._measure_bicubic()
+        self.position.began = self.look()
         self.save()  # a full disk is found now, not in an hour
         checkpoint.latest_checkpoint(self.folder)
+
+    def _measure_bicubic(self) -> None:
+        """Record what the generator is to beat, on the same pictures."""
+        first, position = self.fabric.is_global_zero, self.position
+        scores = validate(Bicubic(), self.held_out, self.recipe.degradation) if first else {}
+        scores = {key.replace(LOGGED, YARDSTICK): value for key, value in scores.items()}
+        position.yardstick = self.fabric.broadcast(scores)
+        if scores:
+            self.journal.write(position.stage, position.step, self.clock.now_s, None, scores)
 
     def log(self, terms: Scalars, patches_per_s: float, left_s: float) -> None:
         """Record the scalars of the step just done, and what the guards find in them."""
@@ -116,44 +162,111 @@ class Run:
             now_s = self.clock.now_s
             self.journal.write(position.stage, position.step, now_s, None, scores)
             self.journal.sample(position.stage, position.step, sample_strip(generator, self.held_out, how))
-            for alarm in self.guards.judge(scores, position.step):
+            for alarm in self.guards.judge(scores, position.step, position.stage):
                 self.journal.alarm(position.stage, position.step, now_s, alarm)
+        self.scores = scores
         if self.guards.is_best(position, scores):
+            self.save()  # first, so that the best is never ahead of what a resume knows of
             self.save(best=True)
         return scores
 
-    def went_bad(self, terms: Scalars) -> bool:
-        """Return whether the gradients of the last steps leave nothing but going back; asked after every step."""
-        norms = [value for key, value in terms.items() if key.endswith("gradient_norm")]
-        # Their sum is not finite if any is not.
-        return self.guards.went_bad(torch.stack(norms).sum(), self.players.are_finite)
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether `went_bad` may be asked after every step: nothing and nobody is waited for."""
+        return self.fabric.device.type == "cpu" and self.fabric.world_size == 1
 
-    def roll_back(self) -> None:
+    def went_bad(self) -> str:
+        """Return why the steps since the last such question leave nothing but going back, or "".
+
+        On a GPU the question waits for it, so it is only asked before something is logged or kept.
+        """
+        bad_steps, error = averaged(self.fabric, self.health.worst()).tolist()
+        return self.guards.went_bad(bad_steps, error, self.players.are_finite)
+
+    def roll_back(self, why: str) -> None:
         """Go back to the last checkpoint, at lower learning rates. Raises TrainingError after too many times."""
         now, now_s = self.position, self.clock.now_s
-        self.journal.alarm(now.stage, now.step, now_s, "gradients are not finite: rolled back")
+        self.journal.alarm(now.stage, now.step, now_s, f"{why}: rolled back")
+        if self.fabric.is_global_zero:  # an error is seen a step later: the checkpoint between the two has it, too
+            checkpoint.drop_latest(self.folder, now.stage, now.step - 1)
+        self.fabric.barrier()
         self.load()
-        self.position = after_rollback(self.position, now, self.recipe, now_s)
+        self.health = Health(self.fabric.device)
+        self.position = after_rollback(self.position, now, self.recipe, now_s, why)
 
-    def export(self, scores: dict[str, float]) -> list[Path]:
-        """Write the averaged generator as the stage's export, with everything that made it; return the files.
+    def export(self) -> list[Path]:
+        """Write the stage's best averaged generator, with everything that made it; return the files.
 
-        Of several processes only the first does.
+        The last one where no pictures, or no LPIPS, tell which was the best. Of several processes only the first
+        does.
         """
+        state = self._state()
         if not self.fabric.is_global_zero:
             return []
-        name = self.recipe.stages()[self.position.stage].export_name
-        weights = self.players.ema.module.state_dict()
-        generator, metadata = checkpoint.described(weights, self.recipe, name, self.cache.sha256, scores)
+        best = checkpoint.best_of_stage(self.folder, state)
+        generator, metadata = checkpoint.described(best | {"run": state["run"]}, str(self.folder))
+        log.info("%s", self._verdict(metadata))
         return list(export_generator(generator, metadata, self.folder))
+
+    def _verdict(self, metadata: ModelMetadata) -> str:
+        """Say which step is exported, and how it compares with what the stage began with and with bicubic."""
+        position = self.position
+        text = f"{metadata.name}: the average at step {metadata.run['best_step']} of {position.step}"
+        key = JUDGED_BY[position.stage]
+        values = [
+            (measured.get(f"{prefix}{key}"), name)
+            for measured, prefix, name in (
+                (metadata.metrics, LOGGED, ""),
+                (position.began, LOGGED, " at step 0"),
+                (position.yardstick, YARDSTICK, " of bicubic"),
+            )
+        ]
+        measure = MEASURES[key]
+        figures = ", ".join(f"{measure.text(value)}{name}" for value, name in values if value is not None)
+        return f"{text}; {measure.name} {figures}" if figures else text
+
+    def unmoved(self) -> str:
+        """Say what is wrong with a stage whose best is no other, or no better, than what it began with, or ""."""
+        position, stage = self.position, self.recipe.stages()[self.position.stage]
+        changes = [
+            abs(self.scores[key] - value) > _NOTICED[key.removeprefix(LOGGED)]
+            for key, value in position.began.items()
+            if key.removeprefix(LOGGED) in _NOTICED and key in self.scores
+        ]
+        if changes and not any(changes):
+            return (
+                f"the generator hardly moved, so {stage.export_name} draws what the stage began with: give it "
+                "more time or steps, or a higher learning rate"
+            )
+        before = cost(position.began, position.stage)
+        if before is not None and position.best >= before:
+            name = MEASURES[JUDGED_BY[position.stage]].name
+            return f"the stage did not get better than it began, by {name}: {stage.export_name} is no gain"
+        return ""
 
     def save(self, *, best: bool = False) -> None:
         """Write everything that `load` needs, as a numbered checkpoint or as the best of its stage."""
-        position, players = self.position, self.players
+        position = self.position
         position.elapsed_s = self.clock.now_s
-        state = {
+        state = self._state()
+        if self.fabric.is_global_zero:
+            number, step = STAGES.index(position.stage), None if best else position.step
+            path = checkpoint.checkpoint_path(self.folder, number, position.stage, step)
+            checkpoint.save_checkpoint(path, state)
+            checkpoint.prune(self.folder, self.recipe.keep_checkpoints)
+        if not best:
+            self.journal.record(state["run"])
+        self.fabric.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        position, players = self.position, self.players
+        return {
             "recipe": self.recipe.model_dump(mode="json"),
             "data_sha256": self.cache.sha256,
+            "held_out": self._held_out(),
+            "minutes": self.clock.minutes,
+            "scores": self.scores,
+            "run": self._record(),
             "position": asdict(position),
             "generator": players.generator.state_dict(),
             "ema": players.ema.state_dict(),
@@ -166,12 +279,29 @@ class Run:
             "patch_random": self._of_all_processes(self.patch_random.get_state()),
             "label_random": self._of_all_processes(players.objective.random.get_state()),
         }
-        if self.fabric.is_global_zero:
-            number, step = STAGES.index(position.stage), None if best else position.step
-            path = checkpoint.checkpoint_path(self.folder, number, position.stage, step)
-            checkpoint.save_checkpoint(path, state)
-            checkpoint.prune(self.folder, self.recipe.keep_checkpoints)
-        self.fabric.barrier()
+
+    def _record(self) -> dict[str, Any]:
+        """Return what the recipe does not say: on what, with what and how far it was trained."""
+        position, held_out = self.position, self._held_out()
+        self.stages[position.stage] = {"steps": position.step, "best_step": position.best_step}
+        return {
+            "minutes": self.clock.minutes,
+            "stages": {name: dict(done) for name, done in self.stages.items()},
+            "precision": precision_of(self.recipe),
+            "device": device_name(self.fabric.device),
+            "processes": self.fabric.world_size,
+            "versions": {name: version(name) for name in ("srgan", "torch", "lightning")},
+            "data": list(self.cache.folders),
+            "data_sha256": self.cache.sha256,
+            "validation": [] if self.cache.validation is None else list(self.cache.validation.folders),
+            "held_out": held_out["names"],
+            "held_out_sha256": held_out["sha256"],
+        }
+
+    def _held_out(self) -> dict[str, Any]:
+        """Which pictures judge the run; equal to a checkpoint's only if they are the same ones."""
+        source = self.cache.validation or self.cache
+        return {"names": self.held_out.names, "sha256": source.sha256}
 
     def load(self) -> None:
         """Put everything back where the last intact checkpoint left it. Raises WeightsError if it does not fit."""
@@ -190,11 +320,45 @@ class Run:
             self.patch_random.set_state(state["patch_random"][rank].clone())
             players.objective.random.set_state(state["label_random"][rank].clone())
             self.position = Position(**state["position"])
+            self.scores = state.get("scores", {})
+            self.stages = state.get("run", {}).get("stages", {})
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path} lacks a part of the training state ({error})") from error
         stage = self.recipe.stages().get(self.position.stage)  # None: the recipe leaves it out by now
         if stage:  # the average's decay is its stage's, and a function, so it is not part of any state
-            players.ema.multi_avg_fn = _averaging(stage.ema_decay)
+            players.ema.multi_avg_fn = _averaging(players.ema, stage.ema_decay)
+        self._know_the_best()
+
+    def _know_the_best(self) -> None:
+        """Make what the position says of the best true of the file: a kill may have come between the two."""
+        position = self.position
+        kept = checkpoint.best_checkpoint(self.folder, STAGES.index(position.stage), position.stage)
+        if kept is not None:
+            position.best, position.best_step = kept["position"]["best"], kept["position"].get("best_step", 0)
+        elif position.best_step and position.best_step == position.step:
+            self.save(best=True)
+        else:
+            position.best, position.best_step = math.inf, 0
+
+    def _refuse_changes(self, path: Path, state: dict[str, Any], *, told: bool) -> None:
+        """Refuse what would make one record of two different runs, unless it was told; name all that changed."""
+        values = state["recipe"]
+        values.setdefault("data", {}).setdefault("split_seed", values.get("seed", 0))  # what chose them before
+        then, now = (dict(flat(r.model_dump(mode="json"))) for r in (validated(values, str(path)), self.recipe))
+        changes = {
+            key: f"{key} = {value!r} was {then.get(key)!r}" for key, value in now.items() if then.get(key) != value
+        }
+        held_out = state.get("held_out")
+        if held_out is not None and held_out != self._held_out():
+            changes["held_out"] = "the pictures that judge are others"
+        grave = [text for key, text in changes.items() if key.startswith(_GRAVE)]
+        if grave and not told:
+            raise UsageError(
+                f"{path}: the run would not be one: {'; '.join(grave)}. Resume it as it was, or add "
+                "--allow-changes"
+            )
+        for text in changes.values():
+            log.info("changed since: %s", text)
 
     def _refuse_other_run(self, path: Path, state: dict[str, Any]) -> None:
         then, now = state["recipe"], self.recipe.model_dump(mode="json")
@@ -215,25 +379,53 @@ class Run:
 
 
 class Clock:
-    """Time of a run, over all its sittings, and whether it is to stop; the same in all processes.
+    """Time of a run, over all its sittings, and when it is to stop; the same in all processes of `fabric`.
 
-    `now_s`: seconds at the last `tick`. `stopping`: whether any process had been asked to stop by then.
+    `minutes`: to stop by then, None: by steps. `asked_to_stop`: whether this process was. `now_s`: seconds at the
+    last `tick`. `stopping`: whether any process had been asked to stop by then.
     """
 
-    def __init__(self, fabric: Fabric, asked_to_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        minutes: float | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.now_s, self.stopping = 0.0, False
-        self._fabric, self._asked_to_stop = fabric, asked_to_stop
+        self.fabric, self.minutes, self._asked_to_stop = fabric, minutes, asked_to_stop
         self._began_s = time.monotonic()
 
     def tick(self) -> float:
         """Ask the time, in all processes at once, and return it."""
-        self.now_s, self.stopping = agreed(self._fabric, time.monotonic() - self._began_s, self._asked_to_stop())
+        self.now_s, self.stopping = agreed(self.fabric, time.monotonic() - self._began_s, self._asked_to_stop())
         return self.now_s
 
-    def go_on_from(self, elapsed_s: float) -> None:
-        """Count what earlier sittings took."""
+    def go_on_from(self, elapsed_s: float, minutes: float | None) -> None:
+        """Count what earlier sittings took, of the minutes that they had if this one was given none."""
+        if self.minutes is None:
+            self.minutes = minutes
         self._began_s -= elapsed_s
         self.now_s += elapsed_s
+
+
+class Health:
+    """What the steps since the last question were like, counted on `device`, so that no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._bad_steps, self._worst, self._error = torch.zeros(3, device=device)
+
+    def note(self, terms: Scalars) -> None:
+        """Take the gradient norms of a step, which was left out if one was not finite, and its error at pixels."""
+        norms = torch.stack([value for key, value in terms.items() if key.endswith("gradient_norm")])
+        # Their sum is not finite if any is not.
+        self._bad_steps = torch.where(norms.sum().isfinite(), 0.0, self._bad_steps + 1)
+        self._worst = torch.maximum(self._worst, self._bad_steps)
+        self._error = terms.pop("pixel_error")
+
+    def worst(self) -> Tensor:
+        """Return (2,): the most bad steps in a row since the last question, and the last step's error."""
+        worst, self._worst = self._worst, torch.zeros_like(self._worst)
+        return torch.stack([worst, self._error])
 
 
 @dataclass
@@ -247,17 +439,32 @@ class Position:
     rate_scale: float = 1.0  # what rollbacks have multiplied the learning rates by
     discriminator_rate_scale: float = 1.0  # what alarms have multiplied the discriminator's by
     rollbacks: int = 0
-    best: float = math.inf  # lowest LPIPS (or minus PSNR) of the stage so far
+    moved: int = 0  # steps in which the generator moved
+    best: float = math.inf  # lowest `validation.cost` of the stage so far
+    best_step: int = 0
+    began: dict[str, float] = field(default_factory=dict)  # figures of what the stage began with
+    yardstick: dict[str, float] = field(default_factory=dict)  # and of bicubic
     validations_since_best: int = 0
     confident_steps: int = 0  # in a row, with a discriminator that is nearly always right
     adversarial_scale: float = 1.0  # what balance and alarms have multiplied the adversarial weight by
 
 
-def after_rollback(then: Position, now: Position, recipe: Recipe, now_s: float) -> Position:
+def flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings as (dotted name, value)."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def after_rollback(
+    then: Position, now: Position, recipe: Recipe, now_s: float, why: str = "gradients are not finite"
+) -> Position:
     """Return the position to go on from after a rollback to `then`: slower, and counted. Raises TrainingError."""
     if now.rollbacks >= recipe.guards.rollbacks:
         raise TrainingError(
-            f"{now.stage} step {now.step}: gradients stay non-finite after {now.rollbacks} rollbacks. The last "
+            f"{now.stage} step {now.step}: after {now.rollbacks} rollbacks it is the same: {why}. The last "
             f"checkpoint is kept; start anew with a lower {now.stage}.learning_rate"
         )
     then.rollbacks = now.rollbacks + 1
@@ -281,9 +488,9 @@ class Players:
     def are_finite(self) -> bool:
         """Return whether every weight and running statistic is a number; no checkpoint is read with others."""
         networks = (self.generator, self.ema, self.discriminator)
-        return all(
-            bool(tensor.isfinite().all()) for network in networks for tensor in network.state_dict().values()
-        )
+        tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+        ours = torch.stack([tensor.isfinite().all().to(self.fabric.device) for tensor in tensors]).all()
+        return bool(averaged(self.fabric, ours.float()) == 1)  # running statistics are each process's own
 
 
 def make_players(
@@ -313,7 +520,9 @@ def make_players(
             generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
         ),
         discriminator_optimizer=torch.optim.Adam(
-            discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=stage.betas
+            discriminator.parameters(),
+            lr=stage.discriminator_learning_rate,
+            betas=stage.discriminator_betas or stage.betas,
         ),
     )
 
@@ -348,10 +557,22 @@ def random_streams(seed: int, fabric: Fabric) -> tuple[torch.Generator, torch.Ge
 
 
 def _ema_of(generator: nn.Module, decay: float) -> AveragedModel:
-    average = AveragedModel(generator, multi_avg_fn=_averaging(decay), use_buffers=True)
+    average = AveragedModel(generator, use_buffers=True)
+    average.multi_avg_fn = _averaging(average, decay)
     average.eval()  # it is looked at, never trained: its statistics are averaged, too
     return average
 
 
-def _averaging(decay: float) -> Any:
-    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+def _averaging(average: AveragedModel, decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return how `average` moves: by 1 - `decay`, and further at first.
+
+    Or a short run would export mostly what it began with. The growth of the decay is that of TensorFlow's
+    ExponentialMovingAverage, (1 + n) / (10 + n) at update n.
+    """
+
+    def move(averages: Any, values: Any, _: Any) -> None:
+        count = int(average.n_averaged)  # a buffer on the CPU; what is handed over has been sent to a GPU
+        now = min(decay, (1 + count) / (10 + count))
+        get_ema_multi_avg_fn(now)(averages, values, count)  # type: ignore[no-untyped-call]
+
+    return move

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from srgan.errors import TrainingError, UsageError
 from srgan.interrupts import Interrupt, signals_taken
 from srgan.training.adversarial import OBJECTIVES
+from srgan.training.checkpoint import held
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
 from srgan.training.data import degradation
 from srgan.training.data.cache import PictureCache
 from srgan.training.data.patches import Patches
 from srgan.training.losses import CONTENT_LOSSES, TermFunction, generator_terms
 from srgan.training.processes import average_gradients, averaged, make_fabric
-from srgan.training.run import Players, Position, Run, Scalars
+from srgan.training.run import Clock, Players, Position, Resume, Run, Scalars, make_players
 
 BatchSource = Callable[[], tuple[Tensor, Tensor]]  # a new (lr, hr) at every call
-Step = Callable[[BatchSource, Position, float], Scalars]  # one generator update at this learning rate
+Step = Callable[[BatchSource, Position, "Pace"], Scalars]  # one generator update at this pace
 _FINISH_S = 15.0  # kept back from `--minutes` for the last validation, checkpoint and export
+# Share of a stage by the clock after which warm-up and the discriminator's time alone end, whatever their steps.
+_BEGINNING = 0.1
 
 
 def train(
@@ -36,46 +39,54 @@ def train(
     folder: Path,
     *,
     minutes: float | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     fabric: Fabric | None = None,
 ) -> list[Path]:
     """Train as `recipe` says and return the exported files, `NAME.safetensors` and `NAME.onnx` of each stage.
 
-    `cache`: the training pictures. `folder`: for checkpoints, `metrics.jsonl`, samples and exports.
-    `minutes`: stop by then, the schedules following the clock instead of the step count. `resume`: go on from
-    the last intact checkpoint, on the CPU bit for bit as if never stopped (but with `minutes`, where the clock
-    decides). `fabric`: devices and processes, already launched; each process draws `batch_size` patches of its
-    own, so the effective batch is `batch_size` times the processes. SIGINT and SIGTERM finish the step, write a
-    checkpoint and raise KeyboardInterrupt or SystemExit(143). Raises UsageError if `folder` already holds a run
-    and `resume` is not set, or a stage has nothing to do; WeightsError if its checkpoint does not fit;
-    TrainingError if the run cannot go on, or the time of a stage was over before its generator moved.
+    `cache`: the training pictures, and those that judge. `folder`: for checkpoints, `metrics.jsonl`, samples and
+    exports. `minutes`: stop by then, the schedules following the clock instead of the step count. `resume`: go on
+    from the last intact checkpoint, on the CPU bit for bit as if never stopped (but with `minutes`, where the
+    clock decides; those of the first sitting hold on); "changed": though losses, degradation or the pictures that
+    judge are others than they were. `fabric`: devices and processes, already launched; each process draws
+    `batch_size` patches of its own, so the effective batch is `batch_size` times the processes. SIGINT and SIGTERM
+    finish the step, write a checkpoint and raise KeyboardInterrupt or SystemExit(143). Raises UsageError if
+    `folder` already holds a run and `resume` is not set, if another process trains it, or a stage has nothing to
+    do; WeightsError if its checkpoint does not fit; TrainingError if the run cannot go on, or the time of a stage
+    was over before its generator moved.
     """
     refuse_idle_stages(recipe, minutes)
     interrupt = Interrupt()
     fabric = fabric or make_fabric(recipe)
-    run = Run(recipe, cache, folder, fabric, resume=resume, asked_to_stop=interrupt.stop.is_set)
     exported: list[Path] = []
-    with signals_taken(interrupt.take), run.journal:
+    with ExitStack() as stack:
+        if not resume or folder.is_dir():
+            stack.enter_context(held(folder, fabric))
+        run = Run(recipe, cache, folder, Clock(fabric, minutes, interrupt.stop.is_set), resume=resume)
+        stack.enter_context(signals_taken(interrupt.take))
+        stack.enter_context(run.journal)
+        rehearse(run)
         for name in run.stages_left():
             if not resume or run.position.stage != name:
                 run.begin(name)
-            train_stage(run, minutes)
+            train_stage(run)
             run.save()
             if run.clock.stopping:
                 terminated = interrupt.exit_code == 128 + signal.SIGTERM
                 raise SystemExit(interrupt.exit_code) if terminated else KeyboardInterrupt
-            judge_length(run, minutes)
-            exported += run.export(run.look())
+            run.look()
+            judge_length(run)
+            exported += run.export()
     return exported
 
 
-def train_stage(run: Run, minutes: float | None) -> None:
+def train_stage(run: Run) -> None:
     """Take steps from where `run` stands until its stage is done or somebody asks it to stop."""
     recipe, clock, name = run.recipe, run.clock, run.position.stage
     stage = recipe.stages()[name]
     draw = batch_source(recipe, stage, run.training, run.fabric.device, run.patch_random)
     take_step = stage_step(name, recipe, run.players)
-    ends_s = stage_end_s(recipe, name, minutes)
+    ends_s = stage_end_s(recipe, name, clock.minutes)
     logged_s = looked_s = saved_s = clock.tick()
 
     while True:
@@ -83,24 +94,68 @@ def train_stage(run: Run, minutes: float | None) -> None:
         done = progress(stage, run.position, now_s, ends_s)
         if done >= 1 or clock.stopping or run.guards.out_of_patience(run.position.validations_since_best):
             return
-        terms = take_step(draw, run.position, learning_rate(stage, run.position.step, done))
+        pace = pace_of(stage, run.position, done, by_clock=ends_s is not None)
+        terms = take_step(draw, run.position, pace)
+        run.position.moved += not pace.alone
         run.position.step += 1
+        run.health.note(terms)
 
-        if run.went_bad(terms):
-            run.roll_back()
-            continue
+        to_log = run.position.step % recipe.log_steps == 0
+        to_look = now_s - looked_s > 60 * recipe.validation_minutes
+        to_save = now_s - saved_s > 60 * recipe.checkpoint_minutes
+        if to_log or to_look or to_save or run.answers_at_once:
+            why = run.went_bad()
+            if why:
+                run.roll_back(why)
+                continue
         left_s = (now_s - run.position.stage_began_s) * (1 - done) / max(done, 1e-6)
         run.journal.progress(name, run.position.step, done, left_s)
-        if run.position.step % recipe.log_steps == 0:
+        if to_log:
             patches = recipe.log_steps * stage.batch_size * run.fabric.world_size
             run.log(terms, patches / max(now_s - logged_s, 1e-9), left_s)
             logged_s = now_s
-        if now_s - looked_s > 60 * recipe.validation_minutes:
-            run.look()
-            looked_s = clock.tick()  # from its end on: a slow machine must not do nothing but look
-        if now_s - saved_s > 60 * recipe.checkpoint_minutes:
-            run.save()
-            saved_s = now_s
+        if to_look or to_save:
+            paused_s = clock.tick()
+            if to_look:
+                run.look()
+                looked_s = clock.tick()  # from its end on: a slow machine must not do nothing but look
+            if to_save:
+                run.save()
+                saved_s = now_s
+            logged_s += clock.tick() - paused_s  # it is the speed of training that is logged
+
+
+def rehearse(run: Run) -> None:
+    """Build all that the stages of `run` still need and take a step of each, with players that are then forgotten.
+
+    So that what is wrong with the last stage is known before the first one. The step is on noise; on CPUs of two
+    patches, on a GPU of a whole batch, for its memory. Raises UsageError if a step cannot be taken, BackboneError
+    for networks that cannot be had.
+    """
+    recipe, fabric = run.recipe, run.fabric
+    for name in run.stages_left():
+        stage = recipe.stages()[name]
+        batch_source(recipe, stage, run.training, fabric.device, torch.Generator())  # are there such patches?
+        count, side = stage.batch_size if fabric.device.type == "cuda" else 2, stage.patch_hr_px
+        with torch.random.fork_rng(devices=[]):
+            players = make_players(recipe, fabric, torch.Generator(), resume=True)
+            hr = torch.rand(count, 3, side, side, device=fabric.device)
+            draw = partial(_same, (degradation.bicubic(hr), hr))
+            step, position = stage_step(name, recipe, players), Position(name, step=recipe.log_steps - 1)
+            try:
+                step(draw, position, Pace(stage.learning_rate))
+            except torch.OutOfMemoryError as error:
+                raise UsageError(
+                    f"a step of {name} needs more memory than there is: lower {name}.batch_size or "
+                    f"{name}.patch_hr_px"
+                ) from error
+            except (RuntimeError, ValueError) as error:
+                reason = str(error).partition("\n")[0]
+                raise UsageError(f"a step of {name} cannot be taken: {reason}") from error
+
+
+def _same(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
 
 
 def refuse_idle_stages(recipe: Recipe, minutes: float | None) -> None:
@@ -118,11 +173,11 @@ def refuse_idle_stages(recipe: Recipe, minutes: float | None) -> None:
             )
 
 
-def judge_length(run: Run, minutes: float | None) -> None:
+def judge_length(run: Run) -> None:
     """Alarm if the stage that `run` has ended was too short; raise TrainingError if its generator never moved."""
-    position, stage = run.position, run.recipe.stages()[run.position.stage]
+    position, stage, minutes = run.position, run.recipe.stages()[run.position.stage], run.clock.minutes
     name, alone = position.stage, stage.idle_steps
-    if position.step <= alone:
+    if not position.moved:
         given = "" if minutes is None else f" in its share of --minutes {minutes:g}"
         raise TrainingError(
             f"{name} took {position.step} steps{given}, and the generator moves after {alone}: "
@@ -131,20 +186,64 @@ def judge_length(run: Run, minutes: float | None) -> None:
         )
     ramp = stage.ramp_steps if isinstance(stage, AdversarialStageRecipe) else 0
     first = max(stage.warmup_steps, alone + ramp)
-    if position.step < first:
-        text = f"the stage was too short: it ended within the {first} steps over which rates and weights grow"
+    texts = [run.unmoved()]
+    if position.step < first and minutes is None:
+        texts.append(
+            f"the stage was too short: it ended within the {first} steps over which rates and weights grow"
+        )
+    for text in filter(None, texts):
         run.journal.alarm(name, position.step, run.clock.now_s, text)
 
 
-def learning_rate(stage: StageRecipe, step: int, progress: float) -> float:
-    """Linear warm-up over `warmup_steps`, full until `hold`, then half a cosine to the floor at progress 1."""
-    full, floor = stage.learning_rate, stage.final_learning_rate
-    if step < stage.warmup_steps:
-        return full * (step + 1) / stage.warmup_steps
+class Pace(NamedTuple):
+    """What is asked of a step: the rates, whether the discriminator is alone, the adversarial weight's share.
+
+    `discriminator_rate`: None leaves it as it was set.
+    """
+
+    learning_rate: float
+    alone: bool = False
+    ramp: float = 1.0
+    discriminator_rate: float | None = None
+
+
+def pace_of(stage: StageRecipe, position: Position, done: float, *, by_clock: bool) -> Pace:
+    """Return the pace of the next step. By the clock the beginnings, counted in steps, end in time too."""
+    begun = done / _BEGINNING if by_clock else 0.0
+    rate = learning_rate(stage, position.step, done, begun)
+    if not isinstance(stage, AdversarialStageRecipe):
+        return Pace(rate)
+    alone = position.step < stage.discriminator_alone_steps and begun < 1
+    # The weight grows from where both players move; by the clock, over as long again as the first may be alone.
+    grown = max((position.moved + 1) / stage.ramp_steps if stage.ramp_steps else 1.0, begun - 1)
+    return Pace(rate, alone, min(1.0, grown), discriminator_rate(stage, position.step, done, begun))
+
+
+def learning_rate(stage: StageRecipe, step: int, progress: float, begun: float = 0.0) -> float:
+    """Linear warm-up over `warmup_steps`, full until `hold`, then half a cosine to the floor at progress 1.
+
+    `begun`: at 1 the warm-up is over, whatever the step. The rate never rises to a floor above it.
+    """
+    full, floor = stage.learning_rate, min(stage.learning_rate, stage.final_learning_rate)
+    if step < stage.warmup_steps and begun < 1:
+        return full * max((step + 1) / stage.warmup_steps, begun)
     if progress <= stage.hold:
         return full
     fallen = min(1.0, (progress - stage.hold) / (1 - stage.hold))
     return floor + (full - floor) * (1 + math.cos(math.pi * fallen)) / 2
+
+
+def discriminator_rate(stage: AdversarialStageRecipe, step: int, progress: float, begun: float = 0.0) -> float:
+    """Return the discriminator's rate, by its own schedule where it has one, else by the generator's."""
+    full, share = stage.discriminator_learning_rate, stage.final_learning_rate / stage.learning_rate
+    own = {
+        "learning_rate": full,
+        "final_learning_rate": stage.discriminator_final_learning_rate or full * share,
+        "hold": stage.discriminator_hold,
+        "warmup_steps": stage.discriminator_warmup_steps,
+    }
+    changes = {key: value for key, value in own.items() if value is not None}
+    return learning_rate(stage.model_copy(update=changes), step, progress, begun)
 
 
 def progress(stage: StageRecipe, position: Position, now_s: float, ends_s: float | None) -> float:
@@ -175,15 +274,15 @@ def batch_source(
 
 
 def stage_step(name: str, recipe: Recipe, players: Players) -> Step:
-    """Return the step of the stage `name`, a function of (source of batches, position, learning rate)."""
+    """Return the step of the stage `name`, a function of (source of batches, position, pace)."""
     return _pretraining(recipe, players) if name == "pretrain" else _game(recipe, players)
 
 
 def _pretraining(recipe: Recipe, players: Players) -> Step:
     content = CONTENT_LOSSES[recipe.pretrain.content]
 
-    def step(draw: BatchSource, position: Position, rate: float) -> Scalars:
-        rate *= position.rate_scale
+    def step(draw: BatchSource, position: Position, pace: Pace) -> Scalars:
+        rate = pace.learning_rate * position.rate_scale
         _set_rate(players.generator_optimizer, rate)
         lr, hr = draw()
         terms = pretrain_step(players, content, lr, hr, recipe.pretrain.clip_norm)
@@ -195,24 +294,27 @@ def _pretraining(recipe: Recipe, players: Players) -> Step:
 def _game(recipe: Recipe, players: Players) -> Step:
     fabric, stage = players.fabric, recipe.adversarial
     losses, weights = generator_terms(recipe.losses, players.ema, fabric.device)
+    clip_norm = stage.clip_norm if stage.discriminator_clip_norm is None else stage.discriminator_clip_norm
 
-    def step(draw: BatchSource, position: Position, rate: float) -> Scalars:
-        rate *= position.rate_scale
+    def step(draw: BatchSource, position: Position, pace: Pace) -> Scalars:
+        rate = pace.learning_rate * position.rate_scale
         _set_rate(players.generator_optimizer, rate)
-        share = position.discriminator_rate_scale * rate / stage.learning_rate
-        _set_rate(players.discriminator_optimizer, share * stage.discriminator_learning_rate)
+        if pace.discriminator_rate is not None:
+            scale = position.discriminator_rate_scale * position.rate_scale
+            _set_rate(players.discriminator_optimizer, scale * pace.discriminator_rate)
         measure = (position.step + 1) % recipe.log_steps == 0
-        for _ in range(discriminator_steps(recipe)):
+        for left in reversed(range(discriminator_steps(recipe))):
             lr, hr = draw()
-            with fabric.autocast():
+            with torch.set_grad_enabled(not left and not pace.alone), fabric.autocast():
                 sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
-            terms = discriminator_step(players, hr, sr, stage.clip_norm)
+            terms = discriminator_step(players, hr, sr, clip_norm)
+        terms["pixel_error"] = (sr.detach() - hr).abs().mean()
         if measure:
-            terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, hr, sr.detach()))
+            terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, draw))
         terms["learning_rate"] = torch.tensor(rate)
-        if position.step < stage.discriminator_alone_steps:
+        if pace.alone:
             return terms
-        adversarial = recipe.losses.adversarial.weight * ramp(stage, position.step) * position.adversarial_scale
+        adversarial = recipe.losses.adversarial.weight * pace.ramp * position.adversarial_scale
         now = weights | {"adversarial": adversarial}
         terms["adversarial_weight"] = torch.tensor(adversarial)
         batch = Batch(lr, hr, sr)
@@ -228,9 +330,10 @@ def pretrain_step(
     with players.fabric.autocast():
         sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
         loss = content(sr.float(), hr)
+    error = (sr.detach().float() - hr).abs().mean()
     norm = descend(players.fabric, players.generator, players.generator_optimizer, loss, clip_norm)
     players.ema.update_parameters(players.generator)
-    return {"content": loss.detach(), "gradient_norm": norm}
+    return {"content": loss.detach(), "gradient_norm": norm, "pixel_error": error}
 
 
 def discriminator_step(players: Players, hr: Tensor, sr: Tensor, clip_norm: float) -> Scalars:
@@ -310,24 +413,43 @@ def gradient_norms(terms: Scalars, weights: dict[str, float], sr: Tensor) -> Sca
     }
 
 
-def accuracy(players: Players, hr: Tensor, sr: Tensor) -> Tensor:
-    """Return the share of (real, generated) pairs that the discriminator ranks rightly; 0.5 is guessing."""
-    players.discriminator.eval()  # so that looking leaves no trace in running statistics
-    with torch.no_grad():
-        real, fake = (players.objective.scores(players.discriminator, pictures) for pictures in (hr, sr))
-    players.discriminator.train()
-    return torch.heaviside(real[:, None] - fake[None, :], torch.tensor(0.5, device=real.device)).mean()
+def accuracy(players: Players, draw: BatchSource, batches: int = 4) -> Tensor:
+    """Return the share of (real, generated) pairs that the discriminator ranks rightly; 0.5 is guessing.
+
+    Both play as they do in a step, BatchNorm by the batch and in the same precision, on fresh pairs: on those that
+    it was just taught by, or by running statistics, the discriminator seems another than it is. Leaves no trace in
+    either.
+    """
+    shares = []
+    with (
+        torch.no_grad(),
+        players.fabric.autocast(),
+        untouched(players.generator),
+        untouched(players.discriminator),
+    ):
+        for _ in range(batches):
+            lr, hr = draw()
+            sr = players.generator(lr).float()
+            real, fake = (players.objective.scores(players.discriminator, pictures) for pictures in (hr, sr))
+            differences = real[:, None] - fake[None, :]
+            shares.append(((differences.sign() + 1) / 2).mean())
+    return torch.stack(shares).mean()
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Give `module` its buffers back as they were: running statistics, and what spectral norm knows by heart."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(before[name])
 
 
 def discriminator_steps(recipe: Recipe) -> int:
     """Return how often the discriminator moves for each step of the generator."""
     return recipe.adversarial.discriminator_steps or OBJECTIVES[recipe.objective].discriminator_steps
-
-
-def ramp(stage: AdversarialStageRecipe, step: int) -> float:
-    """Return the share of the adversarial weight at `step`: it grows from where both players move."""
-    since = step - stage.discriminator_alone_steps
-    return min(1.0, (since + 1) / stage.ramp_steps) if stage.ramp_steps else 1.0
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,43 +15,76 @@ from torch import Tensor, nn
 
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
+from srgan.evaluation.measures import LOGGED, MEASURES
 from srgan.networks.generator import SCALE
 from srgan.pictures import Picture
 from srgan.pictures.consistency import consistency
 from srgan.training.config import DegradationRecipe
 from srgan.training.data import degradation
 from srgan.training.data.cache import PictureCache
+from srgan.training.data.sources import ENERGY_BLOCK_PX
 
 log = logging.getLogger(__name__)
 
-_CROP_PX = 256  # of each held-out picture: enough to judge, and a second for eight of them on two cores
+_CROP_PX = 192  # 48 LR pixels a side: most of a crop is out of reach of its own edges
+_CROPS = 4  # of a held-out picture at most; of eight pictures they take a few seconds on two cores
 _LEAST_PX = 64  # a side: AlexNet has no output below 31, and a window of SSIM says little of a smaller one
 _COMPARED = 32  # pictures for the sameness: more would only fill memory
 _STRIP_PX = 128  # of each row of the sample strip
 _STRIP_ROWS = 4
+_MOST_DB = 99.0  # of what is exact, whose PSNR is infinite and has no mean
+_NOTHING = 0.5 / 255  # deviation of a Laplacian below which a picture has no detail to compare
 _BICUBIC = DegradationRecipe()
+
+# The figure by which a stage is judged: content loss alone gives the closest pixels, the game the likest pictures.
+JUDGED_BY = {"pretrain": "psnr_y", "adversarial": "lpips"}
+
+
+class Bicubic(nn.Module):
+    """The yardstick: (N,3,h,w) in [0,1] enlarged four times by Pillow's bicubic."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Return (N,3,4h,4w) in [0,1]."""
+        return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def cost(scores: Mapping[str, float], stage: str) -> float | None:
+    """Return a number that is the lower the better `scores` of `stage` are; None if they do not tell.
+
+    The game is not judged by PSNR where LPIPS cannot be had: it gives some away from its first step on.
+    """
+    key = JUDGED_BY[stage]
+    value = scores.get(f"{LOGGED}{key}")
+    return None if value is None else MEASURES[key].cost(value)
 
 
 def validate(generator: nn.Module, cache: PictureCache, recipe: DegradationRecipe = _BICUBIC) -> dict[str, float]:
-    """Return mean figures of `generator` over the centres of held-out pictures; empty if there are none.
+    """Return mean figures of `generator` over crops of held-out pictures; empty if there are none.
 
-    LR is made as `recipe` says, of each picture alike at every call. Pictures below 64 px a side are passed over:
-    LPIPS and SSIM cannot judge them.
+    Of each picture up to four crops of 192 px are taken, those with the most texture, which do not overlap. LR is
+    the one that was shipped with the picture, or is made as `recipe` says, alike at every call. Pictures below
+    64 px a side are passed over: LPIPS and SSIM cannot judge them.
 
-    validation/psnr_y (dB), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr (dB, at most
-    99) and /colour_shift (grey levels of 255), see `Consistency`, /detail (deviation of SR's Laplacian over HR's:
-    far below 1 is blur, far above is invention) and /sameness (mean correlation of the Laplacians of any two SR,
-    left out with fewer: 0 as between photographs, 1 where the generator draws one pattern whatever it is shown).
+    validation/psnr_y (dB, at most 99), /ssim_y, /lpips (left out where AlexNet's weights cannot be had), /lr_psnr
+    (dB, at most 99) and /colour_shift (grey levels of 255), see `Consistency`, /detail (deviation of SR's
+    Laplacian over HR's, of all crops together: far below 1 is blur, far above is invention; left out where HR is
+    flat) and /sameness (mean correlation of the Laplacians of any two SR, left out with fewer: 0 as between
+    photographs, 1 where the generator draws one pattern whatever it is shown).
     """
-    rows, drawn = [], list[npt.NDArray[np.uint8]]()
-    for index in _large_enough(cache):
-        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _CROP_PX), recipe, index)
+    rows, details, drawn = [], [], list[npt.NDArray[np.uint8]]()
+    for crop in _crops(cache):
+        lr, sr, hr = _triple(generator, crop, recipe)
         rows.append(_row(lr, sr, hr))
+        details.append([float(_laplacian(picture).std()) for picture in (sr, hr)])
         drawn += [sr] if len(drawn) < _COMPARED else []
     scores = {key: float(np.mean([row[key] for row in rows])) for key in (rows[0] if rows else {})}
+    if rows:
+        of_sr, of_hr = np.mean(details, axis=0)
+        if of_hr > _NOTHING:
+            scores["detail"] = float(of_sr / of_hr)
     if len(drawn) > 1:
         scores["sameness"] = sameness(drawn)
-    return {f"validation/{key}": value for key, value in scores.items()}
+    return {f"{LOGGED}{key}": value for key, value in scores.items()}
 
 
 def sample_strip(
@@ -58,12 +92,12 @@ def sample_strip(
 ) -> npt.NDArray[np.uint8]:
     """Return (H,W,3): a row for each of the first held-out pictures, LR enlarged by its pixels, SR and HR.
 
-    LR is made as `recipe` says. Pictures below 64 px a side are passed over as in `validate`; one at least must be
-    larger.
+    LR is as in `validate`, of the place with the most texture. Pictures below 64 px a side are passed over as
+    there; one at least must be larger.
     """
     rows = []
     for index in _large_enough(cache)[:_STRIP_ROWS]:
-        lr, sr, hr = _triple(generator, _centre(cache.picture(index), _STRIP_PX), recipe, index)
+        lr, sr, hr = _triple(generator, _textured(cache, index, _STRIP_PX, 1)[0], recipe)
         nearest = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
         row = np.concatenate([nearest, sr, hr], axis=1)
         missing = [(0, _STRIP_PX - row.shape[0]), (0, 3 * _STRIP_PX - row.shape[1]), (0, 0)]
@@ -71,8 +105,52 @@ def sample_strip(
     return np.concatenate(rows)
 
 
+class _Crop(NamedTuple):
+    """A place in a held-out picture: HR (H,W,3) uint8, its shipped LR or None, and a number of its own."""
+
+    hr: Tensor
+    lr: Tensor | None
+    number: int
+
+
 def _large_enough(cache: PictureCache) -> list[int]:
     return [index for index in range(len(cache)) if min(cache.heights[index], cache.widths[index]) >= _LEAST_PX]
+
+
+def _crops(cache: PictureCache) -> Iterator[_Crop]:
+    for index in _large_enough(cache):
+        yield from _textured(cache, index, _CROP_PX, _CROPS)
+
+
+def _textured(cache: PictureCache, index: int, crop_px: int, most: int) -> list[_Crop]:
+    """Cut up to `most` crops that do not overlap: those with the most detail, then the nearest the centre."""
+    picture, lr_picture = cache.picture(index), cache.lr_picture(index)
+    height, width = (min(size, crop_px) // SCALE * SCALE for size in picture.shape[:2])
+    blocks = (-(-height // ENERGY_BLOCK_PX), -(-width // ENERGY_BLOCK_PX))
+    energy = F.avg_pool2d(cache.energy_of(index)[None, None], blocks, stride=1)[0, 0]  # of each window of blocks
+    tops, lefts = _places(picture.shape[0], height), _places(picture.shape[1], width)
+    top, left = torch.meshgrid(torch.tensor(tops), torch.tensor(lefts), indexing="ij")
+    off = torch.hypot(top - (picture.shape[0] - height) / 2, left - (picture.shape[1] - width) / 2)
+    order = np.lexsort((off.flatten(), -energy[: len(tops), : len(lefts)].flatten()))
+    chosen: list[tuple[int, int]] = []
+    for y, x in torch.stack([top.flatten(), left.flatten()], 1)[torch.from_numpy(order)].tolist():
+        if len(chosen) < most and all(abs(y - v) >= height or abs(x - u) >= width for v, u in chosen):
+            chosen.append((y, x))
+    crops = []
+    for number, (y, x) in enumerate(chosen):
+        hr, lr = picture[y : y + height, x : x + width], None
+        if lr_picture is not None:
+            v, u = y // SCALE, x // SCALE
+            lr = lr_picture[v : v + height // SCALE, u : u + width // SCALE]
+        crops.append(_Crop(hr, lr, most * index + number))
+    return crops
+
+
+def _places(size: int, crop: int) -> list[int]:
+    """Where crops may begin, on the grid of LR: at the blocks of the energy, or in the middle of little room."""
+    if size - crop < ENERGY_BLOCK_PX:
+        return [(size - crop) // 2 // SCALE * SCALE]
+    return list(range(0, size - crop + 1, ENERGY_BLOCK_PX))
 
 
 def sameness(pictures: Sequence[npt.NDArray[np.uint8]]) -> float:
@@ -92,11 +170,10 @@ def sameness(pictures: Sequence[npt.NDArray[np.uint8]]) -> float:
 def _row(lr: npt.NDArray[np.uint8], sr: npt.NDArray[np.uint8], hr: npt.NDArray[np.uint8]) -> dict[str, float]:
     kept = consistency(Picture(lr), Picture(sr))
     row = {
-        "psnr_y": metrics.psnr(sr, hr, border=SCALE, y_only=True),
+        "psnr_y": min(metrics.psnr(sr, hr, border=SCALE, y_only=True), _MOST_DB),
         "ssim_y": metrics.ssim(sr, hr, border=SCALE, y_only=True),
-        "lr_psnr": min(kept.lr_psnr_db, 99.0),  # inf has no mean
+        "lr_psnr": min(kept.lr_psnr_db, _MOST_DB),
         "colour_shift": kept.colour_shift,
-        "detail": float(_laplacian(sr).std() / _laplacian(hr).std().clamp(min=1e-6)),
     }
     if lpips_available():
         row["lpips"] = metrics.lpips(sr, hr)
@@ -114,16 +191,18 @@ def lpips_available() -> bool:
     return True
 
 
-def _triple(
-    generator: nn.Module, hr: Tensor, recipe: DegradationRecipe, number: int
-) -> tuple[npt.NDArray[np.uint8], ...]:
+def _triple(generator: nn.Module, crop: _Crop, recipe: DegradationRecipe) -> tuple[npt.NDArray[np.uint8], ...]:
     """LR, SR and HR as (H,W,3) uint8."""
-    device = next(generator.parameters()).device
-    lr = degradation.held_out(recipe, _tensor(hr).to(device), number)
+    parameter = next(generator.parameters(), None)
+    device = crop.hr.device if parameter is None else parameter.device
+    if crop.lr is None:
+        lr = degradation.held_out(recipe, _tensor(crop.hr).to(device), crop.number)
+    else:
+        lr = _tensor(crop.lr).to(device)
     generator.eval()
     with torch.inference_mode():
         sr = generator(lr)
-    return _picture(lr), _picture(sr), hr.numpy()
+    return _picture(lr), _picture(sr), crop.hr.numpy()
 
 
 def _laplacian(picture: npt.NDArray[np.uint8]) -> Tensor:
@@ -138,9 +217,3 @@ def _tensor(picture: Tensor) -> Tensor:
 def _picture(tensor: Tensor) -> npt.NDArray[np.uint8]:
     levels = tensor[0].permute(1, 2, 0).clamp(0, 1).mul(255).round().byte()
     return np.ascontiguousarray(levels.cpu().numpy())
-
-
-def _centre(picture: Tensor, crop_px: int) -> Tensor:
-    height, width = (min(size, crop_px) // SCALE * SCALE for size in picture.shape[:2])
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return picture[top : top + height, left : left + width]

@@ -65,7 +65,7 @@ def final_state(run: Path, steps: int) -> dict[str, Any]:
     path, state = latest_checkpoint(run)
     assert path.name == f"1-adversarial-{steps:09d}.pt"
     # The clock, and what validation by the clock has counted, are not part of the promise.
-    for key in ("elapsed_s", "stage_began_s", "best", "validations_since_best"):
+    for key in ("elapsed_s", "stage_began_s", "best", "best_step", "validations_since_best"):
         del state["position"][key]
     return flat(state)
 

@@ -77,7 +77,7 @@ def test_the_generator_improves_under_every_objective(
         },
         "test",
     )
-    _, held_out = split(shapes, 1, recipe.seed)
+    _, held_out = split(shapes, recipe.data)
     start = validate(load_generator(poor_start)[0], held_out)["validation/psnr_y"]
     trainer.train(recipe, shapes, tmp_path)
     generator = Generator(**recipe.generator.model_dump())

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from srgan.errors import TrainingError
 from srgan.training.config import DegradationRecipe, GuardsRecipe, PassRecipe, Recipe
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
-from srgan.training.validation import sameness, sample_strip, validate
+from srgan.training.validation import Bicubic, cost, sameness, sample_strip, validate
 
 
 class Enlarge(nn.Module):
@@ -56,6 +57,79 @@ def test_figures_equal_those_computed_with_pillow_and_numpy() -> None:
     assert 0.2 < scores["validation/detail"] < 1  # enlargement blurs
 
 
+def test_the_lr_that_was_shipped_is_the_one_that_is_judged_from() -> None:
+    """A shipped LR of another kernel: made anew by bicubic, a generator of that kernel would be judged wrongly."""
+    hr = smooth_noise(96, 120, 7)
+    lr = hr[::4, ::4].copy()  # every fourth pixel
+    plain = cache_of(hr)
+    shipped = replace(
+        plain,
+        pixels=torch.cat([plain.pixels, torch.from_numpy(lr).reshape(-1)]),
+        lr_offsets=torch.tensor([hr.size]),
+    )
+
+    class Seen(Enlarge):
+        def forward(self, lr: Tensor) -> Tensor:
+            seen.append(lr)
+            return super().forward(lr)
+
+    seen: list[Tensor] = []
+    validate(Seen(), shipped)
+    assert np.array_equal(seen[0][0].permute(1, 2, 0).mul(255).round().byte().numpy(), lr)
+    strip = sample_strip(Enlarge(), shipped)
+    assert np.array_equal(strip[:96:4, :120:4], lr)
+
+
+def test_crops_are_where_the_texture_is_and_one_flat_one_is_no_alarm() -> None:
+    """A photograph of sky with a busy corner, and one of nothing but sky."""
+    picture = np.full((448, 448, 3), 200, np.uint8)
+    picture[256:, 256:] = smooth_noise(192, 192, 8)
+    cache = cache_of(picture, np.full((96, 96, 3), 90, np.uint8))
+    energy = torch.cat([torch.from_numpy(examine_energy(p)) for p in (picture, picture[:96, :96])])
+    cache = replace(cache, energy=energy)
+    drawn: list[Tensor] = []
+
+    class Watched(Enlarge):
+        def forward(self, lr: Tensor) -> Tensor:
+            sr = super().forward(lr)
+            drawn.append(sr)
+            return sr + 1.0 / 255 * torch.rand(sr.shape, generator=torch.Generator().manual_seed(1))
+
+    scores = validate(Watched(), cache)
+    assert [tuple(sr.shape[2:]) for sr in drawn] == [(192, 192)] * 3 + [(96, 96)]
+    lr = F.interpolate(
+        torch.from_numpy(picture[256:, 256:]).permute(2, 0, 1)[None].float() / 255,
+        size=(48, 48),
+        mode="bicubic",
+        antialias=True,
+    )
+    torch.testing.assert_close(drawn[0], Enlarge()(lr), atol=0.02, rtol=0)
+    assert 0.05 < scores["validation/detail"] < 2  # a mean of ratios would be in the hundreds
+    assert Guards(GuardsRecipe(lr_psnr_below=0)).judge(scores, 500) == []
+    flat = validate(Watched(), cache.subset([1]))
+    assert "validation/detail" not in flat
+
+
+def test_what_is_exact_has_a_mean() -> None:
+    flat, busy = np.full((64, 64, 3), 128, np.uint8), smooth_noise(64, 64, 2)
+    psnr = [validate(Bicubic(), cache_of(p))["validation/psnr_y"] for p in (flat, busy)]
+    assert psnr[0] == 99
+    assert validate(Bicubic(), cache_of(flat, busy))["validation/psnr_y"] == pytest.approx(np.mean(psnr))
+
+
+def test_bicubic_is_pillows() -> None:
+    lr = smooth_noise(16, 20, 3)
+    pillow = np.asarray(Image.fromarray(lr).resize((80, 64), Image.Resampling.BICUBIC)).astype(float)
+    ours = Bicubic()(torch.from_numpy(lr.copy()).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0) * 255
+    assert np.abs(ours.numpy() - pillow).max() <= 1.1
+
+
+def test_a_stage_is_judged_by_what_it_is_for() -> None:
+    scores = {"validation/psnr_y": 30.0, "validation/lpips": 0.25}
+    assert (cost(scores, "pretrain"), cost(scores, "adversarial")) == (-30, 0.25)
+    assert cost({"validation/psnr_y": 30.0}, "adversarial") is None
+
+
 def test_a_darkening_generator_shows_as_colour_shift() -> None:
     hr = smooth_noise(64, 64, 1)
     shift = validate(Enlarge(0.9), cache_of(hr))["validation/colour_shift"]
@@ -74,11 +148,21 @@ def test_the_strip_shows_lr_sr_and_hr_side_by_side() -> None:
     large, small = smooth_noise(200, 200, 4), smooth_noise(64, 100, 5)
     strip = sample_strip(Enlarge(), cache_of(large, small))
     assert strip.shape == (256, 384, 3)
-    np.testing.assert_array_equal(strip[:128, 256:], large[36:164, 36:164])  # HR
+    np.testing.assert_array_equal(strip[:128, 256:], large[32:160, 32:160])  # HR
     blocks = strip[:128, :128].reshape(32, 4, 32, 4, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()  # LR by its pixels
     np.testing.assert_array_equal(strip[128 : 128 + 64, 200:300], small)
     assert (strip[192:] == 255).all()  # a smaller picture leaves the rest white
+
+
+def examine_energy(picture: np.ndarray) -> np.ndarray:
+    """The mean gradient of each block of 32 px, row by row, roughly as `Examined.energy` has it."""
+    grey = picture[..., 1].astype(np.float32)
+    change = np.zeros_like(grey)
+    change[:, 1:] += np.abs(np.diff(grey, axis=1))
+    rows, columns = grey.shape[0] // 32, grey.shape[1] // 32
+    blocks = change[: 32 * rows, : 32 * columns].reshape(rows, 32, columns, 32).mean((1, 3))
+    return np.asarray(blocks.reshape(-1), np.float32)
 
 
 class Shows(nn.Module):
@@ -164,6 +248,14 @@ def test_a_resumed_journal_forgets_what_happened_after_the_checkpoint(tmp_path: 
     with journal(tmp_path) as book:
         book.write("pretrain", 30, 1.0, None, {"content": 1.0})
     assert len(rows(tmp_path)) == 1
+
+
+def test_samples_of_a_sitting_that_was_killed_are_dropped(tmp_path: Path) -> None:
+    with journal(tmp_path) as book:
+        for stage, step in (("pretrain", 20), ("pretrain", 30), ("adversarial", 5)):
+            book.sample(stage, step, np.zeros((8, 8, 3), np.uint8))
+    with journal(tmp_path, ("pretrain",), 20):
+        assert [path.name for path in (tmp_path / "samples").iterdir()] == ["pretrain-000000020.png"]
 
 
 def test_later_stages_keep_all_rows_of_earlier_ones(tmp_path: Path) -> None:

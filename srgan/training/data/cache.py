@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +26,19 @@ from torch import Tensor
 from srgan.errors import TrainingError, UsageError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.networks.generator import SCALE
+from srgan.pictures.guarded.headers import read_header
 from srgan.texts import one_line
-from srgan.training.data.sources import THUMBNAIL_PX, File, Source, in_order, list_files, listed, try_examine
+from srgan.training.config import DataRecipe
+from srgan.training.data.sources import (
+    ENERGY_BLOCK_PX,
+    THUMBNAIL_PX,
+    File,
+    Source,
+    in_order,
+    list_files,
+    listed,
+    try_examine,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +60,8 @@ class PictureCache:
     Of each picture, (count,) int64: `offsets` into `pixels`, `heights`, `widths`; `lr_offsets`: where its shipped
     LR picture begins, -1 without one; `sources`: number of the source; `energy_offsets`: into `energy`, which is
     `Examined.energy` of all pictures one after another; and `jpeg_qualities`, as `thumbnails` and `notes` those of
-    `Examined`. `source_weights`: of each source; empty if patches come as positions do.
+    `Examined`. `source_weights`: of each source; empty if patches come as positions do. `folders`: the sources.
+    `validation`: pictures that runs are judged by instead of some of these.
     """
 
     pixels: Tensor
@@ -65,6 +79,8 @@ class PictureCache:
     sha256: str
     skipped: tuple[tuple[str, str], ...]
     source_weights: tuple[float, ...] = ()
+    folders: tuple[str, ...] = ()
+    validation: PictureCache | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,6 +95,12 @@ class PictureCache:
             return None
         height, width = int(self.heights[index]) // SCALE, int(self.widths[index]) // SCALE
         return self._view(int(self.lr_offsets[index]), height, width)
+
+    def energy_of(self, index: int) -> Tensor:
+        """Return `Examined.energy` of picture `index`, (rows,columns) float32 by blocks, a view."""
+        high, wide = (-(-int(size[index]) // ENERGY_BLOCK_PX) for size in (self.heights, self.widths))
+        first = int(self.energy_offsets[index])
+        return self.energy[first : first + high * wide].view(high, wide)
 
     def subset(self, indices: Sequence[int]) -> PictureCache:
         """Return a cache of these pictures alone, sharing the pixels."""
@@ -120,7 +142,8 @@ def build_cache(
             "another --run"
         ) from error
     _refuse_if_bad(cache, max_bad_share, sources)
-    return weighted(cache, sources)
+    names = tuple(":".join(str(part) for part in (of.folder, of.lr_folder) if part) for of in sources)
+    return replace(weighted(cache, sources), folders=names)
 
 
 def pack(files: Sequence[File], folder: Path) -> PictureCache:
@@ -128,6 +151,7 @@ def pack(files: Sequence[File], folder: Path) -> PictureCache:
 
     Raises OSError if the folder cannot hold them.
     """
+    _refuse_without_room(files, folder)
     temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     try:
         with temporary.open("xb") as packed:
@@ -150,6 +174,24 @@ def pack(files: Sequence[File], folder: Path) -> PictureCache:
     return cache
 
 
+def _refuse_without_room(files: Sequence[File], folder: Path) -> None:
+    """Raise OSError if the disk has less room than the pixels take, as far as their headers tell."""
+    needed = sum(_pixel_bytes(path) for file in files for path in (file.path, file.lr_path) if path is not None)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        text = f"{len(files)} pictures take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        raise OSError(errno.ENOSPC, text)
+
+
+def _pixel_bytes(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, max_scans=1)
+    except OSError:
+        return 0
+    return 3 * header.width * header.height if header is not None and not header.truncated else 0
+
+
 def survey(files: Sequence[File]) -> tuple[PictureCache, list[File]]:
     """Decode `files` as `build_cache` does but keep no pixels; return the rest, and the files that can be used."""
     header, columns, kept = _decode_all(files, None)
@@ -165,20 +207,18 @@ def weighted(cache: PictureCache, sources: Sequence[Source]) -> PictureCache:
     return replace(cache, source_weights=weights, sha256=sha256)
 
 
-def split(cache: PictureCache, held_out: int, seed: int) -> tuple[PictureCache, PictureCache]:
-    """Return (training, validation) pictures; validation is `held_out` of them, chosen by `seed`.
+def split(cache: PictureCache, recipe: DataRecipe) -> tuple[PictureCache, PictureCache]:
+    """Return (training, validation) pictures; validation is `held_out` of them, chosen by `split_seed`.
 
-    Never more than a fifth is held out, so that a handful of pictures still trains.
+    Never more than a fifth is held out, so that a handful of pictures still trains; none, where `cache` brings its
+    validation along.
     """
-    training, validation = split_numbers(len(cache), held_out, seed)
-    return cache.subset(training), cache.subset(validation)
-
-
-def split_numbers(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return which of `count` pictures `split` puts where."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    held = min(held_out, count // 5)
-    return sorted(order[held:]), sorted(order[:held])
+    if cache.validation is not None:
+        return cache, cache.validation
+    count = len(cache)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.split_seed)).tolist()
+    held = min(recipe.held_out, count // 5)
+    return cache.subset(sorted(order[held:])), cache.subset(sorted(order[:held]))
 
 
 def _as_sources(folders: Sequence[Source | Path]) -> list[Source]:

@@ -19,7 +19,7 @@ from srgan.errors import BackboneError
 from srgan.training import trainer
 from srgan.training.config import AdversarialStageRecipe, Recipe
 from srgan.training.data import degradation
-from srgan.training.data.cache import PictureCache, pack, split_numbers, survey
+from srgan.training.data.cache import PictureCache, pack, split, survey
 from srgan.training.data.sources import File, Source, list_files
 from srgan.training.processes import make_fabric
 from srgan.training.run import Position, make_players, random_streams
@@ -124,19 +124,19 @@ def findings(
     """
     patch_px = _largest_patch_px(recipe)
     sides = torch.minimum(cache.heights, cache.widths)
-    training, validation = split_numbers(len(cache), recipe.data.held_out, recipe.seed)
-    usable = [number for number in training if sides[number] >= patch_px]
-    leaks = near_duplicates(cache.thumbnails[validation], cache.thumbnails[training])
-    inside = near_duplicates(cache.thumbnails[training]) if thorough else None
+    training, validation = split(cache, recipe.data)
+    usable = (torch.minimum(training.heights, training.widths) >= patch_px).nonzero()[:, 0]
+    leaks = _turned_duplicates(validation.thumbnails, training.thumbnails)
+    inside = near_duplicates(training.thumbnails) if thorough else None
 
-    def named(pairs: list[tuple[int, int, float]], first: list[int]) -> tuple[tuple[str, str, float], ...]:
-        return tuple((cache.names[first[a]], cache.names[training[b]], round(r, 4)) for a, b, r in pairs)
+    def named(pairs: list[tuple[int, int, float]], first: list[str]) -> tuple[tuple[str, str, float], ...]:
+        return tuple((first[a], training.names[b], round(r, 4)) for a, b, r in pairs)
 
     return Findings(
         pictures=len(cache),
         held_out=len(validation),
         paired=int((cache.lr_offsets >= 0).sum()),
-        megapixels=float((cache.heights[usable] * cache.widths[usable]).sum()) / 1e6,
+        megapixels=float((training.heights[usable] * training.widths[usable]).sum()) / 1e6,
         patch_hr_px=patch_px,
         left_out=cache.skipped,
         too_small=tuple(name for name, side in zip(cache.names, sides.tolist(), strict=True) if side < patch_px),
@@ -144,8 +144,8 @@ def findings(
         jpeg_qualities=tuple(
             sorted(Counter(quality for quality in cache.jpeg_qualities.tolist() if quality).items())
         ),
-        leaks=named(leaks, validation),
-        duplicates=None if inside is None else named(inside, training),
+        leaks=named(leaks, validation.names),
+        duplicates=None if inside is None else named(inside, training.names),
         timing=timing,
     )
 
@@ -174,6 +174,16 @@ def near_duplicates(
         rows = (nearest > NEAR_DUPLICATE).nonzero()[:, 0].tolist()
         alike += [(begin + row, int(which[row]), float(nearest[row])) for row in rows]
     return alike
+
+
+def _turned_duplicates(thumbnails: Tensor, others: Tensor) -> list[tuple[int, int, float]]:
+    """`near_duplicates` in any of the eight ways that a patch is turned in: a mirrored picture teaches as much."""
+    nearest: dict[int, tuple[int, int, float]] = {}
+    for turns in range(4):
+        for way in (thumbnails.rot90(turns, (1, 2)), thumbnails.rot90(turns, (1, 2)).flip(2)):
+            for found in near_duplicates(way, others):
+                nearest[found[0]] = max(found, nearest.get(found[0], found), key=lambda pair: pair[2])
+    return [nearest[which] for which in sorted(nearest)]
 
 
 def summary(findings: Findings) -> str:
@@ -229,7 +239,8 @@ def _stage_timing(name: str, recipe: Recipe, packed: PictureCache, fabric: Fabri
     if isinstance(stage, AdversarialStageRecipe):
         draws = trainer.discriminator_steps(recipe)
         position.step = stage.discriminator_alone_steps  # from where on all players move
-    computing_s = _seconds(lambda: step(lambda: (lr, hr), position, stage.learning_rate), fabric.device)
+    pace = trainer.Pace(stage.learning_rate)
+    computing_s = _seconds(lambda: step(lambda: (lr, hr), position, pace), fabric.device)
     computing_s *= stage.batch_size / at_once
     return StageTiming(
         stage=name,

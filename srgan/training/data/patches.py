@@ -172,10 +172,9 @@ def _energies(cache: PictureCache, cells: _Cells, patch_px: int) -> Tensor:
     numbers, counts = np.unique(cells.picture.numpy(), return_counts=True)
     ends, energies = counts.cumsum(), []
     for picture, begin, end in zip(numbers.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True):
-        high, wide = (-(-int(size[picture]) // ENERGY_BLOCK_PX) for size in (cache.heights, cache.widths))
-        first = int(cache.energy_offsets[picture])
+        blocks = cache.energy_of(picture)
+        high, wide = blocks.shape
         sums = torch.zeros(high + 1, wide + 1, dtype=torch.float64)
-        blocks = cache.energy[first : first + high * wide].view(high, wide)
         sums[1:, 1:] = blocks.double().cumsum(0).cumsum(1)
         i, j = cells.top[begin:end] // ENERGY_BLOCK_PX, cells.left[begin:end] // ENERGY_BLOCK_PX
         bottom, right = (i + reach).clamp(max=high), (j + reach).clamp(max=wide)

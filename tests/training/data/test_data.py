@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from support.caches import cache_of, hr_patches
 
 from srgan import pictures
 from srgan.errors import TrainingError, UsageError
+from srgan.training.config import DataRecipe
 from srgan.training.data import cache as data
 from srgan.training.data.cache import build_cache, split
 from srgan.training.data.patches import Patches
@@ -331,16 +333,26 @@ def test_subset_shares_the_pixels() -> None:
     assert some.pixels.data_ptr() == cache.pixels.data_ptr()
 
 
-def test_split_is_disjoint_complete_and_settled_by_the_seed() -> None:
+def test_split_is_disjoint_complete_and_settled_by_its_seed() -> None:
     cache = cache_of(*(picture(4, 4, index) for index in range(40)))
-    training, validation = split(cache, 6, seed=1)
+    training, validation = split(cache, DataRecipe(held_out=6, split_seed=1))
     assert len(validation) == 6
     assert sorted(training.names + validation.names) == sorted(cache.names)
-    assert split(cache, 6, seed=1)[1].names == validation.names
-    assert split(cache, 6, seed=2)[1].names != validation.names
+    assert split(cache, DataRecipe(held_out=6, split_seed=1))[1].names == validation.names
+    assert split(cache, DataRecipe(held_out=6, split_seed=2))[1].names != validation.names
 
 
 @pytest.mark.parametrize(("count", "asked", "given"), [(4, 8, 0), (5, 8, 1), (12, 8, 2), (40, 8, 8), (40, 0, 0)])
 def test_never_more_than_a_fifth_is_held_out(count: int, asked: int, given: int) -> None:
-    training, validation = split(cache_of(*(picture(4, 4, index) for index in range(count))), asked, seed=0)
+    cache = cache_of(*(picture(4, 4, index) for index in range(count)))
+    training, validation = split(cache, DataRecipe(held_out=asked))
     assert (len(training), len(validation)) == (count - given, given)
+
+
+def test_a_disk_without_room_is_known_before_the_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        Image.fromarray(picture(40, 30, index)).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 3 * 40 * 30 - 1))
+    monkeypatch.setattr(data, "try_examine", pytest.fail)
+    with pytest.raises(TrainingError, match=r"cannot hold the decoded pictures: 3 pictures take .* GB are free"):
+        build_cache([tmp_path], tmp_path / "cache")

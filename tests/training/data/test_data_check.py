@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def held_out_names(folder: Path, recipe: str) -> list[str]:
     cache = build_cache([folder], folder.parent / "cache")
     assert cache.names == names
     settings = load_recipe(recipe)
-    return split(cache, settings.data.held_out, settings.seed)[1].names
+    return split(cache, settings.data)[1].names
 
 
 def test_a_clean_folder(clean: Path, recipe: str) -> None:
@@ -306,3 +307,29 @@ def test_the_largest_stage_decides_what_is_too_small(clean: Path) -> None:
         {"degradation": {"kind": "realistic"}, "pretrain": {"patch_hr_px": 16}, "adversarial": {"steps": 0}}
     )
     assert check([Source(clean)], wild, timed=False).patch_hr_px == 16 + 2 * 24
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize("turn", [np.fliplr, np.flipud, np.rot90, lambda p: np.rot90(np.fliplr(p))])
+def test_a_mirrored_copy_in_training_is_a_leak(clean: Path, recipe: str, turn: Callable[..., np.ndarray]) -> None:
+    held, *_ = held_out_names(clean, recipe)
+    settings = load_recipe(recipe)
+    with Image.open(clean / held) as picture:
+        copy = turn(np.asarray(picture))
+    # A name after all others, so that the same pictures are held out as far as it goes.
+    Image.fromarray(np.ascontiguousarray(copy)).save(clean / "zz.png")
+    cache = build_cache([clean], clean.parent / "cache")
+    index = [cache.names.index(name) for name in (held, "zz.png")]
+    alone = replace(
+        cache.subset([n for n in range(len(cache)) if n != index[0]]), validation=cache.subset(index[:1])
+    )
+    assert [leak[:2] for leak in findings(alone, settings).leaks] == [(held, "zz.png")]
+
+
+def test_the_check_is_of_the_recipe_that_will_run(
+    clean: Path, recipe: str, capsys: pytest.CaptureFixture[str], untimed: None
+) -> None:
+    data.check([clean], recipe=recipe, overrides=["pretrain.patch_hr_px=64", "data.held_out=1"])
+    printed = capsys.readouterr().out
+    assert "patches of 80 px" in printed
+    assert "1 of them held out" in printed

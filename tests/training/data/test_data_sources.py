@@ -23,6 +23,7 @@ from support.threads import at_once
 
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
+from srgan.training.config import DataRecipe
 from srgan.training.data import cache as data
 from srgan.training.data.cache import PictureCache, build_cache, split
 from srgan.training.data.degradation import Bicubic
@@ -147,7 +148,7 @@ def test_weights_hold_within_a_subset(tmp_path: Path) -> None:
         save(marked(20, 20, 0), one / f"{seed}.png")
         save(marked(20, 20, 1), two / f"{seed}.png")
     cache = build_cache([Source(one, weight=1), Source(two, weight=3)], tmp_path / "cache")
-    training, validation = split(cache, 3, seed=0)
+    training, validation = split(cache, DataRecipe(held_out=3))
     assert len(training) + len(validation) == 18
     np.testing.assert_allclose(shares(training), [0.25, 0.75, 0], atol=0.034)
 

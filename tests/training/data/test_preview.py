@@ -54,7 +54,7 @@ def test_the_preview_follows_seed_and_recipe(clean: Path, recipe: str, tmp_path:
         "seed": (wild, 2),
         "plain": (plain, 1),
     }.items():
-        preview([clean], tmp_path / f"{name}.png", str(which), seed, 4)
+        preview([clean], tmp_path / f"{name}.png", str(which), seed=seed, count=4)
         sheets[name] = (tmp_path / f"{name}.png").read_bytes()
     assert sheets["a"] == sheets["same"]
     assert len(set(sheets.values())) == 3
@@ -86,8 +86,8 @@ def test_previews_that_cannot_be_are_refused(clean: Path, recipe: str, tmp_path:
         (tmp_path / "sheet.png", 10**6, "give 1 to"),
     ):
         with pytest.raises(UsageError, match=part):
-            preview([clean], out, recipe, 0, count)
+            preview([clean], out, recipe, count=count)
     with pytest.raises(PictureError, match="cannot be written"):
-        preview([clean], tmp_path / "absent" / "sheet.png", recipe, 0, 2)
+        preview([clean], tmp_path / "absent" / "sheet.png", recipe, count=2)
     with pytest.raises(UsageError, match="is not a folder"):
-        preview([tmp_path / "absent"], tmp_path / "sheet.png", recipe, 0, 2)
+        preview([tmp_path / "absent"], tmp_path / "sheet.png", recipe, count=2)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from srgan.commands import data
+from srgan.commands.options import TrainOptions
 from srgan.commands.train import train
 from srgan.errors import UsageError
 from srgan.training.data import check as data_check
@@ -44,7 +45,7 @@ def levels_put_back() -> None:
 
 
 def trained(photos: Path, run: Path, *, resume: bool = False) -> None:
-    train(str(photos.parent / "recipe.toml"), [str(photos)], run, resume=resume)
+    train(TrainOptions(str(photos.parent / "recipe.toml"), [str(photos)], run, resume=resume))
     assert list((run / "samples").iterdir())
 
 
