@@ -260,6 +260,7 @@ class _Copies:
         if device.type == "cuda":
             self._there, self._back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
 
+    @torch.inference_mode()
     def overlapped(
         self, compute: Callable[[Tensor], tuple[Tensor, ...]], tensor: Tensor
     ) -> Callable[[], list[Tensor]]:

@@ -37,7 +37,10 @@ def is_measurable(device: torch.device) -> bool:
 
 
 def cost(run: Callable[[], object], device: torch.device) -> Cost | None:
-    """Return what `run` takes of `device`, after one that is not counted, or None if its memory is too small."""
+    """Return what `run` takes of `device`, after one that is not counted, or None if it cannot be run there.
+
+    For lack of memory, mostly, which libraries beneath torch tell in words of their own.
+    """
     try:
         run()
         torch.cuda.synchronize(device)
@@ -49,7 +52,7 @@ def cost(run: Callable[[], object], device: torch.device) -> Cost | None:
             torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - began)
         return Cost(min(seconds), torch.cuda.max_memory_allocated(device) - before)
-    except torch.OutOfMemoryError:
+    except RuntimeError:
         return None
     finally:
         torch.cuda.empty_cache()
