@@ -29,8 +29,8 @@ _KEPT_ROWS_COPIES = 5
 _MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
 _ENOUGH_STRIP_BYTES = 1.2e9
 
-# Of a graphics processor's memory, where it was measured what a pixel takes: at 5 KB, by count, a tile of 1180 pixels a side,
-# a seventh of which is halo.
+# Of a graphics processor's memory, where it was measured what a pixel takes: at 5 KB, by count, a tile of 1180
+# pixels a side, a seventh of which is halo.
 _MOST_DEVICE_BYTES = 7e9
 
 # How many pieces a device is given at once: one to compute, one to copy.

@@ -139,7 +139,7 @@ class TorchEngine:
 
         def run(lr: np.ndarray) -> np.ndarray:
             with _torch_errors(f"a tile of shape {lr.shape}"):
-                return self._sr(torch.from_numpy(lr), None)[0].cpu().numpy()
+                return self._forward(self._moved(torch.from_numpy(lr)), None).cpu().numpy()
 
         return measured_part(
             run,
@@ -225,11 +225,8 @@ class TorchEngine:
     @torch.inference_mode()
     def _sr(self, lr: Tensor, half: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """Return SR in float32 and how far the means of its squares are from `lr`, both on the device."""
-        on_device = lr.to(self._device).contiguous(memory_format=self._layout)
-        autocast = torch.autocast(self._device.type, dtype=half, enabled=half is not None)
-        # cuDNN would compute float32 in TF32, with three digits.
-        with torch.backends.cudnn.flags(allow_tf32=False), autocast:
-            sr: Tensor = self._network(on_device).float()
+        on_device = self._moved(lr)
+        sr = self._forward(on_device, half)
         scale = self.metadata.scale
         expected = (lr.shape[0], 3, lr.shape[2] * scale, lr.shape[3] * scale)
         if sr.shape != expected:
@@ -239,6 +236,17 @@ class TorchEngine:
         # Not finite where any value is not; the largest of a batch, for each of its tiles must follow.
         distances = (F.avg_pool2d(sr, scale) - on_device).abs().mean(dim=(1, 2, 3))
         return sr, distances.amax()
+
+    def _moved(self, lr: Tensor) -> Tensor:
+        return lr.to(self._device).contiguous(memory_format=self._layout)
+
+    @torch.inference_mode()
+    def _forward(self, on_device: Tensor, half: torch.dtype | None) -> Tensor:
+        autocast = torch.autocast(self._device.type, dtype=half, enabled=half is not None)
+        # cuDNN would compute float32 in TF32, with three digits.
+        with torch.backends.cudnn.flags(allow_tf32=False), autocast:
+            sr: Tensor = self._network(on_device).float()
+        return sr
 
     @torch.inference_mode()
     def _levels(self, levels: Tensor) -> tuple[Tensor, Tensor]:
