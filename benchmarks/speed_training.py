@@ -51,6 +51,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from srgan.errors import SrganError
 from srgan.machine import available_cores
 from srgan.networks.generator import SCALE
+from srgan.networks.layers import TailForm
 from srgan.texts import first_line
 from srgan.training import trainer
 from srgan.training.config import STAGES, Recipe, load_recipe
@@ -123,6 +124,8 @@ def plain(recipe: Recipe, name: str, folder: Path, workers: int, device: torch.d
     cpu_players = make_players(recipe, Fabric(accelerator="cpu", devices=1), label_random)
     contiguous = torch.contiguous_format
     generator = cpu_players.generator.to(device).to(memory_format=contiguous)
+    if device.type == "cuda":  # as published; moved, it takes tens of gigabytes there in float32
+        generator.tail.form = TailForm(moved=False)
     discriminator = cpu_players.discriminator.to(device).to(memory_format=contiguous)
     objective = cpu_players.objective
     generator_optimizer = torch.optim.Adam(generator.parameters(), lr=stage.learning_rate)

@@ -340,32 +340,17 @@ class Upscaler:
     def _upscale_colours(self, levels: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
         """Upscale (H,W,3) or (H,W); colours that are all grey stay exactly that."""
         if levels.ndim == 3 and all(np.array_equal(levels[..., 0], levels[..., channel]) for channel in (1, 2)):
-            return np.repeat(self._upscale_levels(levels[..., 0], report, warn)[..., None], 3, axis=2)
-        return self._upscale_levels(levels, report, warn)
-
-    def _upscale_levels(self, levels: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
-        """Upscale (H,W,3) or (H,W) of either depth to the same at the model's scale."""
-        height, width, *channels = levels.shape
-        out = np.empty((height * self.scale, width * self.scale, *channels), levels.dtype)
-        peak = np.float32(np.iinfo(levels.dtype).max)
-
-        def write(rows: slice, columns: slice, piece: np.ndarray) -> None:
-            # A grey picture went in as three equal channels and comes out as three nearly equal ones.
-            values = np.moveaxis(piece[0], 0, -1) if channels else piece[0].mean(axis=0)
-            out[rows, columns] = np.rint(values.clip(0, 1) * peak)  # truncating would darken by half a level
-
-        def read(rows: slice, columns: slice) -> np.ndarray:
-            return _to_nchw(levels[rows, columns])
-
-        self._inference.run(height, width, read, write, report=report, warn=warn)
-        return out
+            return np.repeat(
+                self._inference.levels(levels[..., 0], report=report, warn=warn)[..., None], 3, axis=2
+            )
+        return self._inference.levels(levels, report=report, warn=warn)
 
     def _upscale_alpha(self, alpha: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
         """Upscale (H,W) transparency; what was fully opaque or clear around stays exactly so."""
         if alpha.min() == alpha.max():
             report(1.0)
             return np.full((alpha.shape[0] * self.scale, alpha.shape[1] * self.scale), alpha.flat[0])
-        sr = self._upscale_levels(alpha, report, warn)
+        sr = self._inference.levels(alpha, report=report, warn=warn)
         _hold_within(sr, alpha, self.scale)
         return sr
 
@@ -381,13 +366,6 @@ def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
     if result.alpha is not None and smooth.alpha is not None:
         alpha = mixed(result.alpha, smooth.alpha)
     return replace(result, pixels=mixed(result.pixels, smooth.pixels), alpha=alpha)
-
-
-def _to_nchw(levels: np.ndarray) -> np.ndarray:
-    """Return (1,3,h,w) float32 in [0,1] of (h,w,3) or (h,w) levels of either depth."""
-    channels = np.moveaxis(levels, -1, 0) if levels.ndim == 3 else np.broadcast_to(levels, (3, *levels.shape))
-    nchw: np.ndarray = np.divide(channels, np.iinfo(levels.dtype).max, dtype=np.float32)[None]
-    return nchw
 
 
 def _lowest_around(levels: np.ndarray) -> np.ndarray:

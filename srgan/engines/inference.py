@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -11,7 +12,8 @@ from typing import Literal, cast
 import numpy as np
 
 from srgan.engines import tiling
-from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts
+from srgan.engines.levels import from_levels, to_levels
+from srgan.engines.protocol import DeviceEngine, Engine, LevelsEngine, StripEngine, StripFacts
 from srgan.errors import OutOfMemoryError, PrecisionError, UsageError
 from srgan.machine import available_bytes
 
@@ -26,6 +28,13 @@ _KEPT_ROWS_COPIES = 5
 # gain nothing from more than 1.2 GB.
 _MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
 _ENOUGH_STRIP_BYTES = 1.2e9
+
+# Of a graphics processor's memory, where it was measured what a pixel takes: at 5 KB, by count, a tile of 1180
+# pixels a side, a seventh of which is halo.
+_MOST_DEVICE_BYTES = 7e9
+
+# How many pieces a device is given at once: one to compute, one to copy.
+_IN_FLIGHT = 2
 
 # How much faster tiles must be than strips to be taken: a narrow picture, where few pixels are halo, gains a
 # twentieth of the time by tiles of 2.5 GB instead of strips of 50 MB.
@@ -78,6 +87,7 @@ class Inference:
         self.engine = engine
         self._tile_lr_px = tile_lr_px
         self._memory_bytes = memory_bytes
+        self._learnt_limit_bytes = math.inf  # a device's, once its memory was too small for more
 
     def run(
         self,
@@ -99,17 +109,53 @@ class Inference:
         Raises EngineError if inference fails, UsageError if `memory_bytes` are too few for any way.
         """
         report = _rising(report) if report is not None else _ignore
-        limit: float = self._memory_bytes or min(self._free_bytes() / 3, _MOST_BYTES)
         precision_errors: list[str] = []
+        self._within_memory(
+            height, width, lambda plan: self._carry_out(plan, read, write, report, precision_errors)
+        )
+        _tell(precision_errors, warn)
+
+    def levels(
+        self, levels: np.ndarray, *, report: Progress | None = None, warn: Warn | None = None
+    ) -> np.ndarray:
+        """Return SR of `levels`, (H,W,3) or grey (H,W), uint8 or uint16: (sH,sW,3) or (sH,sW) of the same type.
+
+        Clamped, and rounded to the nearest. An engine that takes levels gets them as they are, and works on one
+        piece while the one before is copied back. `report`, `warn`, errors: see `run`.
+        """
+        scale = self.engine.metadata.scale
+        height, width, *channels = levels.shape
+        sr = np.empty((height * scale, width * scale, *channels), levels.dtype)
+        if isinstance(self.engine, LevelsEngine):
+            rising = _rising(report) if report is not None else _ignore
+            precision_errors: list[str] = []
+            self._within_memory(
+                height, width, lambda plan: self._carry_out_levels(plan, levels, sr, rising, precision_errors)
+            )
+            _tell(precision_errors, warn)
+            return sr
+
+        def read(rows: slice, columns: slice) -> np.ndarray:
+            return from_levels(levels[None, rows, columns])
+
+        def write(rows: slice, columns: slice, piece: np.ndarray) -> None:
+            sr[rows, columns] = to_levels(piece, like=levels[None])[0]
+
+        self.run(height, width, read, write, report=report, warn=warn)
+        return sr
+
+    def _within_memory(self, height: int, width: int, carry_out: Callable[[Plan], None]) -> None:
+        """Carry out the plan for the memory there is or, where that runs out, for half of it, three times."""
+        limit = min(self._memory_bytes or self._usual_bytes(), self._learnt_limit_bytes)
         for retry in itertools.count():
             plan = self.plan(height, width, limit)
-            if retry == 0 and self._memory_bytes is not None and plan.needed_bytes > limit:
+            if retry == 0 and self._memory_bytes is not None and plan.needed_bytes > self._memory_bytes:
                 raise UsageError(
                     f"{self._memory_bytes / 1e6:.3g} MB of memory are too little for a picture of {width}x{height}"
                     f" pixels: {math.ceil(plan.needed_bytes / 1e6)} MB are needed"
                 )
             try:
-                self._carry_out(plan, read, write, report, precision_errors)
+                carry_out(plan)
                 break
             except OutOfMemoryError as error:
                 if self._tile_lr_px != "auto":
@@ -121,8 +167,8 @@ class Inference:
                 if isinstance(self.engine, StripEngine | DeviceEngine):
                     self.engine.forget()
                 limit = min(limit, plan.needed_bytes) / 2
-        if precision_errors and warn is not None:
-            warn(f"{precision_errors[0]}, so parts were run again in float32")
+                if isinstance(self.engine, DeviceEngine):
+                    self._learnt_limit_bytes = limit
 
     def array(self, lr: np.ndarray) -> np.ndarray:
         """Return SR (N,3,sH,sW) float32, not clamped, of `lr` (N,3,H,W) float32 in [0,1]."""
@@ -152,7 +198,7 @@ class Inference:
             tile = max(1, self._tile_lr_px // block)
             tiles = tiling.tiles_of_size(*size, tile_lr_px=tile, halo_lr_px=halo)
             return self._in_tiles(tiling.in_blocks(tiles, block, height, width))
-        most_px = int(limit_bytes / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4))
+        most_px = int(limit_bytes / self._bytes_per_lr_px())
         tiles = tiling.tiles_within(*size, max_read_px=most_px // block**2, halo_lr_px=halo)
         plans = [self._in_tiles(tiling.in_blocks(tiles, block, height, width))]
         if len(plans[0].tiles) > 1 and isinstance(self.engine, StripEngine) and self.engine.strip_facts:
@@ -165,7 +211,7 @@ class Inference:
 
     def _in_tiles(self, tiles: list[tiling.Tile]) -> Plan:
         read_px = tiles[0].read_px
-        return Plan(tiles, 0, read_px * self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4), cost=read_px * len(tiles))
+        return Plan(tiles, 0, read_px * self._bytes_per_lr_px(), cost=read_px * len(tiles))
 
     def _in_strips(self, height: int, width: int, rows: int, limit_bytes: float, facts: StripFacts) -> Plan:
         """Return the plan for strips of `rows`, across the picture or, where that is too wide, columns of it."""
@@ -178,6 +224,15 @@ class Inference:
         read_width = columns[0].read_px
         cost = len(tiles) * run_rows * read_width * _STRIP_OVERHEADS[rows]
         return Plan(tiles, rows, read_width * per_column, cost)
+
+    def _usual_bytes(self) -> float:
+        """Return how much memory is used where nobody says it."""
+        measured = isinstance(self.engine, DeviceEngine) and self.engine.bytes_per_lr_px is not None
+        return min(self._free_bytes() / 3, _MOST_DEVICE_BYTES if measured else _MOST_BYTES)
+
+    def _bytes_per_lr_px(self) -> float:
+        measured = self.engine.bytes_per_lr_px if isinstance(self.engine, DeviceEngine) else None
+        return measured or self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4)
 
     def _scaled(self, bytes_at_x4: int) -> float:
         return bytes_at_x4 * self.engine.metadata.scale**2 / 4**2
@@ -201,6 +256,29 @@ class Inference:
                 write(*tile.target(scale), sr[None, :, *tile.kept(scale)])
             report((done + len(tiles)) / len(plan.tiles))
 
+    def _carry_out_levels(
+        self, plan: Plan, levels: np.ndarray, sr: np.ndarray, report: Progress, precision_errors: list[str]
+    ) -> None:
+        scale, engine = self.engine.metadata.scale, cast(LevelsEngine, self.engine)
+        together = self._tiles_at_once(plan.tiles[0].read_px)
+        under_way: deque[tuple[list[tiling.Tile], np.ndarray, Callable[[], np.ndarray]]] = deque()
+        done = 0
+        for start in range(0, len(plan.tiles) + _IN_FLIGHT * together, together):
+            if tiles := plan.tiles[start : start + together]:
+                lr = np.stack([levels[tile.read] for tile in tiles])
+                under_way.append((tiles, lr, engine.submit_levels(lr)))
+            if len(under_way) == _IN_FLIGHT or (under_way and not tiles):
+                tiles, lr, result = under_way.popleft()
+                try:
+                    pieces = result()
+                except PrecisionError as error:
+                    precision_errors.append(str(error))
+                    pieces = to_levels(engine.run_precisely(from_levels(lr)), like=lr)
+                for tile, piece in zip(tiles, pieces, strict=True):
+                    sr[tile.target(scale)] = piece[tile.kept(scale)]
+                done += len(tiles)
+                report(done / len(plan.tiles))
+
     def _run(self, lr: np.ndarray, precision_errors: list[str]) -> np.ndarray:
         try:
             return self.engine.run(lr)
@@ -214,8 +292,8 @@ class Inference:
         if self.engine.metadata.multiple_lr_px > 1:
             return 1  # they may differ in shape
         best_px = self.engine.batch_lr_px if isinstance(self.engine, DeviceEngine) else 0
-        affordable = (self._memory_bytes or self._free_bytes() / 3) / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4)
-        return max(1, int(min(best_px, affordable) / tile_px))
+        limit = min(self._memory_bytes or self._free_bytes() / 3, self._learnt_limit_bytes)
+        return max(1, int(min(best_px, limit / self._bytes_per_lr_px()) / tile_px))
 
     def _free_bytes(self) -> int:
         return self.engine.free_bytes() if isinstance(self.engine, DeviceEngine) else available_bytes()
@@ -228,6 +306,11 @@ class Inference:
             rows,
             lambda start, stop: read(slice(start, stop), columns),
         )
+
+
+def _tell(precision_errors: list[str], warn: Warn | None) -> None:
+    if precision_errors and warn is not None:
+        warn(f"{precision_errors[0]}, so parts were run again in float32")
 
 
 def _rising(report: Progress) -> Progress:

@@ -44,6 +44,11 @@ class DeviceEngine(Engine, Protocol):
         """How many LR pixels are best run at once, in several tiles if they are small; 0 for tile by tile."""
         ...
 
+    @property
+    def bytes_per_lr_px(self) -> float | None:
+        """What a tile was measured to take of its memory, for each LR pixel; None if it was not."""
+        ...
+
     def run_precisely(self, lr: np.ndarray) -> np.ndarray:
         """Do what `run` does, in float32 whatever the precision is else."""
         ...
@@ -54,6 +59,18 @@ class DeviceEngine(Engine, Protocol):
 
     def forget(self) -> None:
         """Give back the memory that is kept to be faster next time."""
+        ...
+
+
+@runtime_checkable
+class LevelsEngine(DeviceEngine, Protocol):
+    """A device's engine that takes and gives levels as they are in pictures, and copies while it computes."""
+
+    def submit_levels(self, levels: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin with `levels`, (N,H,W,3) or grey (N,H,W), uint8 or uint16; what it returns waits for the end.
+
+        It gives (N,sH,sW,3) or (N,sH,sW) of the same type, clamped and rounded. Both raise what `run` raises.
+        """
         ...
 
 

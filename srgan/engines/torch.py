@@ -8,25 +8,31 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from srgan.engines.probing import measured_part
 from srgan.engines.protocol import Precision
 from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError, WeightsError
 from srgan.machine import available_bytes
+from srgan.networks import tails
 from srgan.networks.foreign import ForeignNetwork
-from srgan.networks.layers import deployed
+from srgan.networks.layers import TailForm, deployed
 from srgan.networks.reading import load_network
 from srgan.texts import first_line
 from srgan.weights import ModelMetadata
 
 # In which type each precision computes the convolutions.
 _HALF_TYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# What a level may be.
+_LEVELS = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 # A result's squares of 4×4 have the mean of the pixel that they came from, but for a few hundredths. A tile that
 # is further off than this on average has collapsed: black, or all one value.
@@ -35,14 +41,26 @@ _COLLAPSED = 0.1
 # Tiles that are run together: as many as have this many pixels. More do not make a graphics processor faster.
 _BATCH_LR_PX = 512 * 512
 
+# Sides of the tile by which time and memory are measured, the next where the memory is too small for the one
+# before: as large as tiles are, for what a convolution needs beside its result may depend on the size. Networks of
+# other architectures may take seconds for the largest.
+_PROBED_SIDES_LR_PX = (512, 256, 128)
+_PROBED_SIDES_OF_OTHERS_LR_PX = (128,)
+
+# By device, precision and network, what was measured in this process: the tail's form and bytes per LR pixel.
+_learnt: dict[tuple[str, ...], tuple[TailForm, float | None]] = {}
+
 
 class TorchEngine:
     """A generator, run by PyTorch on `device`: "cpu", "cuda", "cuda:N" or "mps".
 
     `source`: a safetensors file of this program, a network with its metadata, or one of another architecture,
     called `name`, whose halo is measured unless `halo_lr_px` says it. `precision`: "fp32", "fp16" or "bf16"; in
-    the latter two the convolutions are in half precision and the last sum, which decides grey levels, is in
-    float32. `blend`: a second file of the same architecture, and its share of every weight, 0..1.
+    the latter two the convolutions are in half precision, with sums in float32, and what decides grey levels, the
+    bicubic skip and the last sum, is in float32. `blend`: a second file of the same architecture, and its share
+    of every weight, 0..1.
+    On CUDA the network is run once for each form of its last convolution, and the form that does best is taken;
+    `bytes_per_lr_px` is then what a tile was seen to take of the device's memory, else None.
     Any number of threads may call `run`; they take turns, so that memory is needed once. Raises UsageError if
     there is no such device or precision, WeightsError if a file is damaged or the two differ.
     """
@@ -60,28 +78,68 @@ class TorchEngine:
         if precision not in _HALF_TYPES:
             raise UsageError(f"PyTorch runs in {', '.join(_HALF_TYPES)}, not in {precision}")
         self.precision = precision
+        self.bytes_per_lr_px: float | None = None
         self._half = _HALF_TYPES[precision]
         self._device = _checked_device(device)
         self._lock = threading.Lock()
+        self._copies = _Copies(self._device)
+        self._network: nn.Module
         if isinstance(source, ForeignNetwork):
             self._layout = torch.contiguous_format  # not all of its layers may take another
-            self._network: nn.Module = self._placed(source)
+            self._network = self._placed(source)
             self.metadata = self._measured(source, name, halo_lr_px)
+            self._learn_costs(lambda _: self._network, (TailForm(),), _PROBED_SIDES_OF_OTHERS_LR_PX)
         else:
             self._layout = torch.channels_last  # how tensor cores and processors want their convolutions
             network, self.metadata = _blended(source, blend)
-            self._network = self._placed(deployed(network).eval())
+            network.eval()
+            self._learn_costs(
+                lambda form: self._placed(deployed(network, form)),
+                tails.forms(network, half=self._half is not None),
+                _PROBED_SIDES_LR_PX,
+            )
 
     def _placed(self, network: nn.Module) -> nn.Module:
         placed: nn.Module = network.to(self._device).to(memory_format=self._layout)
         return placed
+
+    def _learn_costs(
+        self, arranged: Callable[[TailForm], nn.Module], forms: tuple[TailForm, ...], sides: tuple[int, ...]
+    ) -> None:
+        """Take what `arranged` returns for the best of `forms`, and measure what memory it needs."""
+        if not tails.is_measurable(self._device):
+            self._network = arranged(TailForm())
+            return
+        weights = sum(parameter.numel() for parameter in arranged(forms[0]).parameters())
+        key = (str(self._device), self.precision, str(self.metadata.architecture), str(weights))
+        if key not in _learnt:
+            _learnt[key] = self._probed(arranged, forms, sides)
+        form, self.bytes_per_lr_px = _learnt[key]
+        self._network = arranged(form)
+
+    def _probed(
+        self, arranged: Callable[[TailForm], nn.Module], forms: tuple[TailForm, ...], sides: tuple[int, ...]
+    ) -> tuple[TailForm, float | None]:
+        for side in sides:
+            levels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+            on_device = torch.from_numpy(levels).to(self._device)
+            costs = {}
+            for form in forms:
+                self._network = arranged(form)
+                cost = tails.cost(partial(self._levels, on_device), self._device)
+                if cost is not None:
+                    costs[form] = cost
+            if costs:
+                best = tails.cheapest(costs)
+                return best, costs[best].peak_bytes / side**2
+        return forms[0], None
 
     def _measured(self, network: ForeignNetwork, name: str, halo_lr_px: int | None) -> ModelMetadata:
         """Return what a network of another architecture does not say of itself, or says in its own words."""
 
         def run(lr: np.ndarray) -> np.ndarray:
             with _torch_errors(f"a tile of shape {lr.shape}"):
-                return self._forward(lr, None)
+                return self._forward(self._moved(torch.from_numpy(lr)), None).cpu().numpy()
 
         return measured_part(
             run,
@@ -104,19 +162,33 @@ class TorchEngine:
         Raises OutOfMemoryError if the device's memory is too small, PrecisionError if half precision will not do,
         EngineError if torch fails, or in float32 returns values that are not finite.
         """
-        sr = self._checked(lr, self._half)
-        if self._half is None and not _is_finite(sr):
-            raise EngineError("the model returned values that are not finite; the weights are damaged")
-        if self._half is not None and not (_is_finite(sr) and _follows(sr, lr)):
-            raise PrecisionError(f"{self.precision} is not precise enough")
-        return sr
+        return self._checked(lr, self._half)
 
     def run_precisely(self, lr: np.ndarray) -> np.ndarray:
         """Do what `run` does, in float32 whatever the precision is else."""
-        sr = self._checked(lr, None)
-        if not _is_finite(sr):
-            raise EngineError("the model returned values that are not finite; the weights are damaged")
-        return sr
+        return self._checked(lr, None)
+
+    def submit_levels(self, levels: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin with `levels`, (N,H,W,3) or grey (N,H,W), uint8 or uint16; what it returns waits for the end.
+
+        It gives (N,sH,sW,3) or (N,sH,sW) of the same type, clamped and rounded as everywhere; grey is the mean of
+        the three channels. On CUDA what is submitted next is copied and computed meanwhile. Both raise what `run`
+        raises.
+        """
+        if levels.ndim not in (3, 4) or levels.shape[3:] not in ((), (3,)) or levels.dtype not in _LEVELS:
+            raise EngineError(f"expected (N,H,W,3) or (N,H,W) uint8 or uint16, got {levels.shape} {levels.dtype}")
+        piece = f"a tile of shape {levels.shape}"
+        with self._lock, _torch_errors(piece):
+            finished = self._copies.overlapped(self._levels, torch.from_numpy(np.ascontiguousarray(levels)))
+
+        def result() -> np.ndarray:
+            with _torch_errors(piece):
+                sr, distance = finished()
+            self._judge(float(distance), self._half)
+            upscaled: np.ndarray = sr.numpy()
+            return upscaled
+
+        return result
 
     def free_bytes(self) -> int:
         """Return how much of the device's memory may be taken."""
@@ -138,20 +210,95 @@ class TorchEngine:
         if lr.ndim != 4 or lr.shape[1] != 3 or lr.dtype != np.float32 or 0 in lr.shape:
             raise EngineError(f"expected (N,3,H,W) float32, got {lr.shape} {lr.dtype}")
         with self._lock, _torch_errors(f"a tile of shape {lr.shape}"):
-            sr = self._forward(lr, half)
+            on_device, distance = self._sr(torch.from_numpy(lr), half)
+            sr: np.ndarray = on_device.cpu().contiguous().numpy()
+        self._judge(float(distance), half)
+        return sr
+
+    def _judge(self, distance: float, half: torch.dtype | None) -> None:
+        """Raise EngineError or PrecisionError if a result is no number or, in half precision, far from its LR."""
+        if half is None and not math.isfinite(distance):
+            raise EngineError("the model returned values that are not finite; the weights are damaged")
+        if half is not None and not distance < _COLLAPSED:  # nor is what is no number
+            raise PrecisionError(f"{self.precision} is not precise enough")
+
+    @torch.inference_mode()
+    def _sr(self, lr: Tensor, half: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """Return SR in float32 and how far the means of its squares are from `lr`, both on the device."""
+        on_device = self._moved(lr)
+        sr = self._forward(on_device, half)
         scale = self.metadata.scale
         expected = (lr.shape[0], 3, lr.shape[2] * scale, lr.shape[3] * scale)
         if sr.shape != expected:
-            raise EngineError(f"the model returned shape {sr.shape} instead of {expected}; its metadata is wrong")
-        return sr
+            raise EngineError(
+                f"the model returned shape {tuple(sr.shape)} instead of {expected}; its metadata is wrong"
+            )
+        # Not finite where any value is not; the largest of a batch, for each of its tiles must follow.
+        distances = (F.avg_pool2d(sr, scale) - on_device).abs().mean(dim=(1, 2, 3))
+        return sr, distances.amax()
 
-    def _forward(self, lr: np.ndarray, half: torch.dtype | None) -> np.ndarray:
-        on_device = torch.from_numpy(lr).to(self._device).contiguous(memory_format=self._layout)
+    def _moved(self, lr: Tensor) -> Tensor:
+        return lr.to(self._device).contiguous(memory_format=self._layout)
+
+    @torch.inference_mode()
+    def _forward(self, on_device: Tensor, half: torch.dtype | None) -> Tensor:
         autocast = torch.autocast(self._device.type, dtype=half, enabled=half is not None)
         # cuDNN would compute float32 in TF32, with three digits.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False), autocast:
-            sr: np.ndarray = self._network(on_device).float().cpu().contiguous().numpy()
+        with torch.backends.cudnn.flags(allow_tf32=False), autocast:
+            sr: Tensor = self._network(on_device).float()
         return sr
+
+    @torch.inference_mode()
+    def _levels(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return SR of `levels`, on the device, as `submit_levels` does, and what `_sr` says of it."""
+        peak = torch.iinfo(levels.dtype).max
+        values = levels.float() / peak
+        grey = values.ndim == 3
+        lr = values[:, None].expand(-1, 3, -1, -1) if grey else values.permute(0, 3, 1, 2)
+        sr, distance = self._sr(lr, self._half)
+        channels = (sr[:, 0] + sr[:, 1] + sr[:, 2]) / 3 if grey else sr.permute(0, 2, 3, 1)
+        return (channels.clamp(0, 1) * peak).round().to(levels.dtype).contiguous(), distance
+
+
+class _Copies:
+    """What goes to a device and back while the device computes; elsewhere than on CUDA, one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            self._there, self._back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    @torch.inference_mode()
+    def overlapped(
+        self, compute: Callable[[Tensor], tuple[Tensor, ...]], tensor: Tensor
+    ) -> Callable[[], list[Tensor]]:
+        """Begin with `compute(tensor)` on the device; what is returned waits for the results, then brought here.
+
+        All computing is in one stream, so that what it needs in between is needed once; pinned memory is torch's
+        to keep and to give again.
+        """
+        if self._device.type != "cuda":
+            results = [result.cpu() for result in compute(tensor.to(self._device))]
+            return lambda: results
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._there):
+            arrived = tensor.pin_memory().to(self._device, non_blocking=True)
+        computing.wait_stream(self._there)
+        arrived.record_stream(computing)
+        made = compute(arrived)
+        self._back.wait_stream(computing)
+        with torch.cuda.stream(self._back):
+            here = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in made]
+            for part, place in zip(made, here, strict=True):
+                place.copy_(part, non_blocking=True)
+                part.record_stream(self._back)
+            done = self._back.record_event()
+
+        def finished() -> list[Tensor]:
+            done.synchronize()
+            return here
+
+        return finished
 
 
 def accelerator() -> str | None:
@@ -195,14 +342,3 @@ def _torch_errors(piece: str) -> Iterator[None]:
         if any(sign in str(error) for sign in ("out of memory", "can't allocate memory", "alloc_failed")):
             raise OutOfMemoryError(f"not enough memory for {piece}") from error
         raise EngineError(f"PyTorch failed on {piece}: {first_line(error)}") from error
-
-
-def _is_finite(sr: np.ndarray) -> bool:
-    return math.isfinite(sr.min()) and math.isfinite(sr.max())
-
-
-def _follows(sr: np.ndarray, lr: np.ndarray) -> bool:
-    """Return whether the squares of `sr` that came from one pixel have, nearly, the mean of that pixel."""
-    n, channels, height, width = lr.shape
-    means = sr.reshape((n, channels, height, sr.shape[2] // height, width, -1)).mean(axis=(3, 5))
-    return bool(np.abs(means - lr).mean(axis=(1, 2, 3)).max() < _COLLAPSED)

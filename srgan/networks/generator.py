@@ -60,14 +60,14 @@ class Generator(nn.Module):
         shallow = self.head(lr)
         deep = shallow + self.trunk(self.blocks(shallow))
         first, second = cast(SubPixelStep, self.upscale[0]), cast(SubPixelStep, self.upscale[1])
-        features = second.before_shuffle(first(deep))
+        residual = self.tail(second.before_shuffle(first(deep)))
         if torch.is_autocast_enabled(lr.device.type):  # the last sum decides grey levels, so it stays float32
             with torch.autocast(lr.device.type, enabled=False):
-                return self._pixels(features.float(), lr)
-        return self._pixels(features, lr)
+                return self._sum(residual.float(), lr.float())
+        return self._sum(residual, lr)
 
-    def _pixels(self, features: Tensor, lr: Tensor) -> Tensor:
-        sr: Tensor = self.tail(features) + self.skip(lr)
+    def _sum(self, residual: Tensor, lr: Tensor) -> Tensor:
+        sr: Tensor = residual + self.skip(lr)
         return sr
 
     @property

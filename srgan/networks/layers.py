@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -109,41 +110,81 @@ class Interpolation(nn.Module):
         return F.pixel_shuffle(phases, self.scale)
 
 
-class Tail(nn.Conv2d):
-    """The 9×9 convolution that ends the network, computed before the last pixel shuffle instead of after it.
+@dataclass(frozen=True)
+class TailForm:
+    """How a `Tail` is computed; whatever it is, the function is the same up to the order of summation.
 
-    Input: what the shuffle would be given, (N,4C,H,W). Output: (N,3,2H,2W). The parameters are those of the plain
-    `Conv2d(C, 3, 9, padding=4)` after the shuffle, which is the same function up to the order of summation. There
-    its three output channels at full size fill a fifth of a processor's lanes and took 40 % of the time; moved, it
-    is a 5×5 convolution with twelve output channels at half the size, and the shuffle carries 3 channels, not C.
+    `moved`: before the last pixel shuffle, else as published, after it. `multiple`: its output channels are filled
+    up with zeros to a multiple of it.
+    """
+
+    moved: bool = True
+    multiple: int = 1
+
+
+class Tail(nn.Conv2d):
+    """The 9×9 convolution that ends the network, with the last pixel shuffle.
+
+    Input: what the shuffle is given, (N,4C,H,W). Output: (N,3,2H,2W). The parameters are those of the plain
+    `Conv2d(C, 3, 9, padding=4)` after the shuffle. `form`: how it is computed. After the shuffle its three output
+    channels at full size fill a fifth of a processor's lanes and took 40 % of the time; moved before it, it is a
+    5×5 convolution with twelve output channels at half the size, and the shuffle carries 3 channels, not C.
     """
 
     def __init__(self, features: int) -> None:
         super().__init__(features, 3, 9, padding=4)
+        self.form = TailForm()
 
     def forward(self, before_shuffle: Tensor) -> Tensor:
         """Return the picture's three channels at twice the size."""
-        bias = cast(Tensor, self.bias).repeat_interleave(4)
-        return F.pixel_shuffle(F.conv2d(before_shuffle, _before_shuffle(self.weight), bias, padding=2), 2)
+        weight, bias, used = self._computed()
+        if self.form.moved:
+            return F.pixel_shuffle(F.conv2d(before_shuffle, weight, bias, padding=2)[:, :used], 2)
+        return F.conv2d(F.pixel_shuffle(before_shuffle, 2), weight, bias, padding=4)[:, :used]
 
-    def moved(self) -> nn.Module:
-        """Return the same function with the moved weights as its own parameters."""
-        conv = nn.Conv2d(4 * self.in_channels, 12, 5, padding=2, dtype=self.weight.dtype)
+    def constant(self) -> nn.Module:
+        """Return the same function in the same form, with the weights that form computes with as parameters."""
         with torch.no_grad():
-            conv.weight.copy_(_before_shuffle(self.weight))
-            cast(Tensor, conv.bias).copy_(cast(Tensor, self.bias).repeat_interleave(4))
-        return nn.Sequential(conv, nn.PixelShuffle(2))
+            weight, bias, used = self._computed()
+        outputs, inputs, side, _ = weight.shape
+        conv = nn.Conv2d(inputs, outputs, side, padding=side // 2, dtype=weight.dtype)
+        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        convolution = [conv] if used == outputs else [conv, _First(used)]
+        shuffle = nn.PixelShuffle(2)
+        return nn.Sequential(*convolution, shuffle) if self.form.moved else nn.Sequential(shuffle, *convolution)
+
+    def _computed(self) -> tuple[Tensor, Tensor, int]:
+        """Return weight and bias that are computed with in this form, and how many of their outputs are used."""
+        weight, bias = self.weight, cast(Tensor, self.bias)
+        if self.form.moved:
+            weight, bias = _before_shuffle(weight), bias.repeat_interleave(4)
+        used = weight.shape[0]
+        if spare := -used % self.form.multiple:
+            weight, bias = F.pad(weight, (0, 0) * 3 + (0, spare)), F.pad(bias, (0, spare))
+        return weight, bias, used
 
 
-def deployed(network: Network) -> Network:
+class _First(nn.Module):
+    """The first `channels` of (N,C,H,W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.channels]
+
+
+def deployed(network: Network, form: TailForm | None = None) -> Network:
     """Return a copy of `network`, the same function in the form in which an inference engine runs it fastest.
 
-    The weights of its `Tail`, if it ends in one, are moved once and for all: an engine can optimise constants.
-    Equal up to the order of summation.
+    The weights of its `Tail`, if it ends in one, are brought into their form, `form` or by default the moved one,
+    once and for all: an engine can optimise constants. Equal up to the order of summation.
     """
     copied = copy.deepcopy(network)
     if isinstance(tail := getattr(copied, "tail", None), Tail):
-        copied.tail = tail.moved()
+        tail.form = form or TailForm()
+        copied.tail = tail.constant()
     return copied
 
 

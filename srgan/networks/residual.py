@@ -110,7 +110,13 @@ class ResidualNetwork(nn.Module):
         features = last.before_shuffle(features) if self.early_tail else last(features)
         if self.hr is not None and self.hr_act is not None:
             features = self.hr_act(self.hr(features))
-        sr: Tensor = self.tail(features)
+        residual = self.tail(features)
+        if torch.is_autocast_enabled(lr.device.type):  # what decides grey levels stays float32
+            with torch.autocast(lr.device.type, enabled=False):
+                return self._picture(residual.float(), lr.float())
+        return self._picture(residual, lr)
+
+    def _picture(self, sr: Tensor, lr: Tensor) -> Tensor:
         if self.architecture.output == "tanh":
             sr = (torch.tanh(sr) + 1) / 2
         elif self.architecture.output == "imagenet":

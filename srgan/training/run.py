@@ -20,8 +20,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from srgan.conversion.exporting import export_generator
 from srgan.errors import TrainingError, UsageError, WeightsError
 from srgan.evaluation.measures import LOGGED, MEASURES, YARDSTICK
-from srgan.networks import reading
-from srgan.networks.generator import Generator
+from srgan.networks import reading, tails
+from srgan.networks.generator import SCALE, Generator
 from srgan.texts import duration
 from srgan.training import checkpoint
 from srgan.training.adversarial import OBJECTIVES, Objective
@@ -510,6 +510,10 @@ def make_players(
         _start_from(recipe.start, generator, discriminator if stage.steps else None)
     for network in (generator, discriminator):
         network.to(fabric.device).to(memory_format=torch.channels_last)
+    longest = pretrain if pretrain.steps else stage
+    side = longest.patch_hr_px // SCALE
+    half = precision_of(recipe) != "fp32"
+    tails.choose_for_training(generator, fabric.autocast, (longest.batch_size, 3, side, side), half=half)
     return Players(
         fabric=fabric,
         generator=generator,

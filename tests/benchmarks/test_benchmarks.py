@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import gpu
 import machine
 import measuring
 import memory_and_size
@@ -28,6 +29,7 @@ import results_page
 import speed_engine
 import speed_folder
 import tile_overhead
+import torch
 from PIL import Image
 
 from srgan import Upscaler
@@ -523,3 +525,59 @@ def test_the_quick_run_of_the_engine_measures_it(tmp_path: Path) -> None:
     assert len(measured) == 6, found
     assert all(len(found[name]["seconds"]) == 2 for name in measured)
     assert "not measured: left out by --without" in (tmp_path / "RESULTS.md").read_text()
+
+
+# What a graphics card is asked
+
+
+def rehearsed(path: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(path.read_text())
+    parts = [name for name, rows in figures.items() if isinstance(rows, dict)]
+    assert parts == ["device", "products", "network", "parity", "forms", "upscaling", "operators", "training"]
+    missing = {name: row for part in parts[1:] for name, row in figures[part].items() if "missing" in str(row)}
+    assert not missing
+    return figures
+
+
+def test_what_a_card_is_asked_is_rehearsed_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SRGAN_BACKBONES", str(tmp_path))  # the recipe of a rehearsal needs none
+    gpu.main(["--device", "cpu", "--quick", "--json", str(tmp_path / "gpu.json")])
+    figures = rehearsed(tmp_path / "gpu.json")
+    # By hand, twice the weights of every convolution at its size: 9×9 from and to 3 channels, 33 of 3×3 with 64,
+    # two from 64 to 256, and the bicubic of 25 taps from 3 channels to 48, most of them zeros.
+    taps = 3 * 64 * 81 + 33 * 64 * 64 * 9 + 64 * 256 * 9 * (1 + 4) + 64 * 3 * 81 * 16 + 3 * 48 * 25
+    assert figures["network"]["operations_per_lr_px"] == pytest.approx(2 * taps, rel=0.02)
+    assert figures["parity"]["fp32"]["most_levels"] < 0.01 < figures["parity"]["fp16"]["most_levels"] < 1
+    assert len(figures["forms"]) == 6
+    ours = {name for name in figures["upscaling"] if name.startswith("ours")}
+    assert ours == {f"ours, {kind}, {size}" for kind in ("fp16", "bf16", "fp32") for size in ("16x16", "24x32")}
+    assert {name.partition(":")[0] for name in figures["training"]} == {"pretrain", "adversarial"}
+    for stage in ("pretrain: ", "adversarial: "):
+        shares = [row["share"] for name, row in figures["operators"].items() if name.startswith(stage)]
+        assert shares == sorted(shares, reverse=True)
+        assert len(shares) == 20
+    printed = capsys.readouterr().out
+    for name in [*figures["upscaling"], *figures["training"]]:
+        assert f"| {name} |" in printed
+
+
+def test_what_a_card_cannot_do_is_named_with_its_reason(tmp_path: Path) -> None:
+    def measure() -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+
+    assert gpu.Card("cpu", limit_s=0).attempt(measure) == {"missing": "TimeoutError: no time was left"}
+    assert gpu.Card("cpu", limit_s=100).attempt(measure) == {"missing": "OutOfMemoryError: CUDA out of memory."}
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="rehearsal"):
+            gpu.main(["--json", str(tmp_path / "gpu.json")])
+
+
+@pytest.mark.slow
+def test_a_card_is_measured_where_openvino_is_not_installed(tmp_path: Path) -> None:
+    arguments = ["gpu.py", "--device", "cpu", "--quick", "--json", str(tmp_path / "gpu.json")]
+    without = f"import sys; sys.modules['openvino'] = None; sys.argv = {arguments}; import gpu; gpu.main()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(BENCHMARKS)])}
+    subprocess.run([sys.executable, "-c", without], check=True, capture_output=True, env=environment)
+    rehearsed(tmp_path / "gpu.json")

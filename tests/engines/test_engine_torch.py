@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from support.engines import without_levels
 from support.threads import at_once
 from torch import nn
 
 from srgan.conversion.exporting import export_generator
+from srgan.engines import torch as engine_torch
 from srgan.engines.inference import Inference
 from srgan.engines.openvino import OpenVinoEngine
-from srgan.engines.protocol import DeviceEngine, Precision
+from srgan.engines.protocol import DeviceEngine, LevelsEngine, Precision
 from srgan.engines.torch import TorchEngine
 from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError
+from srgan.networks import tails
 from srgan.networks.generator import Generator
-from srgan.networks.layers import deployed
+from srgan.networks.layers import TailForm, deployed
+from srgan.networks.tails import Cost
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata, bundled_folder, find_weights
@@ -174,8 +179,14 @@ def test_out_of_memory_halves_the_tile_and_goes_on(
     monkeypatch.setattr(small, "forget", lambda: forgotten.append(True))
     with pytest.raises(OutOfMemoryError):
         small.run(lr)
-    assert np.abs(Inference(small).array(lr) - expected).max() <= 1e-5
+    inference = Inference(small)
+    assert np.abs(inference.array(lr) - expected).max() <= 1e-5
     assert len(forgotten) == 2
+    inference.array(lr)
+    assert len(forgotten) == 2  # it is remembered
+    levels = np.rint(255 * lr[0]).astype(np.uint8).transpose(1, 2, 0)
+    np.testing.assert_array_equal(Inference(small).levels(levels), Inference(engine).levels(levels))
+    assert len(forgotten) == 4
 
 
 def test_other_failures_are_errors_of_one_line(generator: Generator) -> None:
@@ -211,3 +222,72 @@ def test_threads_get_their_own_results(engine: TorchEngine) -> None:
     results = at_once(engine.run, pictures)
     for alone, together in zip(expected, results, strict=True):
         np.testing.assert_array_equal(together, alone)
+
+
+# Levels
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [(3,), ()])
+@pytest.mark.parametrize("tile", ["off", 16])
+def test_levels_are_those_of_the_float_result_rounded(
+    engine: TorchEngine, dtype: type, channels: tuple[int, ...], tile: int | Literal["off"]
+) -> None:
+    random = np.random.default_rng(2)
+    levels = random.integers(0, np.iinfo(dtype).max, (61, 45, *channels), dtype, endpoint=True)
+    assert isinstance(engine, LevelsEngine)
+    result = Inference(engine, tile_lr_px=tile).levels(levels)
+    expected = Inference(without_levels(engine), tile_lr_px=tile).levels(levels)
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, expected)
+    assert len(np.unique(result)) > 100
+
+
+@pytest.mark.parametrize(
+    "levels", [np.zeros((1, 4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((1, 4, 4, 4), np.uint8)]
+)
+def test_what_are_no_levels_is_an_error(engine: TorchEngine, levels: np.ndarray) -> None:
+    with pytest.raises(EngineError, match="expected"):
+        engine.submit_levels(levels)
+
+
+# What CUDA measures
+
+
+@pytest.mark.parametrize(
+    ("costs", "moved", "bytes_per_lr_px"),
+    [
+        ([Cost(1.0, 512**2 * 5000), Cost(2.0, 512**2 * 4000)], False, 5000),
+        ([Cost(2.0, 512**2 * 4000), Cost(1.0, 512**2 * 5000)], True, 5000),
+        ([Cost(2.0, 512**2 * 4000), None], False, 4000),
+        ([None, None, Cost(2.0, 256**2 * 9000), Cost(1.0, 256**2 * 100_000)], False, 9000),
+        ([None] * 6, False, None),
+    ],
+)
+def test_the_tail_and_the_size_of_tiles_are_what_does_best(
+    files: tuple[Path, Path],
+    engine: TorchEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    costs: list[Cost | None],
+    moved: bool,
+    bytes_per_lr_px: float | None,
+) -> None:
+    left, forms = iter(costs), list[TailForm]()
+
+    def arranged(network: nn.Module, form: TailForm) -> nn.Module:
+        forms.append(form)
+        return deployed(network, form)
+
+    monkeypatch.setattr(engine_torch, "deployed", arranged)
+    monkeypatch.setattr(engine_torch, "_learnt", {})
+    monkeypatch.setattr(tails, "is_measurable", lambda _: True)
+    monkeypatch.setattr(tails, "cost", lambda run, device: next(left))
+    for _ in range(2):  # the second has nothing to measure
+        probed = half(files)
+        assert forms[-1] == TailForm(moved, 8)
+        assert probed.bytes_per_lr_px == bytes_per_lr_px
+    lr = noise(20, 20)
+    assert np.abs(probed.run(lr) - engine.run(lr)).max() <= 4 / 255
+    if bytes_per_lr_px is not None:
+        plan = Inference(probed).plan(4000, 6000, 7e9)
+        assert 0.8 * 7e9 < plan.needed_bytes == plan.tiles[0].read_px * bytes_per_lr_px <= 7e9

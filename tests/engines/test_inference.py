@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -16,8 +16,8 @@ from support.engines import METADATA, NearestEngine
 from srgan.engines import inference
 from srgan.engines.inference import Inference
 from srgan.engines.openvino import OpenVinoEngine
-from srgan.engines.protocol import ReadRows, StripFacts
-from srgan.errors import EngineError, OutOfMemoryError, UsageError
+from srgan.engines.protocol import LevelsEngine, ReadRows, StripFacts
+from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError
 
 HALO = 12  # of the tiny model
 
@@ -218,3 +218,75 @@ def test_tiles_out_of_range(tile: int) -> None:
 def test_memory_out_of_range(memory: int) -> None:
     with pytest.raises(UsageError, match="memory"):
         Inference(NearestEngine(), memory_bytes=memory)
+
+
+# Levels
+
+
+class GivesLevels(NearestEngine):
+    """Takes levels; counts how many pieces were under way, and cannot compute one whose mean is above `most`."""
+
+    batch_lr_px = 2 * 20 * 20
+    bytes_per_lr_px = 1000.0
+
+    def __init__(self, most: float = math.inf) -> None:
+        super().__init__()
+        self.most, self.under_way, self.at_once = most, 0, 0
+
+    def submit_levels(self, levels: np.ndarray) -> Callable[[], np.ndarray]:
+        self.under_way += 1
+        self.at_once = max(self.at_once, self.under_way)
+        self.calls.append(levels.shape)
+
+        def result() -> np.ndarray:
+            self.under_way -= 1
+            if levels.mean() > self.most:
+                raise PrecisionError("fp16 is not precise enough")
+            return levels.repeat(4, axis=1).repeat(4, axis=2)
+
+        return result
+
+    def run_precisely(self, lr: np.ndarray) -> np.ndarray:
+        return super().run(np.ascontiguousarray(lr))
+
+    def free_bytes(self) -> int:
+        return 2**30
+
+    def forget(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("channels", [(3,), ()])
+def test_one_piece_is_computed_while_the_one_before_is_copied(channels: tuple[int, ...]) -> None:
+    engine = GivesLevels()
+    assert isinstance(engine, LevelsEngine)
+    levels = np.random.default_rng(0).integers(0, 256, (90, 70, *channels), np.uint8)
+    seen: list[float] = []
+    sr = Inference(engine, tile_lr_px=20).levels(levels, report=seen.append)
+    np.testing.assert_array_equal(sr, levels.repeat(4, 0).repeat(4, 1))
+    assert (engine.at_once, engine.under_way) == (2, 0)
+    assert {shape[0] for shape in engine.calls} == {2}  # twenty tiles, in pairs
+    assert seen == pytest.approx([number / 10 for number in range(1, 11)])
+
+
+def test_levels_that_half_precision_cannot_do_are_made_in_float32_and_told() -> None:
+    engine, told = GivesLevels(most=100), list[str]()
+    levels = np.full((40, 40, 3), 50, np.uint16)
+    levels[:20, :20] = 60_000
+    sr = Inference(engine, tile_lr_px=20, memory_bytes=1000 * 400).levels(levels, warn=told.append)
+    np.testing.assert_array_equal(sr, levels.repeat(4, 0).repeat(4, 1))
+    assert told == ["fp16 is not precise enough, so parts were run again in float32"]
+
+
+def test_tiles_are_as_large_as_measured_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GivesLevels, "free_bytes", lambda _: 2**50)
+    engine = GivesLevels()
+    for most_bytes, pieces in ((None, 1), (4_000_000, 4)):
+        engine.calls.clear()
+        Inference(engine, memory_bytes=most_bytes).levels(np.zeros((120, 120), np.uint8))
+        assert len(engine.calls) == pieces
+    engine.bytes_per_lr_px = 1e6
+    engine.calls.clear()
+    Inference(engine).levels(np.zeros((120, 120), np.uint8))
+    assert all(shape[1] * shape[2] * 1e6 <= 7e9 for shape in engine.calls)
+    assert len(engine.calls) > 1

@@ -12,8 +12,10 @@ from PIL import Image
 from torch import nn
 
 from srgan.networks.generator import Generator
-from srgan.networks.layers import Interpolation, SubPixelStep, Tail, deployed, icnr_
+from srgan.networks.layers import Interpolation, SubPixelStep, Tail, TailForm, deployed, icnr_
+from srgan.networks.reading import load_network
 from srgan.training.discriminators import DISCRIMINATORS, Discriminator
+from srgan.weights import bundled_folder
 
 
 @pytest.fixture
@@ -262,18 +264,42 @@ def test_the_deployed_arrangement_is_the_same_function(normalisation: str, size:
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+FORMS = [TailForm(moved, multiple) for moved in (True, False) for multiple in (1, 8)]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 9)])
-def test_the_tail_is_the_plain_convolution_after_the_shuffle(size: tuple[int, int]) -> None:
-    """Value and gradients, against the network as Ledig et al. draw it."""
+def test_the_tail_is_the_plain_convolution_after_the_shuffle(size: tuple[int, int], form: TailForm) -> None:
+    """Value and gradients in every form, against the network as Ledig et al. draw it."""
     tail = Tail(5).double()
+    tail.form = form
     before_shuffle = torch.randn(2, 20, *size, dtype=torch.float64, requires_grad=True)
     expected = F.conv2d(F.pixel_shuffle(before_shuffle, 2), tail.weight, tail.bias, padding=4)
-    moved = tail(before_shuffle)
-    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(tail.moved()(before_shuffle), expected, rtol=1e-12, atol=1e-12)
+    ours = tail(before_shuffle)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tail.constant()(before_shuffle), expected, rtol=1e-12, atol=1e-12)
+    assert sorted(tail.state_dict()) == ["bias", "weight"]
 
     towards = torch.randn_like(expected)
     inputs = [before_shuffle, *tail.parameters()]
-    pairs = zip(*(torch.autograd.grad((out * towards).sum(), inputs) for out in (moved, expected)), strict=True)
-    for ours, plain in pairs:
-        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+    pairs = zip(*(torch.autograd.grad((out * towards).sum(), inputs) for out in (ours, expected)), strict=True)
+    for gradient, plain in pairs:
+        torch.testing.assert_close(gradient, plain, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_convolution_of_a_constant_tail_has_outputs_by_the_multiple(form: TailForm) -> None:
+    tail = Tail(6)
+    tail.form = form
+    weights = [tuple(parameter.shape) for parameter in tail.constant().parameters()]
+    outputs = {(True, 1): 12, (True, 8): 16, (False, 1): 3, (False, 8): 8}[form.moved, form.multiple]
+    assert weights == [(outputs, 24, 5, 5) if form.moved else (outputs, 6, 9, 9), (outputs,)]
+
+
+def test_the_bundled_generator_is_the_same_in_every_form() -> None:
+    network, _ = load_network(bundled_folder() / "srgan-x4.safetensors")
+    lr = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = deployed(network)(lr)
+        for form in FORMS:
+            torch.testing.assert_close(deployed(network, form)(lr), expected, rtol=0, atol=1e-5)

@@ -198,6 +198,7 @@ def test_a_device_that_likes_batches_gets_them_from_several_requests(device: Dev
 
     class Graphics(NearestEngine):
         batch_lr_px = 16  # four tiles of two by two
+        bytes_per_lr_px = None
 
         def run_precisely(self, lr: np.ndarray) -> np.ndarray:
             return self.run(lr) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from srgan.engines.protocol import Engine
 from srgan.weights import ModelMetadata
 
 METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
@@ -21,3 +22,13 @@ class NearestEngine:
         assert lr.dtype == np.float32
         assert lr.flags.c_contiguous
         return lr.repeat(4, axis=2).repeat(4, axis=3)
+
+
+class _Plain:
+    def __init__(self, engine: Engine) -> None:
+        self.metadata, self.run = engine.metadata, engine.run
+
+
+def without_levels(engine: Engine) -> Engine:
+    """Return `engine` as one that takes and gives nothing but float32."""
+    return _Plain(engine)

@@ -204,6 +204,10 @@ class _SharedDeviceEngine(_SharedEngine):
     def batch_lr_px(self) -> int:
         return self._device_engine.batch_lr_px
 
+    @property
+    def bytes_per_lr_px(self) -> float | None:
+        return self._device_engine.bytes_per_lr_px
+
     def run_precisely(self, lr: np.ndarray) -> np.ndarray:
         return self._device.run_precisely(self._device_engine, lr)
 
