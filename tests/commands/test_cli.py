@@ -358,7 +358,7 @@ def test_the_report_says_what_became_of_each_file(tmp_path: Path, capsys: pytest
     assert "is not a picture" in bad["error"]
     assert os.fsencode(odd["source"]).endswith(b"\xff\n.jpg")
     assert "in truth PNG" in odd["warnings"][0]
-    called("upscale", source, "-o", out, "--json", path, "-q", 80, capsys=capsys)
+    called(*words, capsys=capsys)
     again = json.loads(path.read_text())
     assert [file["status"] for file in again["files"]] == ["skipped", "failed", "skipped"]
     assert again["files"][0]["target"] == str(out / "a_x4.png")
