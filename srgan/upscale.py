@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from srgan.conversion.loading import load_engine
 from srgan.engines.inference import Inference, Progress, Warn
-from srgan.engines.protocol import Engine
+from srgan.engines.protocol import Engine, Precision, precision_of
 from srgan.errors import PictureTooLargeError, UsageError
 from srgan.pictures import Picture, PillowImage, decode, resized, scaled_dpi, without_tint
 from srgan.weights import ModelMetadata, Weights
@@ -194,6 +194,11 @@ class Upscaler:
     def model_sha256(self) -> str:
         """Hash of the weights, or of what another engine says of itself: equal hashes, equal results."""
         return self._model_sha256
+
+    @property
+    def precision(self) -> Precision:
+        """In what the generator is computed; "auto" has become one of the others."""
+        return precision_of(self._inference.engine)
 
     @property
     def scale(self) -> int:

@@ -37,8 +37,8 @@ class Settings(BaseSettings):
     tile_lr_px: int | None = Field(
         None, ge=16, description="Side of a tile's core, instead of what fits memory_bytes."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    precision: str = Field("auto", description="auto, fp32, fp16 or bf16.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N, gpu, gpu:N or npu.")
+    precision: str = Field("auto", description="auto, fp32, bf16 or fp16.")
     batch_tiles: int | None = Field(
         None, ge=1, le=64, description="Tiles of several requests run together; by default as the device likes it."
     )

@@ -83,10 +83,20 @@ class UpscaleOptions:
         str, typer.Option("--memory", metavar="auto|SIZE", help="Most memory for the model to work in: 800M, 2G.")
     ] = "auto"
     device: Annotated[
-        str, typer.Option("--device", metavar="auto|cpu|cuda[:N]|mps", help="Where to compute; GPUs need torch.")
+        str,
+        typer.Option(
+            "--device",
+            metavar="auto|cpu|cuda[:N]|mps|gpu[:N]|npu",
+            help="Where to compute; cuda and mps need torch, gpu and npu are Intel's.",
+        ),
     ] = "auto"
     precision: Annotated[
-        str, typer.Option("--precision", metavar="auto|fp32|fp16|bf16", help="Of the computation on a GPU.")
+        str,
+        typer.Option(
+            "--precision",
+            metavar="auto|fp32|bf16|fp16",
+            help="Of the computation; auto is what the device is fast at, fp32 the same everywhere.",
+        ),
     ] = "auto"
     balance: Annotated[
         float | None,

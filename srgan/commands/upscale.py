@@ -56,6 +56,7 @@ def upscale(options: UpscaleOptions) -> int:
     facts = {
         "model": upscaler.metadata.name,
         "model_sha256": upscaler.model_sha256,
+        "precision": upscaler.precision,
         "settings": settings.order.settings(),
         "passed_over": {"count": passed_over.count, "first": list(map(str, passed_over.first))},
     }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from srgan.networks.foreign import ForeignNetwork
 
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # those of `Precision` that an engine here computes in
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # those of `Precision` that an engine here computes in
 
 
 def load_engine(
@@ -39,16 +39,18 @@ def load_engine(
 
     `model`: a bundled name, the path of an ONNX file or of weights alone (.safetensors, .pth, ...), `Weights`, or
     None for the default. Weights alone need PyTorch: those of an SRResNet, ours or another's, are made an ONNX
-    file for the CPU; other architectures, which spandrel recognises, are run by PyTorch. `device`: "cpu"
-    (OpenVINO), "cuda", "cuda:N" or "mps" (PyTorch), or "auto" for a graphics processor if PyTorch finds one.
-    `precision`: "fp32", "fp16" or "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere. `balance`: instead of a
-    model, a point between the bundled pair: 0 is the model trained for content alone, 1 the one trained in the
-    adversarial game. `halo_lr_px`: the context that tiles need, for a foreign network whose own is not to be
-    measured.
+    file for OpenVINO; other architectures, which spandrel recognises, are run by PyTorch. `device`: "cpu", "gpu",
+    "gpu:N" or "npu" (OpenVINO), "cuda", "cuda:N" or "mps" (PyTorch), or "auto" for a graphics processor if PyTorch
+    finds one. `precision`: "fp32", "bf16" or "fp16"; "auto" is fp16 on CUDA, bf16 on a processor that computes it
+    if the model allows, and fp32 elsewhere. `balance`: instead of a model, a point between the bundled pair: 0 is
+    the model trained for content alone, 1 the one trained in the adversarial game. `halo_lr_px`: the context that
+    tiles need, for a foreign network whose own is not to be measured.
     Raises UsageError for a combination that cannot be, and what `find_weights` and the engines raise.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device):
-        raise UsageError(f"device {device!r} is not understood: choose auto, cpu, cuda, cuda:N or mps")
+    if not re.fullmatch(r"auto|cpu|(cuda|gpu)(:\d+)?|mps|npu", device):
+        raise UsageError(
+            f"device {device!r} is not understood: choose auto, cpu, cuda, cuda:N, mps, gpu, gpu:N or npu"
+        )
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}")
     if balance is None and is_weights_alone(model):
@@ -65,9 +67,9 @@ def load_engine(
         # PyTorch needs the weights beside the ONNX file, which a network of another program does not have.
         has_tensors = halo_lr_px is None and weights.path.with_suffix(".safetensors").is_file()
         device = _best_device() if has_tensors else "cpu"
-    if device == "cpu":
-        _refuse_half(precision)
-        return _on_cpu(weights, blend, halo_lr_px), _sha256(weights, blend)
+    if _is_openvinos(device):
+        runs = _by_openvino(weights, blend, halo_lr_px, device, precision)
+        return runs, _sha256(weights.sha256, blend, runs.precision)
     exact = _chosen(precision, "fp16" if device.startswith("cuda") else "fp32")
     engine = _torch_engines().TorchEngine(
         tensors_of(weights),
@@ -77,7 +79,7 @@ def load_engine(
     )
     if blend is not None:
         engine.metadata = replace(engine.metadata, name=_name(weights, *blend))
-    return engine, _sha256(weights, blend, "" if exact == "fp32" else exact)
+    return engine, _sha256(weights.sha256, blend, exact)
 
 
 def is_weights_alone(model: object) -> bool:
@@ -93,13 +95,16 @@ def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int |
         raise UsageError(f"{path}: its halo is known to be {network[1].halo_lr_px}; leave --halo out")
     if device == "auto":
         device = _best_device()
+    if _is_openvinos(device) and isinstance(network, tuple):
+        content = _as_onnx(*network)
+        runs = OpenVinoEngine(content, name=str(path), device=device, precision=precision)
+        return runs, _sha256(hashlib.sha256(content).hexdigest(), None, runs.precision)
     if device == "cpu":
         _refuse_half(precision)
-        if isinstance(network, tuple):
-            content = _as_onnx(*network)
-            return OpenVinoEngine(content, name=str(path)), hashlib.sha256(content).hexdigest()
-    half = device.startswith("cuda") and (isinstance(network, tuple) or network.half_will_do)
-    exact = _chosen(precision, "fp16" if half else "fp32")
+    elif _is_openvinos(device):
+        raise UsageError(f"{path}: PyTorch runs networks of this architecture; choose --device cpu, cuda or mps")
+    halved = device.startswith("cuda") and (isinstance(network, tuple) or network.half_will_do)
+    exact = _chosen(precision, "fp16" if halved else "fp32")
     engine: Engine = _torch_engines().TorchEngine(
         network, device=device, precision=exact, name=str(path), halo_lr_px=halo_lr_px
     )
@@ -146,6 +151,10 @@ def _as_onnx(network: torch.nn.Module, metadata: ModelMetadata) -> bytes:
     return exported(network, metadata, kinds=("onnx",))["onnx"]  # type: ignore[arg-type]  # of these two kinds
 
 
+def _is_openvinos(device: str) -> bool:
+    return device.split(":")[0] in ("cpu", "gpu", "npu")
+
+
 def _chosen(precision: str, automatic: Precision) -> Precision:
     """Return a precision of `PRECISIONS`, `automatic` for "auto"."""
     return automatic if precision == "auto" else cast(Precision, precision)
@@ -153,7 +162,7 @@ def _chosen(precision: str, automatic: Precision) -> Precision:
 
 def _refuse_half(precision: str) -> None:
     if precision not in ("auto", "fp32"):
-        raise UsageError(f"the cpu runs in fp32, not {precision}; choose --device cuda or leave --precision away")
+        raise UsageError(f"the cpu runs networks of this architecture in fp32, not in {precision}")
 
 
 def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:
@@ -166,15 +175,19 @@ def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:
     return pair
 
 
-def _on_cpu(weights: Weights, blend: tuple[Weights, float] | None, halo_lr_px: int | None) -> OpenVinoEngine:
-    if blend is None:
-        return OpenVinoEngine(weights.onnx, name=str(weights.path), halo_lr_px=halo_lr_px)
-    return _blended(weights, *blend)
+def _by_openvino(
+    weights: Weights, blend: tuple[Weights, float] | None, halo_lr_px: int | None, device: str, precision: str
+) -> OpenVinoEngine:
+    if blend is not None:
+        return _blended(weights, *blend, device, precision)
+    name = str(weights.path)
+    return OpenVinoEngine(weights.onnx, name=name, halo_lr_px=halo_lr_px, device=device, precision=precision)
 
 
 @lru_cache(maxsize=4)
-def _blended(weights: Weights, towards: Weights, share: float) -> OpenVinoEngine:
-    engine = OpenVinoEngine(weights.onnx, name=str(weights.path), blend=(towards.onnx, share))
+def _blended(weights: Weights, towards: Weights, share: float, device: str, precision: str) -> OpenVinoEngine:
+    name, blend = str(weights.path), (towards.onnx, share)
+    engine = OpenVinoEngine(weights.onnx, name=name, blend=blend, device=device, precision=precision)
     engine.metadata = replace(engine.metadata, name=_name(weights, towards, share))
     return engine
 
@@ -183,9 +196,10 @@ def _name(weights: Weights, towards: Weights, share: float) -> str:
     return f"{weights.name}+{towards.name}@{share:g}"
 
 
-def _sha256(weights: Weights, blend: tuple[Weights, float] | None, precision: str = "") -> str:
-    if blend is None and not precision:
-        return weights.sha256
+def _sha256(sha256: str, blend: tuple[Weights, float] | None, precision: Precision) -> str:
+    """Return the hash of what runs: that of the weights where it is those alone, in float32."""
+    if blend is None and precision == "fp32":
+        return sha256
     towards, share = ("", 0.0) if blend is None else (blend[0].sha256, blend[1])
-    parts = [weights.sha256, towards, repr(share), precision]
+    parts = [sha256, towards, repr(share), "" if precision == "fp32" else precision]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

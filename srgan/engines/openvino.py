@@ -1,4 +1,4 @@
-"""The engine for processors: a generator in an ONNX file, run by OpenVINO."""
+"""The engine for processors, and what else OpenVINO runs on: a generator in an ONNX file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import threading
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from srgan.engines import graphs
+from srgan.engines.bfloat16 import in_bfloat16
 from srgan.engines.compiled import CompiledModels
 from srgan.engines.probing import measured
-from srgan.engines.protocol import ReadRows, StripFacts
+from srgan.engines.protocol import Precision, ReadRows, StripFacts
 from srgan.engines.runtime import openvino
 from srgan.engines.strips import StripGraph, StripTask, UnsuitableGraphError, strip_graph
 from srgan.errors import EngineError, OutOfMemoryError, UsageError
@@ -27,16 +29,17 @@ _NO_MEMORY = ("bad_alloc", "allocate", "out of memory", "out_of_memory", "Cannot
 
 
 class OpenVinoEngine:
-    """A generator in an ONNX file, run by OpenVINO on the CPU in float32.
+    """A generator in an ONNX file, run by OpenVINO on `device`: "cpu", "gpu", "gpu:N" or "npu".
 
     `model`: the file or its bytes, which errors call `name`. Where it carries no metadata of this package, its
     scale and halo are found by running it (`probing.py`); `halo_lr_px`: its halo, where that is known. A model
     for one channel is run on red, green and blue apart. `threads`: how many cores one inference uses; by default
     all that this process may use. One model is compiled per input shape, because a static shape runs fastest, and
     a few are kept. Any number of threads may call `run`. `blend`: a second model with the same layers, and its
-    share of every weight, 0..1.
+    share of every weight, 0..1. `precision`: one of `precisions(device)`, or "auto": on a processor that computes
+    bfloat16 that, for models whose last sum can stay in float32, else float32 where the device has it.
     Raises WeightsError if the file is no such model, or the second one has other layers; UsageError for a halo of
-    a model that has its own.
+    a model that has its own, or if there is no such device, or not this precision of it or of the model.
     """
 
     def __init__(
@@ -47,24 +50,37 @@ class OpenVinoEngine:
         name: str = "the model",
         blend: tuple[bytes, float] | None = None,
         halo_lr_px: int | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
     ) -> None:
         source = str(model) if isinstance(model, Path) else name
         self._model = graphs.read_graph(model, source)
         if blend is not None:
             graphs.interpolate(self._model, graphs.read_graph(blend[0], source), share=blend[1])
-        self._core = _core()
-        self._settings = {
-            # OpenVINO would choose bfloat16 where the processor has it: two digits, visible as bands.
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",  # all cores on one picture
-            "INFERENCE_NUM_THREADS": threads or available_cores(),
-            # Pinned threads of two processes sit on the same cores while others idle.
-            "ENABLE_CPU_PINNING": False,
-        }
+        self._core = core()
+        self._device = _listed(device)
+        available = precisions(device)
+        self._settings = _settings(self._device, available[0], threads)
         self._compiled = CompiledModels()
         self._lock = threading.Lock()
         self._channels = graphs.channels_of(self._model, source)
         self.metadata = self._metadata(source, halo_lr_px)
+        self.precision = self._chosen(precision, available, device, source)
+        self._settings = _settings(self._device, self.precision, threads)
+
+    def _chosen(self, precision: str, available: tuple[Precision, ...], device: str, source: str) -> Precision:
+        """Return in what to compute, with the graph made ready for it."""
+        if precision == "auto":
+            return "bf16" if "bf16" in available and in_bfloat16(self._model) else available[0]
+        for known in available:
+            if known == precision:
+                if known == "bf16" and not in_bfloat16(self._model):
+                    raise UsageError(
+                        f"{source}: runs in fp32, not in bf16, which shows as bands without a last sum with the "
+                        "enlarged input"
+                    )
+                return known
+        raise UsageError(f"the {device} runs in {' and '.join(available)}, not in {precision}")
 
     def _metadata(self, source: str, halo_lr_px: int | None) -> ModelMetadata:
         written = graphs.metadata_of(self._model, source)
@@ -107,7 +123,7 @@ class OpenVinoEngine:
     @cached_property
     def strip_facts(self) -> StripFacts | None:
         """What strips cost, or None if this model's graph cannot be cut into them."""
-        if self._channels != 3:
+        if self._channels != 3 or self._device != "CPU":
             return None
         try:
             with self._lock:
@@ -150,7 +166,7 @@ class OpenVinoEngine:
 
         def build() -> openvino.CompiledModel:
             self._model.reshape(list(shape))
-            return self._core.compile_model(self._model, "CPU", self._settings)
+            return self._core.compile_model(self._model, self._device, self._settings)
 
         with self._lock:
             return self._compiled.get(shape, build)
@@ -163,7 +179,7 @@ class OpenVinoEngine:
     def _strips_for(self, rows: int, width: int) -> tuple[StripGraph, openvino.CompiledModel]:
         def build() -> tuple[StripGraph, openvino.CompiledModel]:
             graph = strip_graph(self._model, rows, width)
-            return graph, self._core.compile_model(graph.model, "CPU", self._settings)
+            return graph, self._core.compile_model(graph.model, self._device, self._settings)
 
         with self._lock:
             graph, compiled = self._compiled.get((rows, width), build)
@@ -172,15 +188,52 @@ class OpenVinoEngine:
 
 def run_openvino_ir(xml: bytes, weights: bytes, lr: np.ndarray) -> np.ndarray:
     """Return what the IR makes of `lr`, once, on the CPU in float32."""
-    core = _core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
     with _openvino_errors(f"a picture of shape {lr.shape}"):
-        compiled = core.compile_model(core.read_model(xml, weights), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core().compile_model(core().read_model(xml, weights), "CPU", settings)
         sr: np.ndarray = compiled(lr)[0]
     return sr
 
 
+def precisions(device: str = "cpu") -> tuple[Precision, ...]:
+    """Return in what `device` computes, the one with most digits first.
+
+    Of a processor, bf16 is among them if it has instructions for it; others would only emulate it.
+    Raises UsageError if OpenVINO lists no such device.
+    """
+    name = _listed(device)
+    capabilities = core().get_property(name, "OPTIMIZATION_CAPABILITIES")
+    if name == "CPU":
+        return ("fp32", "bf16") if "BF16" in capabilities else ("fp32",)
+    return ("fp32", "fp16") if "FP32" in capabilities else ("fp16",)
+
+
+def _listed(device: str) -> str:
+    """Return OpenVINO's name of a device: "CPU", "GPU", "GPU.1", "NPU"."""
+    name = device.upper().replace(":", ".")
+    names = core().available_devices
+    if not any(listed == name or listed.split(".")[0] == name for listed in names):
+        there = ", ".join(listed.lower().replace(".", ":") for listed in names)
+        raise UsageError(f"there is no device {device} that OpenVINO could use; it lists {there}")
+    return name
+
+
+def _settings(device: str, precision: Precision, threads: int | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        # What is in bfloat16 is so by its types. Left to itself, OpenVINO takes it for all where the processor has
+        # it: two digits, visible as bands.
+        "INFERENCE_PRECISION_HINT": "f16" if precision == "fp16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",  # all cores on one picture
+    }
+    if device == "CPU":
+        settings["INFERENCE_NUM_THREADS"] = threads or available_cores()
+        # Pinned threads of two processes sit on the same cores while others idle.
+        settings["ENABLE_CPU_PINNING"] = False
+    return settings
+
+
 @cache
-def _core() -> openvino.Core:
+def core() -> openvino.Core:
     """Return OpenVINO's core, one for the life of the process.
 
     It gives the thread it begins to work in a stack for signals, and takes the memory back when it ends, maybe in

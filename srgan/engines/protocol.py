@@ -35,6 +35,12 @@ class Engine(Protocol):
         ...
 
 
+def precision_of(engine: object) -> Precision:
+    """Return in what an engine, or what stands in front of one, computes; "fp32" if it does not say."""
+    precision: Precision = getattr(engine, "precision", "fp32")
+    return precision
+
+
 @runtime_checkable
 class DeviceEngine(Engine, Protocol):
     """An engine with memory of its own, that may run in half precision: `run` can raise PrecisionError."""

@@ -10,6 +10,7 @@ The columns are padded as ever. The sums are those of the whole picture in the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,19 @@ from srgan.engines.runtime import ConstantFolding, Manager, Node, Output, Partia
 from srgan.engines.runtime import opset13 as ops
 
 # Graph operations that work on each pixel alone.
-_PIXELWISE = {"Add", "Subtract", "Multiply", "Divide", "PRelu", "Relu", "Sigmoid", "Tanh", "Clamp", "Negative"}
+_PIXELWISE = {
+    "Add",
+    "Clamp",
+    "Convert",
+    "Divide",
+    "Multiply",
+    "Negative",
+    "PRelu",
+    "Relu",
+    "Sigmoid",
+    "Subtract",
+    "Tanh",
+}
 
 
 class UnsuitableGraphError(Exception):
@@ -31,7 +44,8 @@ class StripGraph:
 
     Inputs: 0 the strip of LR, (1,3,rows,W) with rows of zeros outside the picture; 1 the same with rows of the
     picture's edge there; then the `mask` for each of `mask_scales`; then the kept rows of `states`, (1,h,W,C)
-    each, zeros before the first strip but for those of `edge_states`, which hold the first row repeated. Outputs:
+    each in the type of its rows, zeros before the first strip but for those of `edge_states`, which hold the first
+    row repeated. Outputs:
     the kept rows for the next strip, then the strip of SR, (1,3,rows·scale,W·scale), which lags by `lag` SR rows.
     """
 
@@ -41,7 +55,7 @@ class StripGraph:
     lag: int
     mask_scales: tuple[int, ...]
     largest_lag: int
-    states: tuple[tuple[int, ...], ...]
+    states: tuple[tuple[openvino.Type, tuple[int, ...]], ...]
     edge_states: tuple[int, ...]
 
     def mask(self, scale: int, strip: int, height: int) -> np.ndarray:
@@ -52,7 +66,7 @@ class StripGraph:
     @property
     def state_bytes(self) -> int:
         """Size of all kept rows together."""
-        return sum(4 * int(np.prod(shape)) for shape in self.states)
+        return sum(kind.size * math.prod(shape) for kind, shape in self.states)
 
 
 class StripTask:
@@ -68,8 +82,10 @@ class StripTask:
         ]
         # What one strip leaves is what the next one takes: two sets that change places.
         self._states, self._next = (
-            [openvino.Tensor(np.zeros(shape, np.float32)) for shape in graph.states] for _ in range(2)
+            [openvino.Tensor(kind, openvino.Shape(shape)) for kind, shape in graph.states] for _ in range(2)
         )
+        for state in self._states:
+            state.data.fill(0)
         for port, tensor in enumerate([*self._lr, *self._masks]):
             self._request.set_input_tensor(port, tensor)
 
@@ -165,7 +181,7 @@ class _Rewriting:
             lag=end.lag,
             mask_scales=tuple(self.masks),
             largest_lag=largest_lag,
-            states=tuple(tuple(state.get_output_shape(0)) for state in self.states),
+            states=tuple((state.get_element_type(), tuple(state.get_output_shape(0))) for state in self.states),
             edge_states=tuple(self.edge_states),
         )
 
@@ -228,6 +244,14 @@ class _Rewriting:
 
     def _held_back(self, tensor: Output, by: int) -> Output:
         """Return `tensor` as it was `by` rows earlier."""
+        node = tensor.get_node()
+        if (
+            node.get_type_name() == "Convert"
+            and node.get_input_element_type(0).size < node.get_element_type().size
+        ):
+            narrow = self._held_back(node.input_value(0), by)  # of which rows are kept for a convolution, too
+            wide: Output = ops.convert(narrow, node.get_element_type().to_string()).output(0)
+            return wide
         rows = tensor.get_shape()[2]
         joined = self.joined.get((self._key(tensor), by, True)) or self._join(tensor, by, masked=False)
         return self._rows(joined, 0, rows)
@@ -238,7 +262,8 @@ class _Rewriting:
         if key not in self.joined:
             _, channels, rows, width = tensor.get_shape()
             # Rows outermost in memory, as OpenVINO has them within: otherwise each strip would reorder them all.
-            state = ops.parameter([1, kept, width, channels], np.float32, name=f"kept_{len(self.states)}")
+            kind = tensor.get_element_type()
+            state = ops.parameter([1, kept, width, channels], kind, name=f"kept_{len(self.states)}")
             earlier = ops.transpose(state, np.array([0, 3, 1, 2]))
             joined = ops.concat([earlier.output(0), self._masked(tensor) if masked else tensor], 2).output(0)
             last = self._rows(joined, rows, rows + kept)
@@ -254,7 +279,8 @@ class _Rewriting:
             self.masks[place.scale] = ops.parameter([1, 1, -1, 1], np.float32, name=f"mask_{place.scale}")
         inside = ops.slice(self.masks[place.scale], *map(np.array, ([0], [1], [1], [2])))
         self.mask_slices.append((inside, place.scale, place.lag))
-        product: Output = ops.multiply(tensor, inside).output(0)
+        mask = inside if tensor.get_element_type() == openvino.Type.f32 else ops.convert(inside, "bf16")
+        product: Output = ops.multiply(tensor, mask).output(0)
         return product
 
     def _cut_masks(self) -> int:

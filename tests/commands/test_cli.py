@@ -331,9 +331,10 @@ def test_the_report_says_what_became_of_each_file(tmp_path: Path, capsys: pytest
     picture(source / "a.png")
     (source / "b.png").write_bytes(b"junk")
     picture(source / "c.png").rename(source / "\udcff\n.jpg")
-    assert called("upscale", source, "-o", out, "--json", path, "-q", 80, capsys=capsys)[0] == 1
+    words = ("upscale", source, "-o", out, "--json", path, "-q", 80, "--precision", "fp32")
+    assert called(*words, capsys=capsys)[0] == 1
     report = json.loads(path.read_text())
-    assert report["model"] == "tiny-x4"
+    assert (report["model"], report["precision"]) == ("tiny-x4", "fp32")
     assert (
         report["model_sha256"] == hashlib.sha256((tmp_path / "weights" / "tiny-x4.onnx").read_bytes()).hexdigest()
     )
@@ -357,7 +358,7 @@ def test_the_report_says_what_became_of_each_file(tmp_path: Path, capsys: pytest
     assert "is not a picture" in bad["error"]
     assert os.fsencode(odd["source"]).endswith(b"\xff\n.jpg")
     assert "in truth PNG" in odd["warnings"][0]
-    called("upscale", source, "-o", out, "--json", path, "-q", 80, capsys=capsys)
+    called(*words, capsys=capsys)
     again = json.loads(path.read_text())
     assert [file["status"] for file in again["files"]] == ["skipped", "failed", "skipped"]
     assert again["files"][0]["target"] == str(out / "a_x4.png")

@@ -230,7 +230,7 @@ def test_every_kind_of_activation_is_exported_and_cut_into_strips(tmp_path: Path
 
 def test_weights_alone_can_be_a_model(tmp_path: Path) -> None:
     theirs = modified("BasicSR", (3,))
-    engine, _ = load_engine(saved(tmp_path / "theirs.pth", {"params": theirs.state}))
+    engine, _ = load_engine(saved(tmp_path / "theirs.pth", {"params": theirs.state}), precision="fp32")
     lr = noise(1, 3, 12, 11)
     np.testing.assert_allclose(engine.run(lr.numpy()), theirs.forward(theirs.state, lr), rtol=1e-4, atol=2e-5)
 

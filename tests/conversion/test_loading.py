@@ -46,7 +46,7 @@ def interpolated(share: float, lr: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_balance_is_the_generator_between(share: float) -> None:
     lr = noise(17, 13)
-    engine, _ = load_engine(balance=share, device="cpu")
+    engine, _ = load_engine(balance=share, device="cpu", precision="fp32")
     np.testing.assert_allclose(engine.run(lr), interpolated(share, lr), rtol=0, atol=2e-5)
     if share in (0, 1):
         exact = OpenVinoEngine(find_weights(PAIR[int(share)]).onnx)
@@ -78,7 +78,7 @@ def test_names_hashes_and_engines_of_balances() -> None:
     assert first is again  # interpolated and compiled once for all
     assert sha256 == same != another
     assert (first.metadata.name, other.metadata.name) == ("srresnet-x4+srgan-x4@0.25", "srresnet-x4+srgan-x4@0.26")
-    plain, plain_sha256 = load_engine("srgan-x4", device="cpu")
+    plain, plain_sha256 = load_engine("srgan-x4", device="cpu", precision="fp32")
     assert (plain.metadata.name, plain_sha256) == ("srgan-x4", find_weights("srgan-x4").sha256)
     assert balance_models() == PAIR
 
@@ -103,7 +103,8 @@ def test_balance_is_for_the_bundled_pair_only(tiny_model: Path) -> None:
         ({"device": "tpu"}, "device 'tpu'"),
         ({"device": "cuda:x"}, "device 'cuda:x'"),
         ({"precision": "int8"}, "precision 'int8'"),
-        ({"device": "cpu", "precision": "fp16"}, "the cpu runs in fp32"),
+        ({"device": "cpu", "precision": "fp16"}, "the cpu runs in fp32.*, not in fp16"),
+        ({"device": "gpu:7"}, "no device gpu:7 that OpenVINO could use; it lists cpu"),
         ({"device": "cuda:99"}, "no device cuda:99"),
     ],
 )

@@ -409,6 +409,14 @@ def test_models_are_listed(tiny_model: Path, running: Running) -> None:
     assert running.client.get("/v1/models").json()["models"][0]["name"] == "nearest-x4"
     with serving(model=str(tiny_model)) as server:
         listed = server.client.get("/v1/models").json()["models"]
+    with serving(model=str(tiny_model), precision="fp32") as server:
+        (exact,) = (model for model in server.client.get("/v1/models").json()["models"] if model["default"])
+    precisions = {model["name"]: model["precision"] for model in listed}
+    assert (precisions["tiny-x4"], precisions["srgan-x4"]) == (
+        Upscaler(tiny_model).precision,
+        None,
+    )  # not loaded yet
+    assert exact["precision"] == "fp32"
     assert [model["name"] for model in listed if model["default"]] == ["tiny-x4"]
     assert {"tiny-x4", "srgan-x4"} <= {model["name"] for model in listed}
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from srgan.engines.protocol import Precision
 from srgan_service.http import manual, openapi
 from srgan_service.http.cancellation import WatchedResponse
 from srgan_service.http.keys import Holder
@@ -133,6 +134,9 @@ class Model(BaseModel):
     description: str
     scale: int = Field(description="Times larger, when nothing else is asked for.")
     default: bool = Field(description="Whether it is used when a request names none.")
+    precision: Precision | None = Field(
+        description="In what it computes: fp32, bf16 or fp16; null until it is first used.", examples=["bf16"]
+    )
 
 
 class ModelList(BaseModel):
@@ -157,7 +161,13 @@ class State(BaseModel):
 async def models(service: AService, holder: AHolder) -> ModelList:
     """Answer with the models that a request may name."""
     listed = [
-        Model(name=model.name, description=model.description, scale=model.scale, default=model.is_default)
+        Model(
+            name=model.name,
+            description=model.description,
+            scale=model.scale,
+            default=model.is_default,
+            precision=service.models.precision(model.name),
+        )
         for model in service.models.listed
     ]
     return ModelList(models=listed, balance=service.models.balance)

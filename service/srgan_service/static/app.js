@@ -467,6 +467,8 @@ function draw(version) {
 }
 
 /** Show what depends on which pictures and versions there are. */
+const described = (model) => [model?.description, model?.precision && `Computes in ${model.precision}.`].filter(Boolean).join(" ");
+
 function changed() {
   document.body.classList.toggle("empty", !pictures.length);
   element("pictures").hidden = !pictures.length;
@@ -479,7 +481,7 @@ function changed() {
   element("quality-label").hidden = LOSSLESS.includes(wanted.format);
   element("about-model").textContent = "balance" in wanted && balanced
     ? `0 % is ${balanced[0]} (true), 100 % is ${balanced[1]} (sharp).`
-    : models.find(({ name }) => name === wanted.model)?.description ?? "";
+    : described(models.find(({ name }) => name === wanted.model));
   versions().forEach(draw);
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts
+from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts, precision_of
 from srgan.errors import EngineError
 from srgan.weights import ModelMetadata
 from srgan_service.work.fair import FairQueue, Flow, Stopped
@@ -186,6 +186,7 @@ class _SharedEngine:
     def __init__(self, device: Device, engine: Engine) -> None:
         self._device = device
         self._engine = engine
+        self.precision = precision_of(engine)
 
     @property
     def metadata(self) -> ModelMetadata:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from srgan.conversion.loading import load_engine
+from srgan.engines.protocol import Precision, precision_of
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.pictures import Picture
 from srgan.upscale import AnyUpscaler, Upscaler
@@ -135,6 +136,11 @@ class Models:
         """Return what `get` would if it is loaded already, else None; waits for nobody."""
         name = self.check(name, balance).name
         return self._loaded.get(name) if balance is None else self._balanced.get(balance)
+
+    def precision(self, name: str) -> Precision | None:
+        """Return in what a model computes, or None if it is not loaded yet, so that nobody knows."""
+        upscaler = self._loaded.get(name)
+        return None if upscaler is None else precision_of(upscaler)
 
     def get(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler:
         """Return the upscaler of a model, or of a point between two, loading it if it is the first time."""
