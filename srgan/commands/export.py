@@ -12,9 +12,10 @@ from srgan.errors import UsageError, WeightsError
 from srgan.networks import reading
 from srgan.networks.generator import Generator
 from srgan.networks.residual import ResidualNetwork
+from srgan.texts import one_line
 from srgan.training import checkpoint
 from srgan.training.config import validated
-from srgan.weights import ModelMetadata, bundled_tensors
+from srgan.weights import ModelMetadata, bundled_tensors, usable_name
 
 
 def export(
@@ -37,11 +38,13 @@ def export(
     kinds = list(dict.fromkeys(kinds)) or ["safetensors", "onnx"]
     if opset is not None and "onnx" not in kinds:
         raise UsageError("--opset is for --to onnx")
+    if name is not None:
+        usable_name(name)
     network, metadata = _network_of(source)
-    name = name or metadata.name + ("-fp16" if fp16 else "")
+    name = metadata.name + ("-fp16" if fp16 else "") if name is None else name
     contents = exported(network, replace(metadata, name=name), kinds, fp16=fp16, opset=opset)
     for path in write_files(contents, out, name):
-        print(path)
+        print(one_line(str(path)))
 
 
 def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata]:
@@ -59,10 +62,10 @@ def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata
     try:
         recipe = validated(state["recipe"], str(path))
         weights = reading.averaged_weights(state, path)
-        stage, step = recipe.stages()[state["position"]["stage"]], state["position"]["step"]
+        stage, step = recipe.stages()[state["position"]["stage"]], int(state["position"]["step"])
         name = stage.export_name
-        data_sha256: str = state["data_sha256"]
-    except (KeyError, AttributeError, TypeError) as error:
+        data_sha256 = str(state["data_sha256"])
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} is not a training checkpoint: it lacks {error}") from error
     if step <= stage.idle_steps:
         say("warning", f"{path}: the stage has not moved the generator yet, so {name} is what it began with")

@@ -15,7 +15,15 @@ from srgan.engines.openvino import OpenVinoEngine
 from srgan.engines.protocol import Engine, Precision
 from srgan.errors import UnknownModelError, UsageError
 from srgan.machine import has_graphics_driver
-from srgan.weights import TENSOR_SUFFIXES, ModelMetadata, Weights, balance_models, find_weights, tensors_of
+from srgan.weights import (
+    TENSOR_SUFFIXES,
+    ModelMetadata,
+    Weights,
+    balance_models,
+    find_weights,
+    read_file,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +111,7 @@ def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int |
     engine: Engine = _torch_engines().TorchEngine(
         network, device=device, precision=exact, name=str(path), halo_lr_px=halo_lr_px
     )
-    facts = [hashlib.sha256(path.read_bytes()).hexdigest(), exact, str(engine.metadata.halo_lr_px)]
+    facts = [hashlib.sha256(read_file(path)).hexdigest(), exact, str(engine.metadata.halo_lr_px)]
     return engine, hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
 

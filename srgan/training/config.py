@@ -9,10 +9,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from srgan.errors import RecipeError
 from srgan.networks.generator import GeneratorRecipe
+from srgan.weights import model_name
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +31,7 @@ STAGES = ("pretrain", "adversarial")  # in their order
 _OLD_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16"}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, AfterValidator(model_name)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -177,7 +187,7 @@ class LossesRecipe(_Strict):
 class StageRecipe(_Strict):
     """What both stages have; the learning rate warms up, holds, then falls on a half cosine to its floor."""
 
-    export_name: str  # of the files that the stage ends with
+    export_name: Name  # of the files that the stage ends with
     steps: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16  # Ledig et al. 2017, section 3.2
     patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
@@ -199,7 +209,7 @@ class StageRecipe(_Strict):
 class PretrainRecipe(StageRecipe):
     """First stage: content loss alone, so that the game starts from good pictures."""
 
-    export_name: str = "srresnet-x4"
+    export_name: Name = "srresnet-x4"
     steps: Annotated[int, Field(ge=0)] = 1_000_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise
     final_learning_rate: Positive = 1e-6  # annealing is worth 0.1 dB at any length
@@ -209,7 +219,7 @@ class PretrainRecipe(StageRecipe):
 class AdversarialStageRecipe(StageRecipe):
     """Second stage: the game."""
 
-    export_name: str = "srgan-x4"
+    export_name: Name = "srgan-x4"
     steps: Annotated[int, Field(ge=0)] = 200_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise, for the first half
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from srgan.conversion.exporting import refuse_foreign
 from srgan.errors import TrainingError, UsageError
 from srgan.interrupts import Interrupt, signals_taken
 from srgan.training.adversarial import OBJECTIVES
@@ -47,10 +48,13 @@ def train(
     decides). `fabric`: devices and processes, already launched; each process draws `batch_size` patches of its
     own, so the effective batch is `batch_size` times the processes. SIGINT and SIGTERM finish the step, write a
     checkpoint and raise KeyboardInterrupt or SystemExit(143). Raises UsageError if `folder` already holds a run
-    and `resume` is not set, or a stage has nothing to do; WeightsError if its checkpoint does not fit;
-    TrainingError if the run cannot go on, or the time of a stage was over before its generator moved.
+    and `resume` is not set, or a stage has nothing to do; WeightsError if its checkpoint does not fit or a file in
+    the way of an export is not by this program; TrainingError if the run cannot go on, or the time of a stage was
+    over before its generator moved.
     """
     refuse_idle_stages(recipe, minutes)
+    for stage in recipe.stages().values():
+        refuse_foreign(folder, stage.export_name)
     interrupt = Interrupt()
     fabric = fabric or make_fabric(recipe)
     run = Run(recipe, cache, folder, fabric, resume=resume, asked_to_stop=interrupt.stop.is_set)
