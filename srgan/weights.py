@@ -218,6 +218,15 @@ def bundled_models() -> list[BundledModel]:
     ]
 
 
+def is_bundled(sha256: str) -> bool:
+    """Return whether a file with this hash is one that the manifest of the bundled weights vouches for."""
+    try:
+        models = _read_manifest(bundled_folder())["models"].values()
+        return any(sha256 == file["sha256"] for model in models for file in model["files"].values())
+    except (WeightsError, TypeError, KeyError, AttributeError):
+        return False
+
+
 def bundled_folder() -> Path:
     """Return the folder of the bundled weights: inside an installed package, or beside it in a checkout."""
     package = Path(str(importlib.resources.files("srgan")))

@@ -20,6 +20,7 @@ from srgan.commands.extras import needs
 from srgan.commands.options import HALO_HELP, EvaluateOptions, TrainOptions, UpscaleOptions, taking
 from srgan.commands.terminal import FAILED, INTERRUPTED, USAGE, say
 from srgan.errors import SrganError, UsageError
+from srgan.isolated import leave_folder_at_hand
 from srgan.texts import one_line
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.add_typer(data, name="data")
 
 def main() -> None:
     """Run the command line and exit with its code; the entry point of `srgan`."""
+    leave_folder_at_hand()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from srgan import isolated
 from srgan.conversion.exporting import check_parity, exported, onnx_from, refuse_foreign, write_files
+from srgan.conversion.trial import tried
+from srgan.engines import contents
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import UsageError, WeightsError
 from srgan.networks.foreign import ForeignNetwork, foreign_network
@@ -183,9 +185,14 @@ def _converted(network: ForeignNetwork, source: Path, name: str, halo_lr_px: int
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         # In a process of its own: torch's exporter ends it on some networks (SPAN), without a word.
-        call = "import sys, srgan.conversion.importing as importing; importing.write_traced(*sys.argv[1:])"
-        command = [sys.executable, "-c", call, str(source), str(path)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+        call = "import srgan.conversion.importing as importing; importing.write_traced(*sys.argv)"
+        done = subprocess.run(  # noqa: S603  # this Python and its places
+            isolated.command(call, str(source), str(path)),
+            env=isolated.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
         if done.returncode or not path.is_file():
             raise WeightsError(refused)
         content = path.read_bytes()
@@ -202,12 +209,17 @@ def write_traced(source: str, out: str) -> None:
 
 def _measured(content: bytes, source: Path, name: str, halo_lr_px: int | None, kind: str = "ONNX") -> bytes:
     """Return an ONNX model with what it shows of itself written into it."""
+    contents.check(content, str(source))
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError) as error:
         raise WeightsError(f"{source}: not an ONNX model") from error
-    if any(prop.key == METADATA_KEY for prop in model.metadata_props):
+    for prop in model.metadata_props:
+        if prop.key != METADATA_KEY:
+            continue
+        ModelMetadata.from_json(prop.value, str(source))
         raise UsageError(f"{source}: it can be used as it is: srgan upscale -n {source}")
+    halo_lr_px = tried(content, hashlib.sha256(content).hexdigest(), str(source), halo_lr_px)
     metadata = OpenVinoEngine(content, name=str(source), halo_lr_px=halo_lr_px).metadata
     added = model.metadata_props.add()
     added.key, added.value = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from srgan.conversion.trial import tried
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.engines.protocol import Engine, Precision
 from srgan.errors import UnknownModelError, UsageError
@@ -21,6 +22,7 @@ from srgan.weights import (
     Weights,
     balance_models,
     find_weights,
+    is_bundled,
     read_file,
     tensors_of,
 )
@@ -176,6 +178,8 @@ def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:
 
 def _on_cpu(weights: Weights, blend: tuple[Weights, float] | None, halo_lr_px: int | None) -> OpenVinoEngine:
     if blend is None:
+        if not is_bundled(weights.sha256):
+            halo_lr_px = tried(weights.onnx, weights.sha256, str(weights.path), halo_lr_px)
         return OpenVinoEngine(weights.onnx, name=str(weights.path), halo_lr_px=halo_lr_px)
     return _blended(weights, *blend)
 
