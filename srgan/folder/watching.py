@@ -9,7 +9,6 @@ from pathlib import Path
 
 import watchfiles
 
-from srgan.errors import UsageError
 from srgan.folder.planning import Job, Plan, Tree
 from srgan.folder.reporting import FileReport
 
@@ -54,9 +53,8 @@ def run(
         if time.monotonic() >= next_scan:
             waiting.look_below(tree.folder)
             next_scan = time.monotonic() + rescan_s
-        plan, refused = _plan(waiting.settled())
-        yield from refused
-        for report in start(plan) if len(plan) else ():
+        plan = _plan(waiting.settled())
+        for report in start(plan) if plan.total else ():
             if report.status == "failed":
                 waiting.remember_failure(report.source)
             if report.status != "skipped" or first:
@@ -104,14 +102,11 @@ class _Waiting:
             self._failed[source] = state
 
 
-def _plan(jobs: list[Job]) -> tuple[Plan, list[FileReport]]:
-    plan, refused = Plan(), []
+def _plan(jobs: list[Job]) -> Plan:
+    plan = Plan()
     for job in jobs:
-        try:
-            plan.add(0, job)
-        except UsageError as error:
-            refused.append(FileReport(job.source, None, "failed", str(error)))
-    return plan, refused
+        plan.add(0, job)
+    return plan
 
 
 def _state(path: Path) -> _State | None:

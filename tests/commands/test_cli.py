@@ -212,7 +212,7 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
         (["a.png", "-n", "unknown.onnx"], 2, "unknown.onnx: no such file"),
         (["a.png", "-n", "some.safetensors"], 2, "no such file"),
-        (["a.png", "-n", "junk.onnx"], 1, "junk.onnx: OpenVINO cannot read it"),
+        (["a.png", "-n", "junk.onnx"], 1, "junk.onnx: not an ONNX model"),
         (["junk.png"], 1, "junk.png: is not a picture"),
         (["a.png", "-o", "a.png"], 2, "would be overwritten"),
         (["a.png", "-j", "0"], 2, "give -j 1 or more"),

@@ -27,7 +27,7 @@ import functools, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from srgan.folder.desk import Options
-from srgan.folder.planning import plan
+from srgan.folder.planning import Naming, plan
 from srgan.upscale import Upscaler
 import ray
 from srgan.folder import cluster
@@ -35,7 +35,7 @@ ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, l
 from test_cluster import SlowEngine, slow_upscaler
 source, out = map(Path, sys.argv[2:4])
 make = functools.partial(slow_upscaler, float(sys.argv[4]), str(out.parent))
-for report in cluster.run(plan([source], out, scale=4), make, make(), Options()):
+for report in cluster.run(plan([source], out, Naming()), make, make(), Options()):
     print(report.status, report.source.name, report.error, flush=True)
 ray.shutdown()
 """

@@ -19,7 +19,7 @@ from support.folders import NearestEngine, picture, tree
 from srgan.folder import watching
 from srgan.folder.batch import run
 from srgan.folder.desk import Options
-from srgan.folder.planning import Plan
+from srgan.folder.planning import Naming, Plan
 from srgan.folder.planning import tree as planned_tree
 from srgan.folder.reporting import FileReport
 from srgan.upscale import Upscaler
@@ -31,7 +31,7 @@ class Watched:
     def __init__(self, source: Path, out: Path, rescan_s: float = 300.0) -> None:
         self.reports: queue.Queue[FileReport | Exception] = queue.Queue()
         self.stop = threading.Event()
-        self._tree = planned_tree([source], out, scale=4)
+        self._tree = planned_tree([source], out, Naming())
         self._rescan_s = rescan_s
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
