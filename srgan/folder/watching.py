@@ -18,6 +18,9 @@ SETTLE_S = 1.0
 # Network file systems tell nothing, and the queue of changes may overflow, so all is looked at now and then.
 _RESCAN_S = 300.0
 
+# So often where the system's word is lost, because of a name in it that is no text.
+_BLIND_RESCAN_S = 2.0
+
 _TICK_MS = 200
 
 _State = tuple[int, int]  # size, time of modification
@@ -40,15 +43,11 @@ def run(
     next_scan = 0.0
     first = True
     # The watch begins before the first look, so nothing falls between them.
-    for changes in watchfiles.watch(
-        tree.folder,
-        watch_filter=None,
-        debounce=_TICK_MS,
-        rust_timeout=_TICK_MS,
-        yield_on_timeout=True,
-        stop_event=stop,
-    ):
-        for _, path in changes:
+    for changes in _changes(tree.folder, stop):
+        if changes is None:
+            rescan_s = min(rescan_s, _BLIND_RESCAN_S)
+            next_scan = min(next_scan, time.monotonic() + rescan_s)
+        for _, path in changes or ():
             waiting.look_below(tree.spelt(Path(path)))
         if time.monotonic() >= next_scan:
             waiting.look_below(tree.folder)
@@ -60,6 +59,23 @@ def run(
             if report.status != "skipped" or first:
                 yield report
         first = False
+
+
+def _changes(folder: Path, stop: threading.Event) -> Iterator[set[tuple[watchfiles.Change, str]] | None]:
+    """Yield, several times a second, what has changed in a folder, or None where it cannot be told."""
+    while not stop.is_set():
+        try:
+            yield from watchfiles.watch(
+                folder,
+                watch_filter=None,
+                debounce=_TICK_MS,
+                rust_timeout=_TICK_MS,
+                yield_on_timeout=True,
+                stop_event=stop,
+            )
+        except RuntimeError:  # a name that is no text; what else was told is lost with it
+            yield None
+            stop.wait(_TICK_MS / 1000)
 
 
 class _Waiting:

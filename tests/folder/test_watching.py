@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -161,3 +162,17 @@ def test_the_folder_may_be_named_in_any_way(
     assert watched.next() == ("second.png", "written")
     watched.end()
     assert set(tree(tmp_path / "out")) == {"sub/first_x4.png", "sub/second_x4.png"}
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """The system's word is lost then, and all is looked at every now and then."""
+    source = tmp_path / "in"
+    picture(source / "x.png").rename(source / os.fsdecode(b"\xff.png"))
+    (source / os.fsdecode(b"\xfe")).mkdir()
+    watched = Watched(source, tmp_path / "out")
+    assert watched.next() == (os.fsdecode(b"\xff.png"), "written")
+    picture(tmp_path / "y.png").rename(source / os.fsdecode(b"\xfe/\xfd.png"))
+    assert watched.next() == (os.fsdecode(b"\xfd.png"), "written")
+    picture(source / "z.png")
+    assert watched.next() == ("z.png", "written")
+    watched.end()
