@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from srgan.commands.options import UpscaleOptions
-from srgan.commands.terminal import FAILED, INTERRUPTED, Bar, progress_bar, say, tell
+from srgan.commands.terminal import FAILED, INTERRUPTED, Bar, progress_bar, put, say, tell
 from srgan.engines.inference import Progress
 from srgan.errors import OutputError, UsageError
 from srgan.folder import batch, planning, streams
@@ -63,6 +63,16 @@ def upscale(options: UpscaleOptions) -> int:
     log = JsonReport(options.json_path, facts)
     to_stderr = picture_to_stdout or options.json_path == streams.STREAM
     return _carried_out(start, total, log, sys.stderr if to_stderr else sys.stdout, passed_over)
+
+
+def _put(line: str, lines: TextIO) -> str | None:
+    """Print a line after the work; return what went wrong, which has been said."""
+    try:
+        put(line, lines)
+    except OutputError as problem:
+        say("error", str(problem))
+        return str(problem)
+    return None
 
 
 def _with_runner(options: UpscaleOptions) -> UpscaleOptions:
@@ -212,7 +222,7 @@ def _carried_out(
             counted += f", {left} left" * bool(left)
             if over.count:
                 counted += f", {over.count} passed over ({one_line(str(over))})"
-            print(counted, file=lines, flush=True)
+            error = error or _put(counted, lines)
         if interrupt.exit_code is not None and (total is not None or abandoned):
             error = error or "interrupted"
             say("interrupted", f"{left} of {total} not done; the same command goes on" if total else "in its work")

@@ -7,6 +7,7 @@ however often a machine was lost while it was in work.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -201,12 +202,27 @@ def _connected(address: str | None) -> bool:
         return False
     # Neither figures for its makers nor a web page that anybody on the network could use.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # What its core prints past `logging`, about what its own ray.data does; failures come as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     dashboard = None if address else False  # of another's cluster, that is for others to say
     try:
-        with handlers_kept():  # it takes the one for SIGTERM
+        with handlers_kept(), _unheard():  # it takes the one for SIGTERM, and prints the level of its log
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster at {address}: {first_line(error)}") from error
     return True
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Drop what native code prints on standard error."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

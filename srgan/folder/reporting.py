@@ -94,13 +94,14 @@ class JsonReport:
         }
         self._write("\n], " + json.dumps(end)[1:] + "\n")
         self._spool.seek(0)
+        place = "standard output" if str(self._path) == "-" else self._path
         on_stdout = contextlib.nullcontext(sys.stdout.buffer)
         try:
             with self._spool, on_stdout if str(self._path) == "-" else written_whole(self._path) as file:
                 shutil.copyfileobj(self._spool, file)
                 file.flush()
         except OSError as problem:
-            raise OutputError(f"{self._path}: the report cannot be written: {problem.strerror}") from problem
+            raise OutputError(f"{place}: the report cannot be written: {problem.strerror}") from problem
 
     def _write(self, text: str) -> None:
         self._spool.write(text.encode())
