@@ -20,7 +20,7 @@ from measuring import timed, write_figures
 
 from srgan import Upscaler
 from srgan.folder.batch import DEFAULT_WORKERS, run
-from srgan.folder.planning import plan
+from srgan.folder.planning import Naming, plan
 from srgan.pictures import Picture, decode, encode, resized
 
 WIDTH, HEIGHT = 120, 90
@@ -84,7 +84,7 @@ def folder_job(folder: Path, upscaler: Upscaler, workers: int) -> float:
     """Return the seconds of the whole job on a loaded model."""
 
     def job() -> None:
-        for report in run(plan([folder], folder / "out", scale=upscaler.scale), upscaler, workers=workers):
+        for report in run(plan([folder], folder / "out", Naming(f"x{upscaler.scale}")), upscaler, workers=workers):
             assert report.status == "written", report.error
 
     return timed(job)

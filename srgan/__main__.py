@@ -1,6 +1,10 @@
 """`python -m srgan` is the `srgan` command."""
 
-from srgan.commands.cli import main
+from srgan.isolated import leave_folder_at_hand
 
 if __name__ == "__main__":
+    leave_folder_at_hand()  # before anything else is imported
+
+    from srgan.commands.cli import main
+
     main()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import re
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.files import write_atomically
+from srgan.texts import first_line
 
 MANIFEST = "manifest.json"  # in the folder of the weights: what lies there and the hash of each file
 METADATA_KEY = "srgan"  # of the ONNX file's metadata_props and of the safetensors header
@@ -18,15 +21,53 @@ METADATA_KEY = "srgan"  # of the ONNX file's metadata_props and of the safetenso
 # Files of weights without a graph: only PyTorch can make a network of them.
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
 
+MAX_BYTES = 2 * 2**30  # a training checkpoint of the largest networks in use, and all that ONNX can hold
+
+# Files are called so, with a suffix of up to 12 bytes, and file systems take 255.
+_MOST_NAME_BYTES = 200
+_OTHER_PLACES = re.compile(r'[/\\:*?"<>|]|^[.~-]|^\s|[.\s]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
+
+def model_name(name: object) -> str:
+    """Return `name` if it is one that a model may have, wherever it comes from: files are called so.
+
+    It is text of 1 to 200 bytes that can be printed in a line and names a file in the folder at hand on every
+    system: no folder, no drive, no device, no option. Raises ValueError for anything else.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a name is text, not {type(name).__name__}")
+    if not name or not name.isprintable() or len(name.encode()) > _MOST_NAME_BYTES or _OTHER_PLACES.search(name):
+        raise ValueError(f"{name[:80]!r} is not a plain name of 1 to {_MOST_NAME_BYTES} bytes")
+    return name
+
+
+def usable_name(name: str) -> str:
+    """Return `name`, which a person gave; raises UsageError if no model may have it."""
+    try:
+        return model_name(name)
+    except ValueError as error:
+        raise UsageError(f"{error}; the folder is --output") from error
+
+
+def name_of_file(path: Path) -> str:
+    """Return the name of a model from that of its file: netG_epoch_4_100 of netG_epoch_4_100.pth.tar."""
+    name = re.sub(r"(\.(pth|pt|ckpt|tar|safetensors|onnx))+$", "", path.name, flags=re.IGNORECASE)
+    plain = re.sub(r"[^\w.+-]+", "-", name).encode(errors="replace")[:_MOST_NAME_BYTES].decode(errors="ignore")
+    try:
+        return model_name(plain.strip("-."))
+    except ValueError:
+        return "model"
+
 
 @dataclass(frozen=True)
 class ModelMetadata:
     """What a weights file says of itself; stored as JSON under `METADATA_KEY`.
 
-    `scale`: output pixels per input pixel. `halo_lr_px`: how far an output pixel can see, in LR pixels; context of
-    this width makes tiling exact. `architecture`: keyword arguments of the generator. `recipe`: the training
-    recipe, whole. `data_sha256`: hash of the list of training pictures. `metrics`: figures of the run's own
-    validation. `run`: how it was trained, beside the recipe. `multiple_lr_px`: of what tiles must begin at, where
+    `name`: as `model_name` has it, else ValueError. `scale`: output pixels per input pixel. `halo_lr_px`: how far
+    an output pixel can see, in LR pixels; context of this width makes tiling exact. `architecture`: keyword
+    arguments of the generator. `recipe`: the training recipe, whole. `data_sha256`: hash of the list of training
+    pictures. `metrics`: figures of the run's own validation. `run`: how it was trained, beside the recipe.
+    `multiple_lr_px`: of what tiles must begin at, where
     the network works in windows; else 1.
     """
 
@@ -40,6 +81,10 @@ class ModelMetadata:
     format: int = 1
     multiple_lr_px: int = 1
     run: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a name that is none."""
+        model_name(self.name)
 
     def to_json(self) -> str:
         """Return the metadata as one line of JSON with sorted keys."""
@@ -58,16 +103,19 @@ class ModelMetadata:
         """
         try:
             metadata = cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise WeightsError(f"{source}: its srgan metadata cannot be read ({error})") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise WeightsError(f"{source}: its srgan metadata cannot be read ({first_line(error)})") from error
         if metadata.format != 1:
-            raise WeightsError(f"{source}: format {metadata.format} is newer than this program; update srgan")
-        if not (isinstance(metadata.scale, int) and 1 <= metadata.scale <= 16):
-            raise WeightsError(f"{source}: scale {metadata.scale!r} is not between 1 and 16")
-        if not (isinstance(metadata.halo_lr_px, int) and 0 <= metadata.halo_lr_px <= 1024):
-            raise WeightsError(f"{source}: halo_lr_px {metadata.halo_lr_px!r} is not between 0 and 1024")
-        if not (isinstance(metadata.multiple_lr_px, int) and 1 <= metadata.multiple_lr_px <= 256):
-            raise WeightsError(f"{source}: multiple_lr_px {metadata.multiple_lr_px!r} is not between 1 and 256")
+            raise WeightsError(
+                f"{source}: format {metadata.format!r:.40} is newer than this program; update srgan"
+            )
+        for name, kind in (("architecture", dict), ("recipe", dict), ("metrics", dict), ("data_sha256", str)):
+            if not isinstance(getattr(metadata, name), kind):
+                raise WeightsError(f"{source}: its srgan metadata cannot be read ({name} is of another type)")
+        for name, least, most in (("scale", 1, 16), ("halo_lr_px", 0, 1024), ("multiple_lr_px", 1, 256)):
+            value = getattr(metadata, name)
+            if type(value) is not int or not least <= value <= most:
+                raise WeightsError(f"{source}: {name} {value!r:.40} is not between {least} and {most}")
         return metadata
 
 
@@ -106,11 +154,28 @@ def find_weights(model: str | Path | None = None) -> Weights:
         name, path, sha256 = _users_file(Path(model))
     else:
         name, path, sha256 = _bundled_file(model)
+    onnx = read_file(path)
+    return Weights(name, path, onnx, _check_sha256(path, onnx, sha256))
+
+
+def read_file(path: Path, limit_bytes: int = MAX_BYTES) -> bytes:
+    """Return the content of a model's file. Raises WeightsError if it cannot be, or is too large to be one."""
     try:
-        onnx = path.read_bytes()
+        check_file(path, limit_bytes)
+        return path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    return Weights(name, path, onnx, _check_sha256(path, onnx, sha256))
+    except MemoryError as error:
+        raise WeightsError(f"{path}: there is not enough memory for it") from error
+
+
+def check_file(path: Path, limit_bytes: int = MAX_BYTES) -> None:
+    """Raise WeightsError if `path` is not a file, or larger than a model can be; OSError if it is not there."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to read a pipe would be to wait for who writes into it
+        raise WeightsError(f"{path}: cannot be read: it is not a file")
+    if status.st_size > limit_bytes:
+        raise WeightsError(f"{path}: larger than {limit_bytes >> 30} GiB; save the generator's weights alone")
 
 
 def is_file_name(model: str | Path) -> bool:
@@ -128,7 +193,7 @@ def tensors_of(weights: Weights) -> Path:
         raise WeightsError(f"{path}: not there, but PyTorch needs it; `srgan export` writes both files")
     if path.resolve().parent == bundled_folder().resolve():
         _, listed, sha256 = _bundled_file(weights.name, "safetensors")
-        _check_sha256(listed, listed.read_bytes(), sha256)
+        _check_sha256(listed, read_file(listed), sha256)
     return path
 
 
@@ -157,6 +222,15 @@ def bundled_models() -> list[BundledModel]:
     ]
 
 
+def is_bundled(sha256: str) -> bool:
+    """Return whether a file with this hash is one that the manifest of the bundled weights vouches for."""
+    try:
+        models = _read_manifest(bundled_folder())["models"].values()
+        return any(sha256 == file["sha256"] for model in models for file in model["files"].values())
+    except (WeightsError, TypeError, KeyError, AttributeError):
+        return False
+
+
 def bundled_folder() -> Path:
     """Return the folder of the bundled weights: inside an installed package, or beside it in a checkout."""
     package = Path(str(importlib.resources.files("srgan")))
@@ -171,8 +245,13 @@ def add_to_manifest(
 
     The files are `NAME.onnx`, which must exist, and `NAME.safetensors`, which may. `default`: make it the model
     that is used when none is named; the first model of a new manifest always is. The manifest is written whole
-    or not at all. Raises WeightsError if there is no ONNX file or the existing manifest cannot be read.
+    or not at all. Raises WeightsError if there is no ONNX file, the existing manifest cannot be read, or `name`
+    is none that a model may have.
     """
+    try:
+        model_name(name)
+    except ValueError as error:
+        raise WeightsError(f"{folder}: {error}") from error
     if not (folder / f"{name}.onnx").is_file():
         raise WeightsError(f"{folder}: no {name}.onnx there; run `srgan export` first")
     manifest: dict[str, Any] = {"format": 1, "default": name, "models": {}}
@@ -184,7 +263,7 @@ def add_to_manifest(
     for kind in ("onnx", "safetensors"):
         path = folder / f"{name}.{kind}"
         if path.is_file():
-            content = path.read_bytes()
+            content = read_file(path)
             files[kind] = {
                 "file": path.name,
                 "bytes": len(content),

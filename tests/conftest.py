@@ -29,6 +29,13 @@ hypothesis.settings.register_profile("srgan", deadline=None)
 hypothesis.settings.load_profile("srgan")
 
 
+@pytest.fixture(autouse=True)
+def _scripts_find_their_neighbours() -> Iterator[None]:
+    """A command that was called in this process has said that its children look in no folder at hand."""
+    yield
+    os.environ.pop("PYTHONSAFEPATH", None)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of large test data (benchmarks, backbones, odd files), which a checkout does not hold."""

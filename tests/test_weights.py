@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import pytest
 
 from srgan import weights
 from srgan.errors import UnknownModelError, UsageError, WeightsError
-from srgan.weights import ModelMetadata, add_to_manifest, bundled_folder, bundled_models, find_weights
+from srgan.weights import (
+    ModelMetadata,
+    add_to_manifest,
+    bundled_folder,
+    bundled_models,
+    find_weights,
+    model_name,
+    name_of_file,
+    read_file,
+)
 
 METADATA = ModelMetadata(name="one-x4", scale=4, halo_lr_px=12, architecture={})
 
@@ -209,3 +219,99 @@ def test_metadata_out_of_range(change: dict[str, Any]) -> None:
 def test_metadata_that_is_none(text: str) -> None:
     with pytest.raises(WeightsError, match="the file"):
         ModelMetadata.from_json(text, "the file")
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name", ["srgan-x4", "srresnet-x4+srgan-x4@0.25", "my model 2", "模型", "é" * 100, "a.b_c"]
+)
+def test_a_plain_name_is_kept(name: str) -> None:
+    assert model_name(name) == name
+    assert ModelMetadata(name, 4, 12, {}).name == name
+
+
+NO_NAMES: list[object] = [
+    *(
+        "",
+        ".",
+        "..",
+        "../../x",
+        "/abs/x",
+        "a/b",
+        "a\\b",
+        "C:x",
+        ".hidden",
+        "-n",
+        "~x",
+        " x",
+        "x ",
+        "x.",
+        "NUL",
+        "con.x",
+    ),
+    *(
+        "two\nlines",
+        "bell\a",
+        "right\u202eleft",
+        "\udcff",
+        "x\0",
+        "é" * 101,
+        "x" * 201,
+        5,
+        None,
+        True,
+        ["x"],
+        b"x",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_what_is_no_plain_name_is_refused(folder: Path, name: Any) -> None:
+    with pytest.raises(ValueError, match="name"):
+        ModelMetadata(name, 4, 12, {})
+    with pytest.raises(WeightsError, match="name"):
+        add_to_manifest(folder, name, "", METADATA)
+    if not isinstance(name, bytes):
+        text = json.dumps({"name": name, "scale": 4, "halo_lr_px": 12, "architecture": {}})
+        with pytest.raises(WeightsError, match=r"^x: its srgan metadata cannot be read \(.*name") as refused:
+            ModelMetadata.from_json(text, "x")
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("file", ["\udcff.onnx", "a/con.pth", "é" * 150 + ".pth", "-x-.pt", "тест два.ckpt"])
+def test_every_file_gives_a_plain_name(file: str) -> None:
+    assert model_name(name_of_file(Path(file)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"name": "x", "scale": 4, "halo_lr_px": 0, "architecture": []}',
+        '{"name": "x", "scale": true, "halo_lr_px": 0, "architecture": {}}',
+        '{"name": "x", "scale": 4, "halo_lr_px": 0, "architecture": {}, "data_sha256": 3}',
+        '{"name": "x", "scale": ' + "9" * 9999 + "}",
+    ],
+)
+def test_metadata_of_other_types(text: str) -> None:
+    with pytest.raises(WeightsError, match="the file") as refused:
+        ModelMetadata.from_json(text, "the file")
+    assert len(str(refused.value)) < 500
+
+
+# Files that are too large, or none
+
+
+def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
+    huge, pipe = tmp_path / "huge.onnx", tmp_path / "pipe.onnx"
+    with huge.open("wb") as file:
+        file.truncate(5 * 10**12)  # of which the disk holds nothing
+    os.mkfifo(pipe)
+    with pytest.raises(WeightsError, match="larger than 2 GiB"):
+        find_weights(huge)
+    for path in (pipe, tmp_path):
+        with pytest.raises(WeightsError, match="not a file"):
+            read_file(path)

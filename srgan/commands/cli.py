@@ -6,11 +6,12 @@ codes: 0 all done, 1 something failed, 2 the request made no sense, 130 interrup
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,9 @@ import typer
 
 from srgan.commands.extras import needs
 from srgan.commands.options import HALO_HELP, EvaluateOptions, TrainOptions, UpscaleOptions, taking
-from srgan.commands.terminal import FAILED, INTERRUPTED, USAGE, say
+from srgan.commands.terminal import FAILED, INTERRUPTED, USAGE, say, taken
 from srgan.errors import SrganError, UsageError
+from srgan.isolated import leave_folder_at_hand
 from srgan.texts import one_line
 
 app = typer.Typer(
@@ -37,6 +39,7 @@ app.add_typer(data, name="data")
 
 def main() -> None:
     """Run the command line and exit with its code; the entry point of `srgan`."""
+    leave_folder_at_hand()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -44,13 +47,33 @@ def main() -> None:
     # Pillow's notes on odd metadata; what matters of them comes as an error or as a warning of our own.
     warnings.filterwarnings("ignore", module="PIL")
     try:
-        _refuse_files_that_look_like_options(sys.argv[1:])
-        app(prog_name="srgan")
+        _refuse_what_is_no_path(sys.argv[1:])
+        with _flushed():
+            app(prog_name="srgan")
     except SrganError as error:
         say("error", str(error))
         sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
+    except OSError as error:  # of a file that nobody has expected to fail
+        say("error", f"{error.filename or 'standard output'}: {error.strerror}")
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """Have what was printed written before the end, where a full disk can still be told."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        with taken(sys.stdout):
+            raise
+    except SystemExit as end:
+        with taken(sys.stdout):
+            sys.stdout.flush()
+        raise end
 
 
 def _open_closed_streams() -> None:
@@ -71,8 +94,12 @@ def _open_closed_streams() -> None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
-def _refuse_files_that_look_like_options(arguments: Sequence[str]) -> None:
+def _refuse_what_is_no_path(arguments: Sequence[str]) -> None:
+    """Refuse nothing at all, which would be taken for the current folder, and files that look like options."""
     for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not argument or (name.startswith("--") and equals and not value):
+            raise UsageError(f"{name or 'an argument'} is empty; give a name (. is the current folder)")
         if argument.startswith("-") and Path(argument).is_file():
             raise UsageError(f"{argument}: begins like an option; call this file ./{argument}")
 

@@ -12,8 +12,9 @@ from srgan.errors import UsageError
 from srgan.networks import reading
 from srgan.networks.generator import Generator
 from srgan.networks.residual import ResidualNetwork
+from srgan.texts import one_line
 from srgan.training import checkpoint
-from srgan.weights import ModelMetadata, bundled_tensors
+from srgan.weights import ModelMetadata, bundled_tensors, usable_name
 
 
 def export(
@@ -36,11 +37,13 @@ def export(
     kinds = list(dict.fromkeys(kinds)) or ["safetensors", "onnx"]
     if opset is not None and "onnx" not in kinds:
         raise UsageError("--opset is for --to onnx")
+    if name is not None:
+        usable_name(name)
     network, metadata = _network_of(source)
-    name = name or metadata.name + ("-fp16" if fp16 else "")
+    name = metadata.name + ("-fp16" if fp16 else "") if name is None else name
     contents = exported(network, replace(metadata, name=name), kinds, fp16=fp16, opset=opset)
     for path in write_files(contents, out, name):
-        print(path)
+        print(one_line(str(path)))
 
 
 def _network_of(source: str) -> tuple[Generator | ResidualNetwork, ModelMetadata]:

@@ -165,7 +165,7 @@ class UpscaleOptions:
         """What "800M" or "2G" stand for; None for "auto"."""
         if self.memory == "auto":
             return None
-        units = {"K": 10**3, "M": 10**6, "G": 10**9}
+        units = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
         size = self.memory.upper().removesuffix("B")
         try:
             count, unit = float(size[:-1]), units[size[-1:]]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from srgan.errors import OutputError
 from srgan.texts import one_line
 
 # Exit codes beside 0: something failed, the request made no sense, Ctrl-C.
@@ -26,12 +28,31 @@ def tell(report: FileReport, stream: TextIO) -> None:
         before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
         speed = report.size[0] * report.size[1] / 1e6 / report.seconds
         line = f"{report.source} -> {report.target}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
+        put(line, stream)
+
+
+def put(line: str, stream: TextIO) -> None:
+    """Print one line; raises OutputError if `stream` takes no more."""
+    with taken(stream):
         print(one_line(line), file=stream, flush=True)
 
 
+@contextlib.contextmanager
+def taken(stream: TextIO) -> Iterator[None]:
+    """Turn an OSError of writing to `stream` into an OutputError; what is left in it is dropped."""
+    try:
+        yield
+    except OSError as error:
+        name = "standard error" if stream is sys.stderr else "standard output"
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise OutputError(f"{name}: {error.strerror}") from error
+
+
 def say(kind: str, message: str) -> None:
-    """Print one line on standard error."""
-    print(one_line(f"srgan: {kind}: {message}"), file=sys.stderr, flush=True)
+    """Print one line on standard error; where it takes no more, there is nobody to tell."""
+    with contextlib.suppress(OutputError):
+        put(f"srgan: {kind}: {message}", sys.stderr)
 
 
 class Bar:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from srgan.commands.options import UpscaleOptions
-from srgan.commands.terminal import FAILED, INTERRUPTED, Bar, progress_bar, say, tell
+from srgan.commands.terminal import FAILED, INTERRUPTED, Bar, progress_bar, put, say, tell
 from srgan.engines.inference import Progress
 from srgan.errors import OutputError, UsageError
 from srgan.folder import batch, planning, streams
@@ -23,8 +23,11 @@ from srgan.interrupts import interruptible
 from srgan.texts import one_line
 from srgan.upscale import Request, Upscaler
 
+RUNNERS = ("local", "ray")
+
 # Begins the work: takes what is to be told of progress, and what says that it is to stop.
 _Start = Callable[[Progress, threading.Event], Generator[FileReport]]
+_PassedOver = Callable[[], planning.PassedOver]  # asked at the end
 
 
 def upscale(options: UpscaleOptions) -> int:
@@ -39,35 +42,45 @@ def upscale(options: UpscaleOptions) -> int:
     _refuse_contradictions(options, is_stream=is_stream, picture_to_stdout=picture_to_stdout)
     make_upscaler = _upscaler_maker(options)
     upscaler = make_upscaler()
-    passed_over = planning.PassedOver()
-    if settings.order.request.scale == upscaler.scale:  # asked for or not, it is the same result
-        request = replace(settings.order.request, scale=None)
-        settings = replace(settings, order=replace(settings.order, request=request))
+    passed_over: _PassedOver = planning.PassedOver
+    total: int | None = 1
     if is_stream:
-        start, total = _stream(options, upscaler, settings), 1
+        start = _stream(options, upscaler, settings)
     elif options.watch:
-        start, total = _watch(options, make_upscaler, upscaler, settings), None
+        tree = planning.tree(options.inputs, options.out, **_planned(options, settings, upscaler))
+        start, total, passed_over = _watch(options, make_upscaler, upscaler, settings, tree), None, tree.look_again
     else:
         plan = planning.plan(options.inputs, options.out, **_planned(options, settings, upscaler))
         if plan.links_left:
             say("note", f"{plan.links_left} symbolic links lead out and were left; --follow-links follows them")
-        passed_over = plan.passed_over
+        passed_over = functools.partial(getattr, plan, "passed_over")
         start, total = _folder(options, make_upscaler, upscaler, settings, plan), plan.total
     facts = {
         "model": upscaler.metadata.name,
         "model_sha256": upscaler.model_sha256,
         "precision": upscaler.precision,
-        "settings": settings.order.settings(),
-        "passed_over": {"count": passed_over.count, "first": list(map(str, passed_over.first))},
+        "settings": settings.order.settings(upscaler.scale),
     }
     log = JsonReport(options.json_path, facts)
     to_stderr = picture_to_stdout or options.json_path == streams.STREAM
     return _carried_out(start, total, log, sys.stderr if to_stderr else sys.stdout, passed_over)
 
 
+def _put(line: str, lines: TextIO) -> str | None:
+    """Print a line after the work; return what went wrong, which has been said."""
+    try:
+        put(line, lines)
+    except OutputError as problem:
+        say("error", str(problem))
+        return str(problem)
+    return None
+
+
 def _with_runner(options: UpscaleOptions) -> UpscaleOptions:
     if options.engine is None:
         return options
+    if options.engine not in RUNNERS:
+        raise UsageError(f"--engine {options.engine}: there is no such option; --device says what computes")
     say("note", f"--engine {options.engine} is now called --runner {options.engine}")
     return replace(options, runner=options.engine, engine=None)
 
@@ -117,7 +130,7 @@ def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_
         raise UsageError("- is one picture: leave --watch and --runner away")
     if options.balance is not None and options.model is not None:
         raise UsageError(f"--balance lies between two models and takes no third; leave -n {options.model} away")
-    if options.runner not in ("local", "ray"):
+    if options.runner not in RUNNERS:
         raise UsageError(f"unknown runner {options.runner!r}: choose local or ray")
     if options.address is not None and options.runner != "ray":
         raise UsageError("--address is that of a cluster: add --runner ray")
@@ -132,7 +145,7 @@ def _planned(options: UpscaleOptions, settings: Options, upscaler: Upscaler) -> 
         model=upscaler.metadata.name,
         strength=order.request.strength,
     )
-    return {"scale": naming, "format": order.format, "follow_links": options.follow_links}
+    return {"naming": naming, "format": order.format, "follow_links": options.follow_links}
 
 
 def _stream(options: UpscaleOptions, upscaler: Upscaler, settings: Options) -> _Start:
@@ -160,11 +173,13 @@ def _folder(
 
 
 def _watch(
-    options: UpscaleOptions, make_upscaler: Callable[[], Upscaler], upscaler: Upscaler, settings: Options
+    options: UpscaleOptions,
+    make_upscaler: Callable[[], Upscaler],
+    upscaler: Upscaler,
+    settings: Options,
+    tree: planning.Tree,
 ) -> _Start:
     from srgan.folder import watching
-
-    tree = planning.tree(options.inputs, options.out, **_planned(options, settings, upscaler))
 
     def start(progress: Progress, stop: threading.Event) -> Generator[FileReport]:
         def carry_out(plan: planning.Plan) -> Generator[FileReport]:
@@ -176,7 +191,7 @@ def _watch(
 
 
 def _carried_out(
-    start: _Start, total: int | None, log: JsonReport, lines: TextIO, passed_over: planning.PassedOver
+    start: _Start, total: int | None, log: JsonReport, lines: TextIO, passed_over: _PassedOver
 ) -> int:
     """Tell of each file as it is finished, close the log whatever the end is, and return the exit code.
 
@@ -202,16 +217,17 @@ def _carried_out(
                 raise
             abandoned = True
         left = (total or 0) - log.counts.total() if total is not None else 0
-        if total != 1 or log.counts["skipped"] or passed_over.count:
+        over = passed_over()
+        if total != 1 or log.counts["skipped"] or over.count:
             counted = ", ".join(f"{count} {status}" for status, count in log.counts.items())
             counted += f", {left} left" * bool(left)
-            if passed_over.count:  # by their names, which are not those of pictures
-                counted += f", {passed_over.count} passed over ({one_line(str(passed_over))})"
-            print(counted, file=lines, flush=True)
+            if over.count:
+                counted += f", {over.count} passed over ({one_line(str(over))})"
+            error = error or _put(counted, lines)
         if interrupt.exit_code is not None and (total is not None or abandoned):
             error = error or "interrupted"
             say("interrupted", f"{left} of {total} not done; the same command goes on" if total else "in its work")
-        log.close(left=left, error=error)
+        log.close(left=left, passed_over=over.facts(), error=error)
     if abandoned:
         os._exit(interrupt.exit_code or INTERRUPTED)  # threads that are still at work would hold up the usual way
     if interrupt.exit_code is not None and total is not None:

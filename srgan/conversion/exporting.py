@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import html
 import io
 import logging
+import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +18,8 @@ import numpy as np
 import onnx
 import onnx.version_converter
 import torch
+from google.protobuf.message import DecodeError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -25,7 +30,7 @@ from srgan.files import write_atomically
 from srgan.networks.generator import Generator
 from srgan.networks.layers import deployed
 from srgan.networks.residual import ResidualNetwork
-from srgan.weights import METADATA_KEY, ModelMetadata
+from srgan.weights import METADATA_KEY, ModelMetadata, read_file, usable_name
 
 PARITY_TOLERANCE = 1e-4  # of [0,1]: a fortieth of a grey level, far above float32 rounding and far below sight
 FP16_TOLERANCE = 1 / 255  # a grey level: half precision keeps eleven bits of every sum (docs/decisions.md)
@@ -69,12 +74,53 @@ def exported(
 
 
 def write_files(contents: Mapping[str, bytes], folder: Path, name: str) -> list[Path]:
-    """Write `contents`, by suffix, as files called `name`, each whole or not at all; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `contents`, by suffix, as files called `name`, each whole or not at all; return their paths.
+
+    Raises UsageError for a name that a model may not have, WeightsError if a file that is not the model of that
+    name by this program is in the way, or one cannot be written.
+    """
+    refuse_foreign(folder, name, tuple(contents))
     paths = {folder / f"{name}.{suffix}": content for suffix, content in contents.items()}
-    for path, content in paths.items():
-        write_atomically(path, content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in paths.items():
+            write_atomically(path, content)
+    except OSError as error:
+        raise WeightsError(f"{folder / name}: cannot be written: {error.strerror}") from error
     return list(paths)
+
+
+def refuse_foreign(folder: Path, name: str, suffixes: Sequence[str] = ("safetensors", "onnx")) -> None:
+    """Raise what `write_files` would, before any work, if files of these `suffixes` may not be called `name`."""
+    usable_name(name)
+    for suffix in suffixes:
+        path = folder / f"{name}.{suffix}"
+        if os.path.lexists(path) and not _is_model_of_ours(path, name):
+            raise WeightsError(
+                f"{path}: exists and is not the model {name} by this program; give another name or folder, or "
+                "move it away"
+            )
+
+
+def _is_model_of_ours(path: Path, name: str) -> bool:
+    """Return whether `path` is a file that `write_files` left there for the model `name`, and no link to one."""
+    if path.suffix == ".bin":  # what it is, the .xml beside it says
+        return not path.is_symlink() and _is_model_of_ours(path.with_suffix(".xml"), name)
+    try:
+        if path.is_symlink():
+            return False
+        content = read_file(path)
+        if path.suffix == ".onnx":
+            texts = {prop.key: prop.value for prop in onnx.load_model_from_string(content).metadata_props}
+        elif path.suffix == ".xml":
+            attribute = re.search(f'<{METADATA_KEY} value="([^"]*)"', content.decode())
+            texts = {METADATA_KEY: html.unescape(attribute[1])} if attribute else {}
+        else:
+            with safe_open(path, framework="pt") as file:
+                texts = file.metadata() or {}
+        return ModelMetadata.from_json(texts[METADATA_KEY], str(path)).name == name
+    except (WeightsError, SafetensorError, DecodeError, OSError, ValueError, KeyError):
+        return False
 
 
 def check_parity(

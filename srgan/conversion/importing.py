@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,16 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from srgan.conversion.exporting import check_parity, exported, onnx_from, write_files
+from srgan import isolated
+from srgan.conversion.exporting import check_parity, exported, onnx_from, refuse_foreign, write_files
+from srgan.conversion.trial import tried
+from srgan.engines import contents
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import UsageError, WeightsError
 from srgan.networks.foreign import ForeignNetwork, foreign_network
 from srgan.networks.layouts import network_from
 from srgan.networks.reading import check_plain, check_values, is_checkpoint, load_network, unpickled
 from srgan.networks.residual import ResidualNetwork
-from srgan.weights import METADATA_KEY, ModelMetadata
+from srgan.weights import METADATA_KEY, ModelMetadata, check_file, name_of_file, read_file
 
-MAX_BYTES = 2 * 2**30  # a training checkpoint of the largest networks in use
 MAX_TENSORS = 20_000
 
 # Where training programs put a generator's weights, the averaged ones first.
@@ -44,7 +44,8 @@ _NO_WEIGHTS = ("num_batches_tracked", "n_averaged")
 
 def import_model(source: Path, out: Path, name: str | None = None, halo_lr_px: int | None = None) -> list[Path]:
     """Write what `read_model` returns into the folder `out`, as files called `name`; return their paths."""
-    name = name or own_name(source)
+    name = name_of_file(source) if name is None else name
+    refuse_foreign(out, name, ("onnx",))
     return write_files(read_model(source, name, halo_lr_px), out, name)
 
 
@@ -77,7 +78,7 @@ def read_network(source: Path) -> tuple[nn.Module, ModelMetadata] | ForeignNetwo
     network = network_from(state, str(source))
     if network is None:
         return foreign_network(state, source)
-    return network, _metadata_of(network, source, own_name(source))
+    return network, _metadata_of(network, source, name_of_file(source))
 
 
 def _metadata_of(network: ResidualNetwork, source: Path, name: str) -> ModelMetadata:
@@ -90,25 +91,11 @@ def is_ours(path: Path) -> bool:
     """Return whether `path` is a safetensors file that this program wrote."""
     if path.suffix.lower() != ".safetensors":
         return False
-    with contextlib.suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
-        return METADATA_KEY in (file.metadata() or {})
+    with contextlib.suppress(SafetensorError, OSError):
+        check_file(path)
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
     return False
-
-
-def read_file(path: Path) -> bytes:
-    """Return the content of `path`. Raises WeightsError if it cannot be read or is too large to be a network."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise WeightsError(f"{path}: larger than {MAX_BYTES >> 30} GiB; save the generator's weights alone")
-        return path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def own_name(source: Path) -> str:
-    """Return the name of a model from that of its file: netG_epoch_4_100 of netG_epoch_4_100.pth.tar."""
-    name = re.sub(r"(\.(pth|pt|ckpt|tar|safetensors|onnx))+$", "", source.name, flags=re.IGNORECASE)
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -198,9 +185,14 @@ def _converted(network: ForeignNetwork, source: Path, name: str, halo_lr_px: int
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         # In a process of its own: torch's exporter ends it on some networks (SPAN), without a word.
-        call = "import sys, srgan.conversion.importing as importing; importing.write_traced(*sys.argv[1:])"
-        command = [sys.executable, "-c", call, str(source), str(path)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
+        call = "import srgan.conversion.importing as importing; importing.write_traced(*sys.argv)"
+        done = subprocess.run(  # noqa: S603  # this Python and its places
+            isolated.command(call, str(source), str(path)),
+            env=isolated.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
         if done.returncode or not path.is_file():
             raise WeightsError(refused)
         content = path.read_bytes()
@@ -217,12 +209,17 @@ def write_traced(source: str, out: str) -> None:
 
 def _measured(content: bytes, source: Path, name: str, halo_lr_px: int | None, kind: str = "ONNX") -> bytes:
     """Return an ONNX model with what it shows of itself written into it."""
+    contents.check(content, str(source))
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError) as error:
         raise WeightsError(f"{source}: not an ONNX model") from error
-    if any(prop.key == METADATA_KEY for prop in model.metadata_props):
+    for prop in model.metadata_props:
+        if prop.key != METADATA_KEY:
+            continue
+        ModelMetadata.from_json(prop.value, str(source))
         raise UsageError(f"{source}: it can be used as it is: srgan upscale -n {source}")
+    halo_lr_px = tried(content, hashlib.sha256(content).hexdigest(), str(source), halo_lr_px)
     metadata = OpenVinoEngine(content, name=str(source), halo_lr_px=halo_lr_px).metadata
     added = model.metadata_props.add()
     added.key, added.value = (

@@ -11,11 +11,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from srgan.conversion.trial import tried
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.engines.protocol import Engine, Precision
 from srgan.errors import UnknownModelError, UsageError
 from srgan.machine import has_graphics_driver
-from srgan.weights import TENSOR_SUFFIXES, ModelMetadata, Weights, balance_models, find_weights, tensors_of
+from srgan.weights import (
+    TENSOR_SUFFIXES,
+    ModelMetadata,
+    Weights,
+    balance_models,
+    find_weights,
+    is_bundled,
+    read_file,
+    tensors_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +118,7 @@ def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int |
     engine: Engine = _torch_engines().TorchEngine(
         network, device=device, precision=exact, name=str(path), halo_lr_px=halo_lr_px
     )
-    facts = [hashlib.sha256(path.read_bytes()).hexdigest(), exact, str(engine.metadata.halo_lr_px)]
+    facts = [hashlib.sha256(read_file(path)).hexdigest(), exact, str(engine.metadata.halo_lr_px)]
     return engine, hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
 
@@ -181,6 +191,8 @@ def _by_openvino(
     if blend is not None:
         return _blended(weights, *blend, device, precision)
     name = str(weights.path)
+    if not is_bundled(weights.sha256):
+        halo_lr_px = tried(weights.onnx, weights.sha256, name, halo_lr_px)
     return OpenVinoEngine(weights.onnx, name=name, halo_lr_px=halo_lr_px, device=device, precision=precision)
 
 

@@ -6,20 +6,23 @@ import io
 import tempfile
 from pathlib import Path
 
+from srgan.engines import contents
 from srgan.engines.runtime import FrontEndManager, openvino, opset13
 from srgan.errors import WeightsError
-from srgan.weights import METADATA_KEY, ModelMetadata
+from srgan.weights import METADATA_KEY, ModelMetadata, read_file
 
 
 def read_graph(model: bytes | Path, source: str) -> openvino.Model:
-    """Return the graph in an ONNX file or its bytes; raises WeightsError, which names `source`, if it is none."""
+    """Return the graph in an ONNX file or its bytes; raises WeightsError, which names `source`, if it is none.
+
+    What no generator needs is refused before OpenVINO sees it, as `contents.check` says.
+    """
+    content = read_file(model) if isinstance(model, Path) else model
+    contents.check(content, source)
     try:
         # The ONNX frontend by name: `Core.read_model` would offer the bytes to every other parser too.
         frontend = FrontEndManager().load_by_framework("onnx")
-        content = model.read_bytes() if isinstance(model, Path) else model
         return frontend.convert(frontend.load(io.BytesIO(content)))
-    except OSError as error:
-        raise WeightsError(f"{source}: cannot be read: {error.strerror}") from error
     except Exception as error:  # RuntimeError and, for an operation it does not know, a kind of its own
         raise WeightsError(
             f"{source}: OpenVINO cannot read it as an ONNX model; export it again with `srgan export`"

@@ -22,7 +22,7 @@ from srgan.engines.strips import StripGraph, StripTask, UnsuitableGraphError, st
 from srgan.errors import EngineError, OutOfMemoryError, UsageError
 from srgan.machine import available_cores
 from srgan.texts import first_line
-from srgan.weights import ModelMetadata
+from srgan.weights import ModelMetadata, name_of_file
 
 # What OpenVINO and oneDNN say when an allocation fails.
 _NO_MEMORY = ("bad_alloc", "allocate", "out of memory", "out_of_memory", "Cannot allocate")
@@ -87,7 +87,7 @@ class OpenVinoEngine:
         if written is None:
             graphs.check_foreign(self._model, source)
             try:
-                return measured(self._infer, Path(source).stem, source, halo_lr_px)
+                return measured(self._infer, name_of_file(Path(source)), source, halo_lr_px)
             finally:
                 self.forget()
         if halo_lr_px is not None:

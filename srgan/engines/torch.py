@@ -26,7 +26,7 @@ from srgan.networks.foreign import ForeignNetwork
 from srgan.networks.layers import TailForm, deployed
 from srgan.networks.reading import load_network
 from srgan.texts import first_line
-from srgan.weights import ModelMetadata
+from srgan.weights import ModelMetadata, name_of_file
 
 # In which type each precision computes the convolutions.
 _HALF_TYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -143,7 +143,7 @@ class TorchEngine:
 
         return measured_part(
             run,
-            Path(name).stem,
+            name_of_file(Path(name)),
             name,
             halo_lr_px,
             scale=network.scale,

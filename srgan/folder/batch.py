@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from srgan.errors import OutputError, SrganError
-from srgan.folder.desk import Desk, Options, failure, unlisted, write_result
+from srgan.folder.desk import Desk, Options, failure, hopeless, write_result
 from srgan.folder.making import decide, make
 from srgan.folder.planning import Job, Plan
 from srgan.folder.reporting import FileReport
@@ -38,11 +38,12 @@ def run(
     work are finished and no other is begun. Raises OutputError, after reports of what was finished, if nothing
     more can be written.
     """
-    yield from unlisted(plan)
+    failed = hopeless(plan)
+    yield from failed
     options = options or Options()
-    if plan.unreadable and options.fail_fast:
+    if failed and options.fail_fast:
         return
-    desk = Desk(plan, options, upscaler.model_sha256)
+    desk = Desk(plan, options, upscaler)
     bench = _Bench(desk, upscaler, progress, stop or threading.Event())
     pool = ThreadPoolExecutor(workers + 1, thread_name_prefix="srgan")
     in_work: deque[Future[FileReport | None]] = deque()
@@ -62,8 +63,8 @@ def run(
         raise
     pool.shutdown()
     desk.close()
-    if bench.hopeless is not None:
-        raise bench.hopeless
+    if bench.over is not None:
+        raise bench.over
 
 
 class _Bench:
@@ -73,13 +74,13 @@ class _Bench:
         self, desk: Desk, upscaler: Upscaler, progress: Callable[[float], None] | None, stop: threading.Event
     ) -> None:
         self.abandoned = self.failed_fast = False
-        self.hopeless: OutputError | None = None
+        self.over: OutputError | None = None
         self._desk, self._upscaler, self._progress, self._stop = desk, upscaler, progress, stop
         self._inference = threading.Lock()
 
     def is_stopping(self) -> bool:
         """Return whether no further file is to be begun."""
-        return self._stop.is_set() or self.abandoned or self.failed_fast or self.hopeless is not None
+        return self._stop.is_set() or self.abandoned or self.failed_fast or self.over is not None
 
     def work(self, job: Job) -> FileReport | None:
         """Return what became of `job`, or None if it was left because the run is to stop."""
@@ -91,7 +92,7 @@ class _Bench:
         except _LeftError:
             return None
         except OutputError as error:
-            self.hopeless = self.hopeless or error
+            self.over = self.over or error
             return None
         except (SrganError, MemoryError) as error:
             report = failure(job, error)

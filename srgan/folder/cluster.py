@@ -7,6 +7,7 @@ however often a machine was lost while it was in work.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -23,7 +24,7 @@ import ray.data
 
 from srgan.errors import OutputError, SrganError, UsageError
 from srgan.files import removed_on_error
-from srgan.folder.desk import Desk, Options, failure, unlisted, write_result
+from srgan.folder.desk import Desk, Options, failure, hopeless, write_result
 from srgan.folder.making import decide, make
 from srgan.folder.manifest import Origin
 from srgan.folder.planning import Job, Plan
@@ -54,11 +55,12 @@ def run(
     this one, which is asked about the model only. `address`: of a running cluster ("auto": the one that this
     machine belongs to); None starts one on this machine for the time of the run.
     """
-    yield from unlisted(plan)
-    if plan.unreadable and options.fail_fast:
+    failed = hopeless(plan)
+    yield from failed
+    if failed and options.fail_fast:
         return
     stop = stop or threading.Event()
-    desk = Desk(plan, options, upscaler.model_sha256)
+    desk = Desk(plan, options, upscaler)
     ours = _connected(address)
     try:
         jobs = iter(plan)
@@ -140,11 +142,11 @@ class _Worker:
         job = Job(source, target, row["format"], target.parent)
         # A name of its own: another actor may still be at the same file if this one was thought lost.
         temporary = temporary.with_name(f"{temporary.stem}{os.getpid():x}{temporary.suffix}")
-        hopeless = False
+        is_over = False
         try:
             report = self._made(job, temporary)
         except OutputError as error:
-            report, hopeless = failure(job, error), True
+            report, is_over = failure(job, error), True
         except (SrganError, MemoryError) as error:
             report = failure(job, error)
         facts = asdict(replace(report, seconds=time.perf_counter() - started))
@@ -154,7 +156,7 @@ class _Worker:
             "name": os.fsencode((report.target or target).name),
             "temporary": os.fsencode(temporary.name),
             "facts": json.dumps(facts),
-            "hopeless": hopeless,
+            "is_over": is_over,
         }
 
     def _made(self, job: Job, temporary: Path) -> FileReport:
@@ -170,7 +172,7 @@ def _put(row: _Row, job: Job, origin: Origin, desk: Desk) -> FileReport:
     """Give the result of an actor its name."""
     facts = json.loads(row["facts"])
     report = FileReport(job.source, None, **(facts | {"warnings": tuple(facts["warnings"])}))
-    if row["hopeless"]:
+    if row["is_over"]:
         raise OutputError(facts["error"])
     if report.status == "failed":
         return report
@@ -200,12 +202,27 @@ def _connected(address: str | None) -> bool:
         return False
     # Neither figures for its makers nor a web page that anybody on the network could use.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # What its core prints past `logging`, about what its own ray.data does; failures come as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     dashboard = None if address else False  # of another's cluster, that is for others to say
     try:
-        with handlers_kept():  # it takes the one for SIGTERM
+        with handlers_kept(), _unheard():  # it takes the one for SIGTERM, and prints the level of its log
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster at {address}: {first_line(error)}") from error
     return True
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Drop what native code prints on standard error."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)

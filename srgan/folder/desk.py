@@ -20,6 +20,7 @@ from srgan.folder.planning import Job, Plan
 from srgan.folder.reporting import FileReport
 from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture, guarded
 from srgan.pictures.consistency import consistency
+from srgan.upscale import Upscaler
 
 # Uncompressed, the largest picture that is read (200 megapixels of 64 bits) is smaller.
 MAX_SOURCE_BYTES = 2 * 2**30
@@ -81,10 +82,10 @@ class Desk:
     A job that `begin` was called for is to be ended with `end`. Any thread may call.
     """
 
-    def __init__(self, plan: Plan, options: Options, model_sha256: str) -> None:
+    def __init__(self, plan: Plan, options: Options, upscaler: Upscaler) -> None:
         self.options = options
         self._plan = plan
-        self._model_sha256 = model_sha256
+        self._model = upscaler.model_sha256, upscaler.scale
         self._manifests: OrderedDict[Path, Manifest] = OrderedDict()
         self._users: Counter[Path] = Counter()
         self._lock = threading.Lock()
@@ -142,7 +143,7 @@ class Desk:
             self._manifests[job.root].refuse_foreign(target, origin, self._fingerprint(job))
 
     def _fingerprint(self, job: Job) -> str:
-        return self.options.order_of(job).fingerprint(self._model_sha256)
+        return self.options.order_of(job).fingerprint(*self._model)
 
 
 def write_result(temporary: Path, target: Path, content: bytes) -> None:
@@ -161,12 +162,10 @@ def failure(job: Job, error: Exception) -> FileReport:
     return FileReport(job.source, None, "failed", message)
 
 
-def unlisted(plan: Plan) -> list[FileReport]:
-    """Return the reports of the folders that could not be listed."""
-    return [
-        FileReport(folder, None, "failed", f"{folder}: cannot be listed: {reason}")
-        for folder, reason in plan.unreadable
-    ]
+def hopeless(plan: Plan) -> list[FileReport]:
+    """Return the reports of what fails by the plan: folders not listed, and files whose results are in the way."""
+    unlisted = [(folder, f"{folder}: cannot be listed: {reason}") for folder, reason in plan.unreadable]
+    return [FileReport(path, None, "failed", reason) for path, reason in (*unlisted, *plan.refused())]
 
 
 def _origin(source: Path) -> Origin:

@@ -49,15 +49,17 @@ class Order:
         if self.format != AUTO and self.format not in FORMATS:
             raise UsageError(f"unknown format {self.format!r}: choose {AUTO}, {', '.join(FORMATS)}")
 
-    def settings(self) -> dict[str, object]:
-        """Return all of it, fit for JSON."""
+    def settings(self, model_scale: int) -> dict[str, object]:
+        """Return all of it, fit for JSON; to ask for `model_scale`, the model's own, is to ask for none."""
         settings = {**asdict(self.request), "format": self.format, "quality": self.quality}
+        if settings["scale"] == model_scale:
+            settings["scale"] = None
         # Absent where it is kept, so that results of before there was a choice are still known.
         return settings if self.metadata == "keep" else {**settings, "metadata": self.metadata}
 
-    def fingerprint(self, model_sha256: str) -> str:
+    def fingerprint(self, model_sha256: str, model_scale: int) -> str:
         """Return what two results have in common that were made with the same model and settings."""
-        text = json.dumps([model_sha256, self.settings()], sort_keys=True)
+        text = json.dumps([model_sha256, self.settings(model_scale)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

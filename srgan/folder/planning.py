@@ -1,4 +1,4 @@
-"""Which file becomes which: all of it is known, and found free of collisions, before any work."""
+"""Which file becomes which: all of it is known, and what cannot be done is found, before any work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import sqlite3
+import stat
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,24 +17,24 @@ from pathlib import Path
 
 from srgan.errors import UsageError
 from srgan.folder.making import AUTO, format_of_name, known_format
-from srgan.pictures import FORMATS, PICTURE_SUFFIXES, format_of_suffix
+from srgan.pictures import FORMATS, PICTURE_SUFFIXES, START_BYTES, format_of_start, format_of_suffix
 
 # Files that are passed over and named; the others are counted.
 _NAMED = 10
 
 # Suffixes of results whose input has a suffix that is read but not written.
-_RESULT_SUFFIXES = {".pbm": ".ppm"}
+_RESULT_SUFFIXES = {".pbm": ".ppm", ".mpo": ".jpg", ".avifs": ".avif"}
 
 
 @dataclass(frozen=True)
 class Naming:
     """How results are called: by a `template` of {stem}, {size}, {scale}, {model} and {strength}.
 
-    {size} is x4 or 2000px, {scale} the same without the x. `size`: how `Request.label` puts it, or a number of
-    times. Raises UsageError for a template of anything else.
+    {size} is x4 or 2000px, as `Request.label` puts it, {scale} the same without the x. Raises UsageError for a
+    template of anything else.
     """
 
-    size: str | float
+    size: str = "x4"
     template: str = "{stem}_{size}"
     model: str = ""
     strength: float = 1.0
@@ -44,11 +45,10 @@ class Naming:
 
     def of(self, stem: str) -> str:
         """Return the name for the result of `stem`, without its suffix; a plain name, whatever the model's is."""
-        size = self.size if isinstance(self.size, str) else f"x{self.size:g}"
         fields = {
             "stem": stem,
-            "size": size,
-            "scale": size.removeprefix("x"),
+            "size": self.size,
+            "scale": self.size.removeprefix("x"),
             "model": self.model,
             "strength": f"{self.strength:g}",
         }
@@ -79,25 +79,26 @@ class Job:
 def plan(
     inputs: Sequence[Path],
     out: Path | None,
+    naming: Naming,
     *,
-    scale: float | str | Naming,
     format: str = AUTO,
     follow_links: bool = False,
 ) -> Plan:
-    """Return which files become which when upscaled `scale` times, or to a size with that `Request.label`;
-    a `Naming` says so, too, and what results are called.
+    """Return which files become which; `naming` says what results are called.
 
     A file `photo.jpg` becomes `photo_x4.jpg` beside it or in the folder `out`, or `out` itself if that names a
     picture. A folder becomes the same tree in `out`, or in a folder beside it with "_x4" to its name; hidden
-    files, files without the suffix of a picture and, without `follow_links`, symbolic links that lead out of the
-    folder are left alone. Raises UsageError, before any work, if an input does not exist or holds no pictures, if
-    two pictures would become one file, or if an input would be overwritten.
+    files, files that are no pictures by their suffix (where they have none, by how they begin) and, without
+    `follow_links`, symbolic links that lead out of the folder are left alone. Of pictures that would become one
+    file, the first alone does; none becomes one of the inputs. Raises UsageError, before any work, if an input
+    does not exist or nothing can be done.
     """
     format = known_format(format)
     for path in inputs:
         if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a folder may not be searched
             raise UsageError(f"{path}: no such file or folder")
-    naming = scale if isinstance(scale, Naming) else Naming(scale)
+    if out is not None:
+        refuse_impossible(out)
     made = Plan()
     if out is not None and _names_a_picture(out):
         made.add(0, _job_with_named_target(inputs, out, format))
@@ -117,27 +118,39 @@ def plan(
             else:
                 made.add(position, _job(path, out or path.parent, naming, format, out or path.parent))
     if not len(made) and not made.unreadable:
+        for _, reason in made.refused():
+            raise UsageError(reason)
         raise UsageError(f"no pictures in {', '.join(map(str, inputs))}: none ends in {_known_suffixes()}")
-    made.refuse_overwritten_inputs()
     return made
 
 
 def tree(
     inputs: Sequence[Path],
     out: Path | None,
+    naming: Naming,
     *,
-    scale: float | str | Naming,
     format: str = AUTO,
     follow_links: bool = False,
 ) -> Tree:
     """Return the one folder of `inputs` as `plan` would see it; raises UsageError if it is anything else."""
     if len(inputs) != 1 or not inputs[0].is_dir():
         raise UsageError("--watch takes one folder")
-    naming = scale if isinstance(scale, Naming) else Naming(scale)
     target = out or _beside(inputs[0], naming)
+    refuse_impossible(target)
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: is a file, not a folder; give another -o")
     return Tree(inputs[0], target, naming, known_format(format), follow_links=follow_links)
+
+
+def refuse_impossible(out: Path) -> None:
+    """Raise UsageError if there can be nothing at `out`, or it is no name but a suffix."""
+    try:
+        out.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        if out.name.lower() in PICTURE_SUFFIXES:
+            raise UsageError(f"{out}: is a suffix without a name; give -o a name before it") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}; give another -o") from error
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,10 @@ class PassedOver:
     def __add__(self, other: PassedOver) -> PassedOver:
         return PassedOver(self.count + other.count, (*self.first, *other.first)[:_NAMED])
 
+    def facts(self) -> dict[str, object]:
+        """Return both, fit for JSON."""
+        return {"count": self.count, "first": list(map(str, self.first))}
+
     def __str__(self) -> str:
         names = ", ".join(path.name for path in self.first)
         return names if self.count == len(self.first) else f"{names} and {self.count - len(self.first)} more"
@@ -159,9 +176,9 @@ class Plan:
     """All jobs, in the order of the inputs and their names; iterate over it as often as you like.
 
     `unreadable`: folders that could not be listed, each with the reason. `links_left`: how many symbolic links
-    were not followed. `passed_over`: files in folders whose names are not those of pictures. The jobs lie in a
-    temporary database, so that a hundred thousand of them take no memory, are sorted, and are compared with each
-    other by whoever does that best. Any thread may call.
+    were not followed. `passed_over`: files in folders that are no pictures. Jobs that cannot be carried out are
+    not among the others, but `refused`. The jobs lie in a temporary database, so that a hundred thousand of them
+    take no memory, are sorted, and are compared with each other by whoever does that best. Any thread may call.
     """
 
     def __init__(self) -> None:
@@ -177,34 +194,37 @@ class Plan:
             """
             PRAGMA journal_mode = OFF;
             CREATE TABLE jobs (position INT, folder BLOB, name BLOB, target BLOB, format TEXT, root BLOB,
-                PRIMARY KEY (position, folder, name, target)) WITHOUT ROWID;
+                place BLOB, PRIMARY KEY (position, folder, name, target)) WITHOUT ROWID;
+            CREATE UNIQUE INDEX by_place ON jobs (place, folder, name);
             CREATE TABLE sources (place BLOB PRIMARY KEY) WITHOUT ROWID;
-            CREATE TABLE targets (place BLOB PRIMARY KEY, source BLOB, target BLOB) WITHOUT ROWID;
+            CREATE TABLE claims (place BLOB PRIMARY KEY) WITHOUT ROWID;
+            CREATE VIEW judged AS SELECT *,
+                place IN (SELECT place FROM sources) AS is_input,
+                (SELECT CAST(iif(folder = X'', name, folder || '/' || name) AS BLOB) FROM jobs AS other
+                    WHERE place = jobs.place AND (position, folder, name)
+                        < (jobs.position, jobs.folder, jobs.name)
+                    ORDER BY position, folder, name LIMIT 1) AS before
+                FROM jobs;
             BEGIN;
             """
         )
 
     def add(self, position: int, job: Job) -> None:
-        """Take a job of the input number `position`; the same one twice counts once.
-
-        Raises UsageError if another picture would become the same file.
-        """
+        """Take a job of the input number `position`; the same one twice counts once."""
         source, target = os.fsencode(job.source), os.fsencode(job.target)
-        place = self._place(job.target, job.root)
         with self._lock:
-            row: tuple[object, ...] = place, source, target
-            if not self._database.execute("INSERT OR IGNORE INTO targets VALUES (?, ?, ?)", row).rowcount:
-                ((first,),) = self._database.execute("SELECT source FROM targets WHERE place = ?", (place,))
-                if first == source:
-                    return
-                raise UsageError(
-                    f"{os.fsdecode(first)} and {job.source} would both become {job.target}; "
-                    "rename one or upscale them apart"
-                )
-            place = self._place(job.source, job.root)
-            self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", (place,))
-            row = position, *os.path.split(source), target, job.format, os.fsencode(job.root)
-            self._database.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?)", row)
+            row = (self._place(job.source, job.root),)
+            self._database.execute("INSERT OR IGNORE INTO sources VALUES (?)", row)
+            facts: tuple[object, ...] = (
+                target,
+                job.format,
+                os.fsencode(job.root),
+                self._place(job.target, job.root),
+            )
+            self._database.execute(
+                "INSERT OR IGNORE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (position, *os.path.split(source), *facts),
+            )
 
     def note(self, tree: Tree) -> None:
         """Take what was met on the way through a folder beside its pictures."""
@@ -212,43 +232,57 @@ class Plan:
         self.links_left += tree.links_left
         self.passed_over += tree.passed_over
 
-    def refuse_overwritten_inputs(self) -> None:
-        """Raise UsageError if a target is one of the inputs."""
+    def refused(self) -> Iterator[tuple[Path, str]]:
+        """Yield the source of each job that cannot be carried out, with the reason."""
         with self._lock:
-            for (target,) in self._database.execute(
-                "SELECT target FROM targets JOIN sources USING (place) ORDER BY target LIMIT 1"
-            ):
-                raise UsageError(
-                    f"{os.fsdecode(target)}: is an input and would be overwritten; give another folder with -o"
-                )
+            rows = self._database.execute(
+                "SELECT folder, name, target, before FROM judged WHERE is_input OR before IS NOT NULL "
+                "ORDER BY position, folder, name"
+            ).fetchall()
+        for folder, name, target, before in rows:
+            source, result = (os.fsdecode(path) for path in (os.path.join(folder, name), target))  # noqa: PTH118
+            if before is None:
+                yield Path(source), f"{result}: is an input and would be overwritten; give another folder with -o"
+                continue
+            first = os.fsdecode(before)
+            yield (
+                Path(source),
+                f"{first} and {source} would both become {result}; rename one or upscale them apart",
+            )
 
     def claim(self, target: Path, job: Job) -> bool:
         """Return whether `job` may have `target` for its result, which then belongs to nobody else."""
-        place = self._place(target, job.root)
+        place = (self._place(target, job.root),)
         with self._lock:
-            if self._database.execute("SELECT 1 FROM sources WHERE place = ?", (place,)).fetchone():
-                return False
-            row = place, os.fsencode(job.source), os.fsencode(target)
-            return bool(self._database.execute("INSERT OR IGNORE INTO targets VALUES (?, ?, ?)", row).rowcount)
+            for table in ("sources", "jobs"):
+                query = f"SELECT 1 FROM {table} WHERE place = ? LIMIT 1"  # noqa: S608  # constants
+                if self._database.execute(query, place).fetchone():
+                    return False
+            return bool(self._database.execute("INSERT OR IGNORE INTO claims VALUES (?)", place).rowcount)
 
     @property
     def total(self) -> int:
-        """How many reports there will be: one of each job and of each folder that could not be listed."""
-        return len(self) + len(self.unreadable)
+        """How many reports there will be: one of each job, done or refused, and of each folder not listed."""
+        with self._lock:
+            return int(self._database.execute("SELECT count(*) FROM jobs").fetchone()[0]) + len(self.unreadable)
 
     def __len__(self) -> int:
         with self._lock:
-            return int(self._database.execute("SELECT count(*) FROM jobs").fetchone()[0])
+            query = "SELECT count(*) FROM judged WHERE NOT is_input AND before IS NULL"
+            return int(self._database.execute(query).fetchone()[0])
 
     def __iter__(self) -> Iterator[Job]:
         with self._lock:
-            rows = self._database.execute("SELECT * FROM jobs ORDER BY position, folder, name, target")
+            rows = self._database.execute(
+                "SELECT folder, name, target, format, root FROM judged WHERE NOT is_input AND before IS NULL "
+                "ORDER BY position, folder, name"
+            )
         while True:
             with self._lock:
                 some = rows.fetchmany(100)
             if not some:
                 return
-            for _, folder, name, target, format, root in some:
+            for folder, name, target, format, root in some:
                 source = Path(os.fsdecode(os.path.join(folder, name)))  # noqa: PTH118  # bytes
                 yield Job(source, Path(os.fsdecode(target)), format, Path(os.fsdecode(root)))
 
@@ -283,6 +317,13 @@ class Tree:
         """Yield the jobs of the whole tree, in no particular order."""
         yield from self._below(self.folder, ())
 
+    def look_again(self) -> PassedOver:
+        """Return what is passed over now, in the whole tree."""
+        self.passed_over = PassedOver()
+        for _ in self.jobs():
+            pass
+        return self.passed_over
+
     def spelt(self, path: Path) -> Path:
         """Return `path`, which lies in the folder by its absolute or its real name, as `jobs_at` takes it."""
         for spelling in (self.folder, self.folder.absolute(), Path(self._inside)):
@@ -302,7 +343,7 @@ class Tree:
         if path.is_dir():
             if self._follow_links or not inside or not path.is_symlink():
                 yield from self._below(path, ())
-        elif path.suffix.lower() in PICTURE_SUFFIXES and self._is_inside(path, path.is_symlink()):
+        elif _is_picture(path) and self._is_inside(path, path.is_symlink()):
             yield self._job(path)
 
     def _below(self, folder: Path, above: tuple[str, ...]) -> Iterator[Job]:
@@ -317,7 +358,7 @@ class Tree:
                         continue
                     if _is_folder(entry):
                         folders.append((entry.name, entry.is_symlink()))
-                    elif Path(entry).suffix.lower() not in PICTURE_SUFFIXES:
+                    elif not _is_picture(Path(entry)):
                         self.passed_over += PassedOver(1, (Path(entry),))
                     elif self._is_inside(Path(entry), entry.is_symlink()):
                         yield self._job(Path(entry))
@@ -363,11 +404,28 @@ def ignores_case(folder: Path) -> bool:
     return False
 
 
+def _is_picture(path: Path) -> bool:
+    """Return whether a file in a folder is a picture: by its suffix, or without one by how it begins."""
+    return path.suffix.lower() in PICTURE_SUFFIXES if path.suffix else format_of_start(_start(path)) is not None
+
+
+def _start(path: Path) -> bytes:
+    """Return the first bytes of a file, none of what is no file or cannot be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b""
+        with path.open("rb") as file:
+            return file.read(START_BYTES)
+    except OSError:
+        return b""
+
+
 def _job(source: Path, folder: Path, naming: Naming, format: str, root: Path) -> Job:
     suffix = source.suffix.lower()
     stem = source.stem if suffix in PICTURE_SUFFIXES else source.name  # "photo.v2" is all stem
-    if format != AUTO:
-        suffix = FORMATS[format].suffixes[0]
+    found = format if format != AUTO else format_of_start(_start(source)) if not suffix else None
+    if found in FORMATS:
+        suffix = FORMATS[found].suffixes[0]
     elif format_of_suffix(suffix) is None:
         suffix = _RESULT_SUFFIXES.get(suffix, ".png")
     return Job(source, folder / f"{naming.of(stem)}{suffix}", format, root)

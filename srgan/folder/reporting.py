@@ -74,8 +74,11 @@ class JsonReport:
             self._write((",\n" if self.counts.total() else "\n") + json.dumps(fields))
         self.counts[report.status] += 1
 
-    def close(self, *, left: int, error: str | None = None) -> None:
-        """Put the report in its place. `left`: files not tried; `error`: what ended the run before its end.
+    def close(self, *, left: int, passed_over: Mapping[str, object], error: str | None = None) -> None:
+        """Put the report in its place.
+
+        `left`: files not tried; `passed_over`: those that are no pictures; `error`: what ended the run before its
+        end.
 
         Raises OutputError if it cannot be written.
         """
@@ -83,16 +86,22 @@ class JsonReport:
             return
         counts: dict[str, int] = {status: self.counts[status] for status in STATUSES}
         counts["left"] = left
-        end = {"counts": counts, "error": error, "seconds": round(time.time() - self._started, 3)}
+        end = {
+            "counts": counts,
+            "passed_over": passed_over,
+            "error": error,
+            "seconds": round(time.time() - self._started, 3),
+        }
         self._write("\n], " + json.dumps(end)[1:] + "\n")
         self._spool.seek(0)
+        place = "standard output" if str(self._path) == "-" else self._path
         on_stdout = contextlib.nullcontext(sys.stdout.buffer)
         try:
             with self._spool, on_stdout if str(self._path) == "-" else written_whole(self._path) as file:
                 shutil.copyfileobj(self._spool, file)
                 file.flush()
         except OSError as problem:
-            raise OutputError(f"{self._path}: the report cannot be written: {problem.strerror}") from problem
+            raise OutputError(f"{place}: the report cannot be written: {problem.strerror}") from problem
 
     def _write(self, text: str) -> None:
         self._spool.write(text.encode())
@@ -102,12 +111,12 @@ def _refuse_hopeless(path: Path) -> None:
     """Find out now, and not after the work, that there is no place for the report, or one that is taken."""
     if str(path) == "-" or is_special(path):
         return
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; give --json the name of a file")
-    if path.exists() and not _is_report(path):
-        raise UsageError(f"{path}: exists and is no report of this program; give --json another name")
     probe = temporary_beside(path)
     try:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; give --json the name of a file")
+        if path.exists() and not _is_report(path):
+            raise UsageError(f"{path}: exists and is no report of this program; give --json another name")
         with removed_on_error(probe):
             probe.touch()
         probe.unlink()

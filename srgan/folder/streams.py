@@ -14,7 +14,7 @@ from srgan.files import write_atomically
 from srgan.folder.desk import MAX_SOURCE_BYTES, Options, failure
 from srgan.folder.making import decide, format_of_name, make
 from srgan.folder.manifest import explained
-from srgan.folder.planning import Job
+from srgan.folder.planning import Job, refuse_impossible
 from srgan.folder.reporting import FileReport
 from srgan.upscale import Upscaler
 
@@ -42,12 +42,12 @@ def run(
     job = _job(inputs, out, options.order.format)
     started = time.perf_counter()
     try:
+        _refuse_existing(job.target, options)
         report, data = _made(job, upscaler, options, progress)
         if job.target == STREAM:
             _send(data)
         else:
-            if job.target.exists() and not options.overwrite:
-                raise PictureError(f"{job.target}: exists; choose another name, or --overwrite to replace it")
+            _refuse_existing(job.target, options)  # it may have appeared during the inference
             with explained(job.target):
                 write_atomically(job.target, data)
     except OutputError:
@@ -57,11 +57,17 @@ def run(
     yield replace(report, seconds=time.perf_counter() - started)
 
 
+def _refuse_existing(target: Path, options: Options) -> None:
+    if target != STREAM and target.exists() and not options.overwrite:
+        raise PictureError(f"{target}: exists; choose another name, or --overwrite to replace it")
+
+
 def _job(inputs: list[Path], out: Path | None, format: str) -> Job:
     out = out or STREAM
     if len(inputs) != 1 or inputs[0].is_dir():
         raise UsageError("- stands for one picture: give one input and one output")
     if out != STREAM:
+        refuse_impossible(out)
         if out.is_dir():
             raise UsageError(f"{out}: is a folder; give the name of a file for the picture from standard input")
         format = format_of_name(out, format)

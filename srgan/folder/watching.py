@@ -9,7 +9,6 @@ from pathlib import Path
 
 import watchfiles
 
-from srgan.errors import UsageError
 from srgan.folder.planning import Job, Plan, Tree
 from srgan.folder.reporting import FileReport
 
@@ -18,6 +17,9 @@ SETTLE_S = 1.0
 
 # Network file systems tell nothing, and the queue of changes may overflow, so all is looked at now and then.
 _RESCAN_S = 300.0
+
+# So often where the system's word is lost, because of a name in it that is no text.
+_BLIND_RESCAN_S = 2.0
 
 _TICK_MS = 200
 
@@ -41,27 +43,39 @@ def run(
     next_scan = 0.0
     first = True
     # The watch begins before the first look, so nothing falls between them.
-    for changes in watchfiles.watch(
-        tree.folder,
-        watch_filter=None,
-        debounce=_TICK_MS,
-        rust_timeout=_TICK_MS,
-        yield_on_timeout=True,
-        stop_event=stop,
-    ):
-        for _, path in changes:
+    for changes in _changes(tree.folder, stop):
+        if changes is None:
+            rescan_s = min(rescan_s, _BLIND_RESCAN_S)
+            next_scan = min(next_scan, time.monotonic() + rescan_s)
+        for _, path in changes or ():
             waiting.look_below(tree.spelt(Path(path)))
         if time.monotonic() >= next_scan:
             waiting.look_below(tree.folder)
             next_scan = time.monotonic() + rescan_s
-        plan, refused = _plan(waiting.settled())
-        yield from refused
-        for report in start(plan) if len(plan) else ():
+        plan = _plan(waiting.settled())
+        for report in start(plan) if plan.total else ():
             if report.status == "failed":
                 waiting.remember_failure(report.source)
             if report.status != "skipped" or first:
                 yield report
         first = False
+
+
+def _changes(folder: Path, stop: threading.Event) -> Iterator[set[tuple[watchfiles.Change, str]] | None]:
+    """Yield, several times a second, what has changed in a folder, or None where it cannot be told."""
+    while not stop.is_set():
+        try:
+            yield from watchfiles.watch(
+                folder,
+                watch_filter=None,
+                debounce=_TICK_MS,
+                rust_timeout=_TICK_MS,
+                yield_on_timeout=True,
+                stop_event=stop,
+            )
+        except RuntimeError:  # a name that is no text; what else was told is lost with it
+            yield None
+            stop.wait(_TICK_MS / 1000)
 
 
 class _Waiting:
@@ -104,14 +118,11 @@ class _Waiting:
             self._failed[source] = state
 
 
-def _plan(jobs: list[Job]) -> tuple[Plan, list[FileReport]]:
-    plan, refused = Plan(), []
+def _plan(jobs: list[Job]) -> Plan:
+    plan = Plan()
     for job in jobs:
-        try:
-            plan.add(0, job)
-        except UsageError as error:
-            refused.append(FileReport(job.source, None, "failed", str(error)))
-    return plan, refused
+        plan.add(0, job)
+    return plan
 
 
 def _state(path: Path) -> _State | None:

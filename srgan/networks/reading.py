@@ -19,10 +19,12 @@ from torch import nn
 from srgan.errors import WeightsError
 from srgan.networks.generator import Generator, GeneratorRecipe
 from srgan.networks.residual import Architecture, ResidualNetwork
-from srgan.weights import METADATA_KEY, ModelMetadata
+from srgan.weights import METADATA_KEY, ModelMetadata, check_file, read_file
 
 # How a checkpoint begins; the hash of the rest follows (training/checkpoint.py writes it).
 CHECKPOINT_MAGIC = b"srgan-checkpoint 1 "
+
+MAX_CHECKPOINT_BYTES = 16 * 2**30  # four networks of the largest recipe, and two optimizers
 
 _HEADER_BYTES = len(CHECKPOINT_MAGIC) + 64 + 1
 
@@ -45,10 +47,7 @@ _UNPICKLING_ERRORS = (
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, on the CPU. Raises WeightsError if it is torn, foreign or missing."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    content = read_file(path, MAX_CHECKPOINT_BYTES)
     header, payload = content[:_HEADER_BYTES], content[_HEADER_BYTES:]
     if not header.startswith(CHECKPOINT_MAGIC):
         raise WeightsError(
@@ -135,6 +134,7 @@ def load_network(path: Path) -> tuple[Generator | ResidualNetwork, ModelMetadata
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], ModelMetadata]:
     """Return the tensors of a safetensors file by this program, half precision made single, and its metadata."""
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

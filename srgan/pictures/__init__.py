@@ -27,7 +27,7 @@ from srgan.pictures.picture import (
 from srgan.pictures.planes import without_tint
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
 from srgan.pictures.resampling import resized, scaled_dpi
-from srgan.pictures.signatures import NO_PICTURE, looks_like_picture
+from srgan.pictures.signatures import NO_PICTURE, START_BYTES, format_of_start, looks_like_picture
 from srgan.pictures.writing import encode
 
 __all__ = [
@@ -35,12 +35,14 @@ __all__ = [
     "FORMATS",
     "NO_PICTURE",
     "PICTURE_SUFFIXES",
+    "START_BYTES",
     "Format",
     "Picture",
     "PillowImage",
     "decode",
     "encode",
     "flattened",
+    "format_of_start",
     "format_of_suffix",
     "jpeg_quality",
     "looks_like_picture",

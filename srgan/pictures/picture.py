@@ -182,7 +182,8 @@ FORMATS = {
 
 # Suffixes by which a picture is known in a folder.
 PICTURE_SUFFIXES = frozenset(
-    {suffix for format in FORMATS.values() for suffix in format.suffixes} | {".pbm", ".heic", ".heif"}
+    {suffix for format in FORMATS.values() for suffix in format.suffixes}
+    | {".pbm", ".heic", ".heif", ".mpo", ".avifs"}
 )
 
 # A JPEG file keeps EXIF and XMP in one segment each, whose length has 16 bits; 2 for the length itself, and the

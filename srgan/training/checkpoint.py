@@ -158,8 +158,9 @@ def described(state: dict[str, Any], source: str) -> tuple[Generator, ModelMetad
         weights = reading.averaged_weights(state, Path(source))
         position = state["position"]
         name = recipe.stages()[position["stage"]].export_name
-        data_sha256: str = state["data_sha256"]
-    except (KeyError, AttributeError, TypeError) as error:
+        step = int(position["step"])
+        data_sha256 = str(state["data_sha256"])
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise WeightsError(f"{source} is not a training checkpoint: it lacks {error}") from error
     scores: dict[str, float] = state.get("scores", {})
     architecture = recipe.generator.model_dump()
@@ -174,6 +175,6 @@ def described(state: dict[str, Any], source: str) -> tuple[Generator, ModelMetad
         recipe=recipe.model_dump(mode="json"),
         data_sha256=data_sha256,
         metrics={key: round(value, 4) for key, value in scores.items()},
-        run=state.get("run", {}) | {"stage": position["stage"], "best_step": position["step"]},
+        run=state.get("run", {}) | {"stage": position["stage"], "best_step": step},
     )
     return generator, metadata

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,6 +22,7 @@ from pydantic import (
 
 from srgan.errors import RecipeError
 from srgan.networks.generator import GeneratorRecipe
+from srgan.weights import model_name
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +32,12 @@ STAGES = ("pretrain", "adversarial")  # in their order
 _OLD_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16"}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, AfterValidator(model_name)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
 Section = TypeVar("Section", bound=BaseModel)
-ExportName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=100)]  # of a file, in the folder of the run
 
 
 class _Strict(BaseModel):
@@ -283,7 +285,7 @@ class LossesRecipe(_Strict):
 class StageRecipe(_Strict):
     """What both stages have; the learning rate warms up, holds, then falls on a half cosine to its floor."""
 
-    export_name: ExportName  # of the files that the stage ends with
+    export_name: Name  # of the files that the stage ends with
     steps: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16  # Ledig et al. 2017, section 3.2
     patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
@@ -305,7 +307,7 @@ class StageRecipe(_Strict):
 class PretrainRecipe(StageRecipe):
     """First stage: content loss alone, so that the game starts from good pictures."""
 
-    export_name: ExportName = "srresnet-x4"
+    export_name: Name = "srresnet-x4"
     steps: Annotated[int, Field(ge=0)] = 1_000_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise
     final_learning_rate: Positive = 1e-6  # annealing is worth 0.1 dB at any length
@@ -315,7 +317,7 @@ class PretrainRecipe(StageRecipe):
 class AdversarialStageRecipe(StageRecipe):
     """Second stage: the game."""
 
-    export_name: ExportName = "srgan-x4"
+    export_name: Name = "srgan-x4"
     steps: Annotated[int, Field(ge=0)] = 200_000  # Ledig et al. 2017, section 3.2
     learning_rate: Positive = 1e-4  # likewise, for the first half
     final_learning_rate: Positive = 1e-5  # the paper's second half, reached smoothly

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from srgan.conversion.exporting import refuse_foreign
 from srgan.errors import TrainingError, UsageError
 from srgan.interrupts import Interrupt, signals_taken
 from srgan.training.adversarial import OBJECTIVES
@@ -52,10 +53,12 @@ def train(
     `batch_size` patches of its own, so the effective batch is `batch_size` times the processes. SIGINT and SIGTERM
     finish the step, write a checkpoint and raise KeyboardInterrupt or SystemExit(143). Raises UsageError if
     `folder` already holds a run and `resume` is not set, if another process trains it, or a stage has nothing to
-    do; WeightsError if its checkpoint does not fit; TrainingError if the run cannot go on, or the time of a stage
-    was over before its generator moved.
+    do; WeightsError if its checkpoint does not fit or a file in the way of an export is not by this program;
+    TrainingError if the run cannot go on, or the time of a stage was over before its generator moved.
     """
     refuse_idle_stages(recipe, minutes)
+    for stage in recipe.stages().values():
+        refuse_foreign(folder, stage.export_name)
     interrupt = Interrupt()
     fabric = fabric or make_fabric(recipe)
     exported: list[Path] = []

@@ -212,11 +212,17 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "-n", "unknown"], 2, "no model 'unknown': choose one of tiny-x4"),
         (["a.png", "-n", "unknown.onnx"], 2, "unknown.onnx: no such file"),
         (["a.png", "-n", "some.safetensors"], 2, "no such file"),
-        (["a.png", "-n", "junk.onnx"], 1, "junk.onnx: OpenVINO cannot read it"),
+        (["a.png", "-n", "junk.onnx"], 1, "junk.onnx: not an ONNX model"),
         (["junk.png"], 1, "junk.png: is not a picture"),
         (["a.png", "-o", "a.png"], 2, "would be overwritten"),
         (["a.png", "-j", "0"], 2, "give -j 1 or more"),
         (["a.png", "--runner", "bogus"], 2, "unknown runner 'bogus'"),
+        (["a.png", "--engine", "torch"], 2, "--device says what computes"),
+        (["a.png", "-n", "x" * 300 + ".onnx"], 1, "File name too long"),
+        (["a.png", "--json", "x" * 300], 2, "File name too long"),
+        (["a.png", "-o", "x" * 300], 2, "File name too long"),
+        (["-", "-o", "x" * 300 + ".png"], 2, "File name too long"),
+        (["a.png", "-o", ".png"], 2, "a suffix without a name"),
         (["a.png", "--address", "auto"], 2, "add --runner ray"),
         (["a.png", "--watch"], 2, "--watch takes one folder"),
     ],
@@ -524,7 +530,8 @@ def test_a_package_that_is_missing_for_another_reason_is_not_explained_away() ->
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("auto", None), ("2G", 2 * 10**9), ("800m", 8 * 10**8), ("1.5GB", 15 * 10**8)]
+    ("text", "size"),
+    [("auto", None), ("2G", 2 * 10**9), ("800m", 8 * 10**8), ("1.5GB", 15 * 10**8), ("1T", 10**12)],
 )
 def test_sizes_of_memory(text: str, size: int | None) -> None:
     assert UpscaleOptions([Path("a.png")], memory=text).memory_bytes == size
@@ -552,3 +559,56 @@ def test_the_runner_sees_the_same_app() -> None:
     assert result.exit_code == 0
     for option in ("-o", "-n", "-s", "-t", "-f", "-q"):
         assert option in result.stdout
+
+
+# Standard output on a full disk
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from srgan.commands.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--version",
+        "upscale --help",
+        "upscale in -n TINY -o out",
+        "upscale in/a.png -n TINY -o -",
+        "upscale in -n TINY -o out --json -",
+    ],
+)
+def test_standard_output_that_takes_no_more_is_said_in_a_line(tmp_path: Path, tiny_model: Path, line: str) -> None:
+    picture(tmp_path / "in" / "a.png")
+    full = tmp_path / "full"
+    full.write_bytes(bytes(100_000))  # as large as a file may be, where results have room
+    with full.open("ab") as file:
+        command = [
+            "sh",
+            "-c",
+            'ulimit -f 100; exec "$0" "$@"',
+            *SRGAN,
+            *line.replace("TINY", str(tiny_model)).split(),
+        ]
+        done = subprocess.run(command, cwd=tmp_path, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("srgan: error: standard output: ")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert full.stat().st_size == 100_000
+
+
+@pytest.mark.parametrize("arguments", [[""], ["a.png", "-o", ""], ["a.png", "--output="], ["a.png", "--json="]])
+def test_an_empty_path_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    picture(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = called("upscale", *arguments, capsys=capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is empty" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from srgan.commands import export as commands
@@ -28,9 +30,11 @@ from srgan.conversion.exporting import (
 )
 from srgan.engines.graphs import openvino_ir
 from srgan.engines.openvino import OpenVinoEngine, run_openvino_ir
-from srgan.errors import UnknownModelError, UsageError, WeightsError
+from srgan.errors import RecipeError, UnknownModelError, UsageError, WeightsError
 from srgan.networks.generator import Generator
 from srgan.networks.reading import load_generator, load_network
+from srgan.training.checkpoint import save_checkpoint
+from srgan.training.config import load_recipe
 from srgan.weights import METADATA_KEY, ModelMetadata, add_to_manifest
 
 KINDS = ("none", "batch")
@@ -332,3 +336,71 @@ def test_exports_that_make_no_sense(
     with pytest.raises(error, match=said):
         commands.export(source, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+
+
+# Names that a file says of itself
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", 5, "two\nlines"])
+def test_nothing_is_written_where_a_file_calls_itself_to(tmp_path: Path, name: object) -> None:
+    """By the metadata of a safetensors file, and by the recipe in a checkpoint."""
+    out = tmp_path / "a" / "b" / "out"
+    tensors = tmp_path / "x.safetensors"
+    text = metadata().to_json().replace('"mine-x4"', json.dumps(name))
+    save_file(generator("none").state_dict(), tensors, {"srgan": text})
+    with pytest.raises(WeightsError, match="its srgan metadata cannot be read"):
+        commands.export(str(tensors), out)
+    recipe = load_recipe("tiny").model_dump(mode="json")
+    recipe["adversarial"]["export_name"] = name
+    state = {"recipe": recipe, "position": {"stage": "adversarial", "step": 9}, "data_sha256": "", "ema": {}}
+    save_checkpoint(tmp_path / "c.pt", state)
+    with pytest.raises(RecipeError, match=r"adversarial\.export_name"):
+        commands.export(str(tmp_path / "c.pt"), out)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["c.pt", "x.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "", ".x"])
+def test_nothing_is_written_where_a_name_of_the_command_line_leads(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="plain name"):
+        commands.export("srgan-x4", tmp_path / "out", name)
+    with pytest.raises(UsageError, match="plain name"):
+        export.write_files({"onnx": b""}, tmp_path / "out", name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_recipe_names_a_place() -> None:
+    with pytest.raises(RecipeError, match="plain name"):
+        load_recipe("tiny", ["adversarial.export_name=../../X"])
+
+
+def test_a_file_of_somebody_else_stays(tmp_path: Path, exported: dict[str, tuple[Path, Path]]) -> None:
+    """One of ours by that name is replaced; another's, one of ours by another name, and links are not."""
+    ours = {path.suffix[1:]: path.read_bytes() for path in exported["none"]}
+    ours["xml"], ours["bin"] = openvino_ir(ours["onnx"])
+    export.write_files(ours, tmp_path, "mine-x4")
+    export.write_files(ours, tmp_path, "mine-x4")
+    for suffix, content in ours.items():
+        path = tmp_path / f"mine-x4.{suffix}"
+        path.replace(tmp_path / f"other.{suffix}")
+        with pytest.raises(WeightsError, match="not the model other"):
+            export.write_files({suffix: content}, tmp_path, "other")
+        (tmp_path / f"other.{suffix}").replace(path)
+    for suffix in ("onnx", "safetensors", "xml"):
+        path = tmp_path / f"mine-x4.{suffix}"
+        for foreign in (b"", b"a letter", b"\x08\x07", b"<net/>"):
+            path.write_bytes(foreign)
+            with pytest.raises(WeightsError, match="exists and is not the model mine-x4"):
+                export.write_files(ours, tmp_path, "mine-x4")
+            assert path.read_bytes() == foreign
+        path.write_bytes(ours[suffix])
+    link = tmp_path / "mine-x4.onnx"
+    link.rename(tmp_path / "elsewhere.onnx")
+    link.symlink_to("elsewhere.onnx")
+    with pytest.raises(WeightsError, match="exists"):
+        export.write_files(ours, tmp_path, "mine-x4")
+
+
+def test_a_folder_that_cannot_be_made_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(WeightsError, match="cannot be written"):
+        export.write_files({"onnx": b""}, tmp_path / "file", "x")

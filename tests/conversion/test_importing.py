@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 from support.foreign import FEATURES, FOREIGN, Foreign, State, leftthomas, modified
 from torch import Tensor
 
-from srgan.conversion.importing import own_name, read_model, read_tensors
+from srgan.conversion.importing import read_model, read_tensors
 from srgan.conversion.loading import load_engine
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import SrganError, UsageError, WeightsError
 from srgan.networks.layers import deployed
 from srgan.networks.layouts import LAYOUTS, network_from
 from srgan.networks.reading import load_network
-from srgan.weights import ModelMetadata
+from srgan.weights import ModelMetadata, name_of_file
 
 
 def noise(*shape: int) -> Tensor:
@@ -149,7 +149,7 @@ def test_old_files_and_safetensors_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_is_called_like_its_file(file: str, name: str) -> None:
-    assert own_name(Path(file)) == name
+    assert name_of_file(Path(file)) == name
 
 
 def srgan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from support.folders import NearestEngine, made, picture, pictures, statuses, temporaries, tree
 
-from srgan.errors import OutputError, UsageError
+from srgan.errors import OutputError
 from srgan.folder import planning
 from srgan.folder.batch import run
-from srgan.folder.planning import plan
+from srgan.folder.planning import Naming, plan
 from srgan.folder.reporting import FileReport, JsonReport
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
@@ -44,7 +44,7 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
         really_sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    running = run(plan([source], out, scale=4), Upscaler(engine=NearestEngine()))
+    running = run(plan([source], out, Naming()), Upscaler(engine=NearestEngine()))
     reports: list[FileReport] = []
     with pytest.raises(OutputError, match="No space left on device; make room and run again"):
         reports.extend(running)
@@ -143,14 +143,14 @@ def test_what_is_no_file_is_refused_without_being_opened(tmp_path: Path) -> None
 def test_a_device_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "zero.png").symlink_to("/dev/zero")
-    assert list(plan([tmp_path / "in" / "zero.png"], tmp_path / "out", scale=4))
+    assert list(plan([tmp_path / "in" / "zero.png"], tmp_path / "out", Naming()))
     (report,) = made(tmp_path / "in" / "zero.png", tmp_path / "out")
     assert "device" in (report.error or "")
 
 
 def test_files_that_vanish_midway(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", 20)
-    planned = plan([source], tmp_path / "out", scale=4)
+    planned = plan([source], tmp_path / "out", Naming())
     running = run(planned, Upscaler(engine=NearestEngine()))
     reports = [next(running)]
     shutil.rmtree(source / "2")
@@ -200,10 +200,11 @@ def test_where_case_is_ignored_names_that_differ_in_case_collide(
 ) -> None:
     source = tmp_path / "in"
     picture(source / "a.png"), picture(source / "A.png")
-    assert len(plan([source], tmp_path / "out", scale=4)) == 2
+    assert len(plan([source], tmp_path / "out", Naming())) == 2
     monkeypatch.setattr(planning, "ignores_case", lambda folder: True)
-    with pytest.raises(UsageError, match="would both become"):
-        plan([source], tmp_path / "out", scale=4)
+    planned = plan([source], tmp_path / "out", Naming())
+    assert [job.source.name for job in planned] == ["A.png"]
+    assert [path.name for path, _ in planned.refused()] == ["a.png"]
 
 
 def test_whether_case_is_ignored_is_seen_from_what_is_there(
@@ -236,10 +237,10 @@ def test_links_are_followed_if_asked_for_and_never_in_circles(tmp_path: Path) ->
     (tmp_path / "in" / "folder").symlink_to(outside.parent)
     (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
     (tmp_path / "outside" / "back").symlink_to(tmp_path / "in")
-    left = plan([tmp_path / "in"], tmp_path / "out", scale=4)
+    left = plan([tmp_path / "in"], tmp_path / "out", Naming())
     assert [job.source.name for job in left] == ["a.png"]
     assert left.links_left == 3
-    followed = plan([tmp_path / "in"], tmp_path / "out", scale=4, follow_links=True)
+    followed = plan([tmp_path / "in"], tmp_path / "out", Naming(), follow_links=True)
     found = [str(job.source.relative_to(tmp_path / "in")) for job in followed]
     assert found == ["a.png", "link.png", "folder/o.png"]
     assert followed.links_left == 0
@@ -259,7 +260,7 @@ def held_bytes(source: Path, out: Path, *, really: bool) -> int:
     """Return what Python's allocators hold when a folder has been planned, gone through and reported."""
     upscaler = Upscaler(engine=NearestEngine())
     tracemalloc.start()
-    planned = plan([source], out, scale=4)
+    planned = plan([source], out, Naming())
     log = JsonReport(out.with_suffix(".json"), {})
     pretended = (FileReport(job.source, job.target, "skipped") for job in planned)
     for report in run(planned, upscaler) if really else pretended:
@@ -269,7 +270,7 @@ def held_bytes(source: Path, out: Path, *, really: bool) -> int:
             # The interpreter's own table of names, which pathlib makes grow, and which shrinks again.
             snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, pathlib.__file__)])
     tracemalloc.stop()
-    log.close(left=0)
+    log.close(left=0, passed_over={})
     return sum(trace.size for trace in snapshot.traces)
 
 

@@ -302,9 +302,12 @@ def test_an_order_has_one_fingerprint_for_what_decides_on_a_result() -> None:
         Order(Request(2), format="png", quality=81),
         Order(Request(2), format="png", quality=80, metadata="strip"),
     ]
-    prints = {each.fingerprint("model") for each in (order, *others)} | {order.fingerprint("another")}
+    prints = {each.fingerprint("model", 4) for each in (order, *others)} | {order.fingerprint("another", 4)}
     assert len(prints) == 6
-    assert order.fingerprint("model") == Order(Request(2), format="png", quality=80).fingerprint("model")
+    assert order.fingerprint("model", 4) == Order(Request(2), format="png", quality=80).fingerprint("model", 4)
+    # The model's own scale is the same asked for or not, and only its own.
+    assert Order(Request(4)).fingerprint("model", 4) == Order().fingerprint("model", 4)
+    assert Order(Request(4)).fingerprint("model", 2) != Order().fingerprint("model", 2)
 
 
 @pytest.mark.parametrize("settings", [{"quality": 0}, {"quality": 101}, {"format": "bogus"}, {"format": "jpeg"}])

@@ -22,7 +22,7 @@ from srgan.folder import manifest
 from srgan.folder.batch import run
 from srgan.folder.desk import Options
 from srgan.folder.manifest import FOLDER, Manifest, Origin
-from srgan.folder.planning import plan
+from srgan.folder.planning import Naming, plan
 from srgan.pictures import decode
 from srgan.upscale import Request, Upscaler
 
@@ -237,11 +237,11 @@ def test_many_roots_do_not_keep_many_files_open(tmp_path: Path) -> None:
     before = open_files()
     seen = []
     upscaler = Upscaler(engine=NearestEngine())
-    for _ in run(plan(paths, None, scale=4), upscaler):
+    for _ in run(plan(paths, None, Naming()), upscaler):
         seen.append(open_files())
     assert max(seen) - before < 70
     assert open_files() <= before + 1
-    assert statuses(list(run(plan(paths, None, scale=4), upscaler))) == ["skipped"] * 40
+    assert statuses(list(run(plan(paths, None, Naming()), upscaler))) == ["skipped"] * 40
 
 
 # Runs that were killed, and others that live
@@ -331,7 +331,7 @@ def test_four_runs_at_once_do_not_damage_each_other(tmp_path: Path) -> None:
 
 def test_an_abandoned_run_leaves_no_litter_and_only_whole_files(tmp_path: Path) -> None:
     source, out = pictures(tmp_path / "in", 30), tmp_path / "out"
-    running = run(plan([source], out, scale=4), Upscaler(engine=NearestEngine()))
+    running = run(plan([source], out, Naming()), Upscaler(engine=NearestEngine()))
     next(running), next(running)
     running.close()
     for thread in threading.enumerate():
@@ -349,7 +349,7 @@ def test_an_interrupt_within_the_work_reaches_the_caller(tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(run(plan([source], tmp_path / "out", scale=4), Upscaler(engine=NearestEngine()), progress=interrupt))
+        list(run(plan([source], tmp_path / "out", Naming()), Upscaler(engine=NearestEngine()), progress=interrupt))
     assert tree(tmp_path / "out") == {}
 
 
@@ -358,7 +358,7 @@ def test_a_run_that_is_told_to_stop_finishes_what_it_has_begun(tmp_path: Path) -
     stop = threading.Event()
     reports = []
     upscaler = Upscaler(engine=NearestEngine())
-    for report in run(plan([source], tmp_path / "out", scale=4), upscaler, Options(), stop=stop):
+    for report in run(plan([source], tmp_path / "out", Naming()), upscaler, Options(), stop=stop):
         reports.append(report)
         stop.set()
     assert statuses(reports) == ["written"] * len(reports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from support.folders import NearestEngine, picture, tree
 from srgan.folder import watching
 from srgan.folder.batch import run
 from srgan.folder.desk import Options
-from srgan.folder.planning import Plan
+from srgan.folder.planning import Naming, Plan
 from srgan.folder.planning import tree as planned_tree
 from srgan.folder.reporting import FileReport
 from srgan.upscale import Upscaler
@@ -31,7 +32,7 @@ class Watched:
     def __init__(self, source: Path, out: Path, rescan_s: float = 300.0) -> None:
         self.reports: queue.Queue[FileReport | Exception] = queue.Queue()
         self.stop = threading.Event()
-        self._tree = planned_tree([source], out, scale=4)
+        self._tree = planned_tree([source], out, Naming())
         self._rescan_s = rescan_s
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -161,3 +162,17 @@ def test_the_folder_may_be_named_in_any_way(
     assert watched.next() == ("second.png", "written")
     watched.end()
     assert set(tree(tmp_path / "out")) == {"sub/first_x4.png", "sub/second_x4.png"}
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """The system's word is lost then, and all is looked at every now and then."""
+    source = tmp_path / "in"
+    picture(source / "x.png").rename(source / os.fsdecode(b"\xff.png"))
+    (source / os.fsdecode(b"\xfe")).mkdir()
+    watched = Watched(source, tmp_path / "out")
+    assert watched.next() == (os.fsdecode(b"\xff.png"), "written")
+    picture(tmp_path / "y.png").rename(source / os.fsdecode(b"\xfe/\xfd.png"))
+    assert watched.next() == (os.fsdecode(b"\xfd.png"), "written")
+    picture(source / "z.png")
+    assert watched.next() == ("z.png", "written")
+    watched.end()

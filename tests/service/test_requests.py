@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import re
 import threading
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -601,3 +603,14 @@ def test_every_client_gets_its_own_picture() -> None:
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRGAN_LIMIT_BYTES", "1234")
     assert settings_of().limit_bytes == 1234
+
+
+def test_a_model_may_have_a_name_beyond_latin_1(tmp_path: Path, tiny_model: Path) -> None:
+    model = onnx.load(tiny_model)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "srgan")
+    entry.value = json.dumps(json.loads(entry.value) | {"name": "模型 100%"})
+    onnx.save(model, tmp_path / "my.onnx")
+    with serving(settings_of(model=str(tmp_path / "my.onnx"))) as running:
+        answer = running.client.post("/v1/upscale", content=png())
+    assert answer.status_code == 200
+    assert answer.headers["X-Model"] == "%E6%A8%A1%E5%9E%8B 100%25"

@@ -17,7 +17,7 @@ from srgan.folder.batch import run
 from srgan.folder.desk import Options
 from srgan.folder.making import Order
 from srgan.folder.manifest import FOLDER
-from srgan.folder.planning import plan
+from srgan.folder.planning import Naming, plan
 from srgan.folder.reporting import FileReport
 from srgan.pictures import Picture, encode
 from srgan.upscale import Upscaler
@@ -58,7 +58,7 @@ def made(
     source: Path, out: Path | None, *, engine: NearestEngine | None = None, **options: object
 ) -> list[FileReport]:
     """Upscale a folder or a file in this process."""
-    planned = plan([source], out, scale=4)
+    planned = plan([source], out, Naming())
     return list(run(planned, Upscaler(engine=engine or NearestEngine()), options_of(**options)))
 
 
@@ -91,7 +91,7 @@ class Engine(NearestEngine):
         print("begun", file=sys.stderr, flush=True)
         time.sleep(float(sys.argv[4]))
         return super().run(lr)
-planned = plan([Path(sys.argv[2])], Path(sys.argv[3]), scale=4)
+planned = plan([Path(sys.argv[2])], Path(sys.argv[3]), Naming())
 for report in run(planned, Upscaler(engine=Engine())):
     print(report.status, report.error or report.target.name, flush=True)
 """

@@ -74,7 +74,10 @@ def jobs_body() -> dict[str, Any]:
 def picture_responses() -> dict[int | str, dict[str, Any]]:
     """Return the good answers of a picture."""
     headers = {
-        "X-Model": {"description": "Which model made it.", "schema": {"type": "string"}},
+        "X-Model": {
+            "description": "Which model made it; beyond ASCII, percent-encoded UTF-8.",
+            "schema": {"type": "string"},
+        },
         "X-Warnings": {
             "description": "What of the upload is not as it was: a list of strings (RFC 9651). Absent if all is.",
             "schema": {"type": "string"},

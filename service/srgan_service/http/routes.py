@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
@@ -48,6 +49,7 @@ PICTURE_PROBLEMS = (
 )
 
 # Of the header, which is there for people and short programs; every reason is short by nature.
+_PLAIN = "".join(map(chr, range(32, 127))).replace("%", "")  # what a header carries as it is
 _MOST_WARNINGS, _MOST_WARNING_CHARACTERS = 8, 200
 
 pictures = APIRouter(tags=["pictures"])
@@ -94,7 +96,7 @@ async def upscale(
         answer.media_type,
         {
             "Content-Disposition": disposition("inline", result_name(name, wish, answer)),
-            "X-Model": answer.model,
+            "X-Model": quote(answer.model, safe=_PLAIN),
             **warnings_header(answer.warnings),
         },
         timeout_s=settings.write_timeout_s,

@@ -15,7 +15,7 @@ from srgan.engines.protocol import Precision, precision_of
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.pictures import Picture
 from srgan.upscale import AnyUpscaler, Upscaler
-from srgan.weights import balance_models, bundled_models, is_file_name
+from srgan.weights import balance_models, bundled_models, is_file_name, name_of_file
 from srgan_service.work.device import Device
 
 # Generators between two models that are kept loaded; every balance is one.
@@ -87,10 +87,11 @@ class Models:
     def _find(self, default: str | None) -> None:
         file = Path(default) if default is not None and is_file_name(default) else None
         if file is not None:
-            self._sources[file.stem] = file
+            name = name_of_file(file)
+            self._sources[name] = file
             # Loaded at once: of some files this alone tells what they are.
-            self._loaded[file.stem] = upscaler = self._upscaler(file, None)
-            self._listed.append(ServedModel(file.stem, "", upscaler.scale, is_default=True))
+            self._loaded[name] = upscaler = self._upscaler(file, None)
+            self._listed.append(ServedModel(name, "", upscaler.scale, is_default=True))
         for model in bundled_models():
             if model.name in self._sources:
                 continue
