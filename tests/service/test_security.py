@@ -121,6 +121,21 @@ def test_keys_that_are_none(keys: str) -> None:
         Keys(settings_of(keys=keys))
 
 
+@pytest.mark.parametrize(
+    "entry", [ALICE, f"{ALICE}:alice", f"{ALICE}:", f"alice:{BOB},{ALICE}", f"a b{ALICE}:{BOB}"]
+)
+def test_a_key_without_a_name_is_not_printed(entry: str) -> None:
+    with pytest.raises(UsageError, match=r"SRGAN_KEYS, entry [12]: ") as refused:
+        Keys(settings_of(keys=entry))
+    assert ALICE not in str(refused.value)
+
+
+def test_no_secret_is_in_what_settings_print() -> None:
+    secret = settings_of(keys=f"alice:{ALICE}", database_url=f"postgresql://srgan:{BOB}@db/srgan")
+    assert ALICE not in repr(secret)
+    assert BOB not in repr(secret)
+
+
 def test_the_door_is_shut_without_keys() -> None:
     for host in ("0.0.0.0", "192.0.2.1", "::", "", "some.name"):
         with pytest.raises(UsageError, match="--insecure"):
