@@ -292,7 +292,8 @@ def test_what_a_running_server_logs_is_one_object_a_line(tmp_path: Path, tiny_mo
         large = server.client.post("/v1/jobs", content=png(400, 400)).headers["location"]
         until(lambda: server.client.get(large).json()["status"] == "processing")
         assert server.client.delete(large).status_code == 202
-        until(lambda: not (tmp_path / "data" / large[1:].removeprefix("v1/")).exists())
+        folder = tmp_path / "data" / large.removeprefix("/v1/")
+        until(lambda: [path.name for path in folder.iterdir()] == ["cancelled"])
         assert server.kill(signal.SIGTERM) == 0
     finally:
         server.close()
