@@ -22,6 +22,7 @@ from srgan_service import logs
 from srgan_service.http import job_routes, openapi, routes
 from srgan_service.http.job_routes import JobDesk
 from srgan_service.http.middleware import RequestMiddleware
+from srgan_service.http.origins import Origins
 from srgan_service.http.parameters import describe_errors
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.jobs import Jobs
@@ -55,6 +56,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # they would lead to whatever Host the client says
         separate_input_output_schemas=False,
     )
     app.state.service = service
@@ -68,7 +70,12 @@ def create_app(
     _add_page(app)
     openapi.finish(app)
     _answer_with_problems(app)
-    app.add_middleware(RequestMiddleware, metrics=service.metrics, limit_header_bytes=settings.limit_header_bytes)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=service.metrics,
+        limit_header_bytes=settings.limit_header_bytes,
+        origins=Origins(settings, service.keys),
+    )
     return app
 
 

@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any.")
     insecure: bool = Field(False, description="Serve other machines without API keys.")
+    allowed_hosts: str = Field(
+        "", description="Names beside localhost by which a service without keys is asked; separated by commas."
+    )
 
     model: str | None = Field(
         None, description="Bundled model or file (.onnx, .pth, ...) used when a request names none."
@@ -71,7 +74,9 @@ class Settings(BaseSettings):
     )
     keys_file: Path | None = Field(None, description="TOML file of API keys, see docs/deployment.md.")
 
-    database_url: str | None = Field(None, description="PostgreSQL for jobs; by default SQLite in data_dir.")
+    database_url: str | None = Field(
+        None, description="PostgreSQL for jobs; by default SQLite in data_dir.", repr=False
+    )
     database_timeout_s: float = Field(10.0, gt=0, description="How long a request waits for the database.")
     data_dir: str = Field("srgan-data", description="Folder or fsspec URL for the pictures of jobs.")
     jobs: bool = Field(True, description="Offer /v1/jobs.")
@@ -79,6 +84,10 @@ class Settings(BaseSettings):
     job_files: int = Field(100, ge=1, description="Pictures in one job.")
     job_bytes: int = Field(512 * 2**20, ge=1, description="Upload bytes of one job.")
     job_queue: int = Field(1000, ge=1, description="Jobs waiting or running, in all.")
+    key_jobs: int = Field(2000, ge=1, description="Jobs of one API key that are kept, ended ones among them.")
+    key_job_bytes: int = Field(
+        8 * 2**30, ge=1, description="Uploads and results that are kept for the jobs of one API key."
+    )
     job_watchers: int = Field(256, ge=1, description="Clients that watch jobs by server-sent events.")
     job_expiry_s: float = Field(
         24 * 3600.0, gt=0, description="After its end a job and its files are kept so long."

@@ -52,6 +52,18 @@ def test_transparency_is_ordinary() -> None:
         assert (found.width, found.height, found.ordinary) == (64, 48, True)
 
 
+@pytest.mark.parametrize("filling", [b"\xff\xfe\x00\x02", b"\xff\x01"])
+def test_a_jpeg_of_countless_markers_is_for_the_guarded_process(filling: bytes) -> None:
+    """Only its first markers are looked at, so it takes no longer however large it is."""
+    content = saved(photo(), "JPEG", progressive=True)
+    assert header(content).scans > 1
+    scan = content.index(b"\xff\xda")
+    stuffed = content[:scan] + content[scan : scan + 20] + filling * 100_000 + content[scan:]
+    file = io.BytesIO(stuffed)
+    assert read_header(file, max_scans=100) is None
+    assert header(content[:scan] + content[scan : scan + 20] + filling * 5000 + content[scan:]).scans > 1
+
+
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
 def test_animations_are_not_ordinary(format: str) -> None:
     content = saved(photo(), format, save_all=True, append_images=[photo(48, 64).rotate(90)])

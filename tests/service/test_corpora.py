@@ -83,7 +83,7 @@ def test_the_openapi_document_describes_everything(running: Running) -> None:
     assert "HTTPValidationError" not in json.dumps(document)
     upscale = document["paths"]["/v1/upscale"]["post"]
     assert set(upscale["responses"]) == {
-        *("200", "400", "401", "408", "413", "415", "422", "429", "431", "503", "504"),
+        *("200", "400", "401", "403", "408", "413", "415", "422", "429", "431", "503", "504"),
     }
     assert set(upscale["requestBody"]["content"]) >= {"multipart/form-data", "image/png", "image/jpeg"}
     for path, operations in document["paths"].items():

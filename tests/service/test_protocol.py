@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from srgan_service.settings import refuse_misspelt
+import uvicorn
+from srgan_service.http.protocol import configured
+from srgan_service.settings import Settings, refuse_misspelt
 from support.serving import Blocked, Running, answer_on, free_port, head, png, problem, serving, until
 
 from srgan.errors import UsageError
@@ -191,6 +194,114 @@ def test_headers_have_a_limit(running: Running) -> None:
     many = b"".join(b"x%d: y\r\n" % number for number in range(9000))
     problem(running.talk(b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + many), 431, "headers-too-large")
     assert running.client.get("/healthz", headers={"x": "y" * 50_000}).status_code == 200
+
+
+def test_a_head_has_a_hundred_headers_at_most(running: Running) -> None:
+    fields = {f"x{number}": "y" for number in range(99)}  # and its host
+    sent = head("GET", "/healthz", **fields)
+    for spelt in (sent, sent.replace(b"\r\n", b"\n")):
+        with running.connect(spelt + head("GET", "/healthz", connection="close")) as connection:
+            assert closed(connection).count(b'{"status":"ok"}') == 2
+        problem(running.talk(spelt.replace(b"x0:", b"x: y\nx0:")), 431, "headers-too-large")
+    # A second head, and what stands behind a body in chunks.
+    many = b"a:b\r\n" * 13_000
+    with running.connect(head("GET", "/healthz") + b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + many) as busy:
+        assert b"headers-too-large" in closed(busy)
+    problem(running.talk(head(transfer_encoding="chunked") + b"0\r\n" + many), 431, "headers-too-large")
+
+
+# Bodies in crumbs
+
+
+def test_a_body_in_crumbs_is_refused_and_holds_nothing(running: Running) -> None:
+    problem(running.talk(head(transfer_encoding="chunked") + b"1\r\nx\r\n" * 5000), 413, "chunks-too-small")
+    until(lambda: running.service.gate.inside == 0)
+
+
+def test_a_body_in_small_chunks_is_taken(running: Running) -> None:
+    chunks = b"400\r\n" + bytes(1024) + b"\r\n"
+    sent = head(transfer_encoding="chunked", connection="close") + chunks * 1500 + b"0\r\n\r\n"
+    problem(running.talk(sent), 415, "unsupported-format")
+
+
+class Transport(asyncio.Transport):
+    """Of a client that sends as long as it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = True
+        self.is_lost = False
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+    def is_closing(self) -> bool:
+        return self.is_lost
+
+
+Look = Callable[[], tuple[int, bool]]
+
+
+def seen(act: Callable[[asyncio.Protocol, Look], Awaitable[list[tuple[int, bool]]]]) -> list[tuple[int, bool]]:
+    """What `act` notes of a connection: how much of a body is known, and whether more is read."""
+
+    async def listening(scope: object, receive: object, send: object) -> None:
+        await asyncio.Event().wait()
+
+    async def run() -> list[tuple[int, bool]]:
+        settings = uvicorn.Config(listening, lifespan="off", log_config=None)
+        settings.load()
+        transport, state = Transport(), uvicorn.server.ServerState()
+        protocol = configured(Settings())(config=settings, server_state=state, app_state={})
+        protocol.connection_made(transport)
+        noted = await act(protocol, lambda: (len(protocol.cycle.body), transport.reads))
+        transport.is_lost = True
+        protocol.connection_lost(None)
+        for task in state.tasks:
+            task.cancel()
+        return noted
+
+    return asyncio.run(run())
+
+
+def test_what_comes_in_small_chunks_is_taken_apart_by_turns() -> None:
+    """A few in each turn of the loop, and nothing more is read meanwhile."""
+
+    async def chunks(protocol: asyncio.Protocol, look: Look) -> list[tuple[int, bool]]:
+        protocol.data_received(head(transfer_encoding="chunked") + b"1\r\nx\r\n" * 500)
+        noted = []
+        for _ in range(20):
+            noted.append(look())
+            await asyncio.sleep(0)
+        return noted
+
+    noted = seen(chunks)
+    assert noted[-1] == (500, True)
+    steps = [after[0] - before[0] for before, after in itertools.pairwise(noted)]
+    assert 0 < noted[0][0] < 100
+    assert max(steps) < 100
+    assert not [reads for count, reads in noted if count < 500 and reads]
+
+
+def test_of_small_packets_a_few_are_taken_at_once() -> None:
+    """The next are left to gather: the application is not woken for each."""
+
+    async def packets(protocol: asyncio.Protocol, look: Look) -> list[tuple[int, bool]]:
+        protocol.data_received(head(content_length=1000))
+        noted = []
+        for _ in range(200):
+            if look()[1]:
+                protocol.data_received(b"x")
+            noted.append(look())
+        return noted
+
+    noted = seen(packets)
+    assert noted[0] == (1, True)
+    assert 10 < noted[-1][0] < 50
+    assert not noted[-1][1]
 
 
 def test_paths_with_odd_bytes(running: Running) -> None:

@@ -121,6 +121,21 @@ def test_keys_that_are_none(keys: str) -> None:
         Keys(settings_of(keys=keys))
 
 
+@pytest.mark.parametrize(
+    "entry", [ALICE, f"{ALICE}:alice", f"{ALICE}:", f"alice:{BOB},{ALICE}", f"a b{ALICE}:{BOB}"]
+)
+def test_a_key_without_a_name_is_not_printed(entry: str) -> None:
+    with pytest.raises(UsageError, match=r"SRGAN_KEYS, entry [12]: ") as refused:
+        Keys(settings_of(keys=entry))
+    assert ALICE not in str(refused.value)
+
+
+def test_no_secret_is_in_what_settings_print() -> None:
+    secret = settings_of(keys=f"alice:{ALICE}", database_url=f"postgresql://srgan:{BOB}@db/srgan")
+    assert ALICE not in repr(secret)
+    assert BOB not in repr(secret)
+
+
 def test_the_door_is_shut_without_keys() -> None:
     for host in ("0.0.0.0", "192.0.2.1", "::", "", "some.name"):
         with pytest.raises(UsageError, match="--insecure"):
@@ -277,7 +292,8 @@ def test_what_a_running_server_logs_is_one_object_a_line(tmp_path: Path, tiny_mo
         large = server.client.post("/v1/jobs", content=png(400, 400)).headers["location"]
         until(lambda: server.client.get(large).json()["status"] == "processing")
         assert server.client.delete(large).status_code == 202
-        until(lambda: not (tmp_path / "data" / large[1:].removeprefix("v1/")).exists())
+        folder = tmp_path / "data" / large.removeprefix("/v1/")
+        until(lambda: [path.name for path in folder.iterdir()] == ["cancelled"])
         assert server.kill(signal.SIGTERM) == 0
     finally:
         server.close()

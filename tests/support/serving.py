@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +210,7 @@ def png(height: int = 6, width: int = 5, seed: int = 0) -> bytes:
 
 
 def head(method: str = "POST", path: str = "/v1/upscale", **headers: Any) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "host: test"]
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
@@ -297,12 +297,19 @@ class Process:
         *,
         within: Sequence[str] = (),
         log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`within`: a command that runs the command behind it. `log`: a file for what the server says."""
+        """`within`: a command that runs the command behind it. `log`: a file for what the server says.
+
+        `environment`: further settings. `headers`: of the client.
+        """
         self.port = free_port()
+        self._environment = {**os.environ, **(environment or {})}
         self._within, self._log = within, log
         self._arguments = [str(self.port), str(model), str(folder), database_url]
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
+        url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=url, timeout=30, trust_env=False, headers=headers)
         self.start()
 
     def start(self) -> None:
@@ -310,6 +317,7 @@ class Process:
             self._process = subprocess.Popen(
                 [*self._within, sys.executable, "-c", SERVER, *self._arguments],
                 cwd=Path(__file__).parents[2],
+                env=self._environment,
                 stderr=log,
             )
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar
@@ -26,7 +27,8 @@ from srgan_service.http.parameters import Wish, is_picture_field, text_fields, w
 from srgan_service.http.problems import Problem, documented, problem_of
 from srgan_service.http.routes import AHolder, AWish
 from srgan_service.http.uploads import Body, BodyLimits, announced_bytes, check_kind, is_form, too_large
-from srgan_service.jobs.jobs import ANYBODY, Jobs
+from srgan_service.jobs.jobs import Jobs
+from srgan_service.jobs.quota import ANYBODY
 from srgan_service.jobs.records import Job, JobError, JobFile, JobStatus, Upload
 from srgan_service.work.admission import Gate
 from srgan_service.work.names import UNNAMED, disposition
@@ -37,6 +39,7 @@ T = TypeVar("T")
 _log = structlog.stdlib.get_logger("srgan_service")
 _CHUNK_BYTES = 256 * 1024
 _EVENTS_EVERY_S = 0.5
+_LOOKS_PER_S = 25  # of all watchers of one key: a look at the database takes two milliseconds
 _ALIVE_EVERY_S = 15.0
 _LAST_ID = "ended"  # of the last event of a job
 _ETAG = re.compile(r'"[^"]*"')  # a W/ before it is no matter where weak ones are equal, too
@@ -109,7 +112,7 @@ class JobDesk:
         self._threads = ThreadPoolExecutor(8, "srgan-database")
         uploads_at_once = 8
         self.gate = Gate(requests=uploads_at_once, bytes=2 * self._settings.job_bytes, px=2**62)
-        self.watchers = 0
+        self._watchers: Counter[str] = Counter()
 
     async def call(self, work: Callable[[Jobs], T], timeout_s: float | None = None) -> T:
         """Return what `work` does with the jobs, in a thread. Raises Problem if the database or the disk fails."""
@@ -122,6 +125,31 @@ class JobDesk:
         except (SQLAlchemyError, OSError) as error:
             _log.error("storage or database", error=repr(error))
             raise Problem("storage-failed", "the jobs' storage cannot be used now", retry_after_s=5) from error
+
+    @contextlib.contextmanager
+    def watching(self, holder: Holder) -> Iterator[None]:
+        """Count a client that watches, or raise the Problem that refuses it: first its key's part, then all."""
+        most = self._settings.job_watchers
+        told = "jobs are being watched; ask from time to time instead"
+        if self._watchers[holder.name] + 1 > max(1, holder.share * most):
+            raise Problem("key-over-share", f"too many of this API key's {told}", retry_after_s=10)
+        if self._watchers.total() >= most:
+            raise Problem("queue-full", f"too many {told}", retry_after_s=10)
+        self._watchers[holder.name] += 1
+        try:
+            yield
+        finally:
+            self._watchers[holder.name] -= 1
+
+    def pause_s(self, holder: Holder) -> float:
+        """Return how long one of this key's watchers is to wait before it looks again."""
+        return max(_EVENTS_EVERY_S, self._watchers[holder.name] / _LOOKS_PER_S)
+
+    def refuse_if_not_ready(self) -> None:
+        """Raise the Problem that no job is accepted, for whatever reason readiness has."""
+        self.service.gate.refuse_if_draining()
+        if reason := self.service.not_ready():
+            raise Problem("not-ready", reason, retry_after_s=5)
 
     def state(self, job: Job) -> JobState:
         """Return what a client sees of a job."""
@@ -164,6 +192,12 @@ ADesk = Annotated[JobDesk, Depends(desk_of)]
 AnId = Annotated[str, Path(alias="id", max_length=100, description="As `POST /v1/jobs` answered.")]
 
 
+async def watcher_of(holder: AHolder, desk: ADesk) -> AsyncIterator[None]:
+    """Count a client that watches a job until its answer is sent."""
+    with desk.watching(holder):
+        yield
+
+
 def _owner(holder: Holder) -> str:
     return f"key:{holder.name}" if holder.name else ANYBODY
 
@@ -181,6 +215,7 @@ def _owner(holder: Holder) -> str:
         },
         **documented(
             *("no-picture", "unauthorized", "upload-too-slow", "conflict", "too-many-bytes"),
+            "chunks-too-small",
             *("unsupported-format", "invalid-parameter", "key-over-share"),
             *("queue-full", "draining", "not-ready", "storage-failed"),
         ),
@@ -203,7 +238,7 @@ async def create(
     limit = service.settings.job_bytes if is_form(request.headers) else service.settings.limit_bytes
     if announced > limit:
         raise too_large(limit)
-    service.gate.refuse_if_draining()
+    desk.refuse_if_not_ready()
     ticket = desk.gate.enter(holder.name, holder.share, announced)
     try:
         limits = BodyLimits(limit, service.settings.body_timeout_s, service.settings.body_bytes_per_s)
@@ -393,8 +428,9 @@ def _part_of(asked: str | None, size: int) -> tuple[int, int] | None:
             "content": {"text/event-stream": {"schema": openapi.EVENT}},
         },
         204: {"description": "The last event has come already: there is nothing more to watch."},
-        **documented(*JOB_PROBLEMS, "queue-full"),
+        **documented(*JOB_PROBLEMS, "key-over-share", "queue-full"),
     },
+    dependencies=[Depends(watcher_of)],
 )
 async def watch(
     id: AnId,
@@ -406,43 +442,36 @@ async def watch(
 ) -> Response:
     """Answer with an event whenever the job changes; the last one says how it ended."""
     job = await desk.call(lambda jobs: jobs.get(_owner(holder), id))
-    if desk.watchers >= desk.service.settings.job_watchers:
-        raise Problem(
-            "queue-full", "too many jobs are being watched; ask from time to time instead", retry_after_s=10
-        )
     if last_event_id == _LAST_ID and _has_ended(job):
         return Response(status_code=204)  # browsers ask again after the end of a stream, until they get this
-    return StreamingResponse(_events(desk, _owner(holder), job), media_type="text/event-stream")
+    return StreamingResponse(_events(desk, holder, job), media_type="text/event-stream")
 
 
 def _has_ended(job: Job) -> bool:
     return job.status not in ("pending", "processing")
 
 
-async def _events(desk: JobDesk, owner: str, job: Job) -> AsyncIterator[str]:
+async def _events(desk: JobDesk, holder: Holder, job: Job) -> AsyncIterator[str]:
     def look(jobs: Jobs) -> Job:
-        return jobs.get(owner, job.id)
+        return jobs.get(_owner(holder), job.id)
 
-    desk.watchers += 1
-    try:
-        told, quiet_s = "", 0.0
-        while True:
-            text = desk.state(job).model_dump_json()
-            if text != told:
-                told, quiet_s = text, 0.0
-                event_id = _LAST_ID if _has_ended(job) else hashlib.sha256(text.encode()).hexdigest()[:16]
-                yield f"event: status\nid: {event_id}\ndata: {text}\n\n"
-            elif quiet_s >= _ALIVE_EVERY_S:
-                quiet_s = 0.0
-                yield ": still there\n\n"
-            if _has_ended(job) or desk.service.gate.draining:
-                return
-            await asyncio.sleep(_EVENTS_EVERY_S)
-            quiet_s += _EVENTS_EVERY_S
-            try:
-                job = await desk.call(look)
-            except Problem as problem:
-                if problem.code == "not-found":  # cancelled and removed since
-                    job.status = "cancelled"
-    finally:
-        desk.watchers -= 1
+    told, quiet_s = "", 0.0
+    while True:
+        text = desk.state(job).model_dump_json()
+        if text != told:
+            told, quiet_s = text, 0.0
+            event_id = _LAST_ID if _has_ended(job) else hashlib.sha256(text.encode()).hexdigest()[:16]
+            yield f"event: status\nid: {event_id}\ndata: {text}\n\n"
+        elif quiet_s >= _ALIVE_EVERY_S:
+            quiet_s = 0.0
+            yield ": still there\n\n"
+        if _has_ended(job) or desk.service.gate.draining:
+            return
+        pause_s = desk.pause_s(holder)
+        await asyncio.sleep(pause_s)
+        quiet_s += pause_s
+        try:
+            job = await desk.call(look)
+        except Problem as problem:
+            if problem.code == "not-found":  # cancelled and removed since
+                job.status = "cancelled"

@@ -47,12 +47,15 @@ class Keys:
 
     def __init__(self, settings: Settings) -> None:
         self._holders: list[tuple[bytes, Holder]] = []
-        for entry in filter(None, (part.strip() for part in settings.keys.split(","))):
+        entries = filter(None, (part.strip() for part in settings.keys.split(",")))
+        for number, entry in enumerate(entries, 1):
             name, _, key = entry.partition(":")
-            self._add(name, _digest_of(name, key), settings.key_share)
+            place = f"SRGAN_KEYS, entry {number}"
+            self._add(place, name, _digest_of(place, key), settings.key_share)
         if settings.keys_file is not None:
-            for name, listed in _read(settings.keys_file).items():
-                self._add(name, bytes.fromhex(listed.sha256), listed.share or settings.key_share)
+            for number, (name, listed) in enumerate(_read(settings.keys_file).items(), 1):
+                place = f"{settings.keys_file}, entry {number}"
+                self._add(place, name, bytes.fromhex(listed.sha256), listed.share or settings.key_share)
         self._anybody = Holder("", 1.0)
         self.insecure = settings.insecure
 
@@ -76,11 +79,12 @@ class Keys:
             raise _unauthorized("send an API key as X-API-Key or as Authorization: Bearer")
         return match
 
-    def _add(self, name: str, digest: bytes, share: float) -> None:
+    def _add(self, place: str, name: str, digest: bytes, share: float) -> None:
+        """Add a key. Errors tell its `place`, not its name: where one is missing, that is the key."""
         if not _NAME.fullmatch(name):
-            raise UsageError(f"API key {name[:64]!r}: a name is letters, digits, dots, dashes; at most 64")
+            raise UsageError(f"{place}: an API key's name is letters, digits, dots, dashes; at most 64")
         if any(holder.name == name for _, holder in self._holders):
-            raise UsageError(f"API key {name!r} is given twice")
+            raise UsageError(f"{place}: there is another API key of this name")
         self._holders.append((digest, Holder(name, share)))
 
 
@@ -118,13 +122,13 @@ def _unauthorized(detail: str) -> Problem:
     return Problem("unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
 
 
-def _digest_of(name: str, key: str) -> bytes:
+def _digest_of(place: str, key: str) -> bytes:
     if hashed := _SHA256.fullmatch(key):
         return bytes.fromhex(hashed[1])
     if len(key) < _LEAST_CHARACTERS:
         raise UsageError(
-            f"API key {name[:64]!r} is shorter than {_LEAST_CHARACTERS} characters; make one with "
-            "`python -m srgan_service.http.keys NAME`"
+            f"{place}: an API key is NAME:KEY, and this KEY is shorter than {_LEAST_CHARACTERS} characters; "
+            "make one with `python -m srgan_service.http.keys NAME`"
         )
     return hashlib.sha256(key.encode()).digest()
 

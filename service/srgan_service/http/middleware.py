@@ -12,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from srgan_service.http.origins import Origins
 from srgan_service.http.problems import Problem, draining, too_long
 from srgan_service.metrics import Metrics
 
@@ -35,8 +36,9 @@ SECURITY_HEADERS = {
 class RequestMiddleware:
     """The outermost ASGI application: everything that goes in or comes out passes here."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, limit_header_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, limit_header_bytes: int, origins: Origins) -> None:
         self._app = app
+        self._origins = origins
         self._metrics = metrics
         self._limit_header_bytes = limit_header_bytes
 
@@ -45,7 +47,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        problem = _smuggled(scope) or _too_long(scope, self._limit_header_bytes)
+        problem = _smuggled(scope) or _too_long(scope, self._limit_header_bytes) or self._origins.refusal(scope)
         await _Exchange(self._app, self._metrics, scope, receive, send).run(problem)
 
 

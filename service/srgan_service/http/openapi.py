@@ -131,6 +131,8 @@ def _finish_operation(operation: dict[str, Any], needs_key: bool) -> None:
         del responses["422"]
     for parameter in operation.get("parameters", []):
         parameter["schema"] = _never_null(parameter["schema"])
+    if needs_key or operation["operationId"] in ("health", "ready"):
+        responses.pop("403", None)  # see http/origins.py
     if needs_key and "401" in responses:
         operation["security"] = [{"key": []}, {"bearer": []}]
 

@@ -25,12 +25,14 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "malformed-request": (400, "The request cannot be understood"),
     "no-picture": (400, "The request holds no picture"),
     "unauthorized": (401, "A valid API key is needed"),
+    "foreign-origin": (403, "Pages from elsewhere may not use this service"),
     "not-found": (404, "There is nothing here"),
     "method-not-allowed": (405, "This method is not for this address"),
     "upload-too-slow": (408, "The upload is too slow"),
     "conflict": (409, "The request contradicts what is there"),
     "too-many-bytes": (413, "The upload is too large"),
     "too-many-pixels": (413, "The picture has too many pixels"),
+    "chunks-too-small": (413, "The upload comes in chunks that are too small"),
     "takes-too-long": (413, "The picture takes longer than one request may"),
     "unsupported-format": (415, "This kind of file is not supported"),
     "range-not-satisfiable": (416, "The result has no such range"),
@@ -50,7 +52,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
 
 
 # These are found before it is known what a request is for.
-_OF_ANY_REQUEST = ("malformed-request", "headers-too-large", "too-many-connections")
+_OF_ANY_REQUEST = ("malformed-request", "foreign-origin", "headers-too-large", "too-many-connections")
 
 
 class ProblemDocument(BaseModel):

@@ -43,8 +43,15 @@ AHolder = Annotated[Holder, Depends(holder_of)]
 AWish = Annotated[Wish, Query()]
 
 PICTURE_PROBLEMS = (
-    *("no-picture", "unauthorized", "upload-too-slow", "too-many-bytes", "too-many-pixels"),
-    *("takes-too-long", "unsupported-format", "damaged-picture", "invalid-parameter", "key-over-share"),
+    *("no-picture", "unauthorized", "upload-too-slow", "too-many-bytes", "chunks-too-small"),
+    *(
+        "too-many-pixels",
+        "takes-too-long",
+        "unsupported-format",
+        "damaged-picture",
+        "invalid-parameter",
+        "key-over-share",
+    ),
     *("queue-full", "draining", "not-ready", "engine-failed", "deadline"),
 )
 
@@ -62,6 +69,8 @@ async def ticket_of(request: Request, service: AService, holder: AHolder) -> Asy
     if announced > service.settings.limit_bytes:
         raise too_large(service.settings.limit_bytes)
     service.refuse_if_not_ready()
+    if service.not_ready() == "memory":
+        raise Problem("not-ready", "memory", retry_after_s=2)
     ticket = service.gate.enter(holder.name, holder.share, announced)
     try:
         yield ticket

@@ -25,9 +25,23 @@ class JobFiles:
         return self._storage.read(_picture(id, token, index))
 
     def remove_pictures(self, id: str, token: str, count: int) -> None:
-        """Remove the pictures of a job that was not accepted."""
+        """Remove the pictures of a job that was not accepted; another of the same id keeps its own."""
         for index in range(count):
             self._storage.remove(_picture(id, token, index))
+        for folder in (f"jobs/{id}/in", f"jobs/{id}"):
+            self._storage.prune(folder)
+
+    def keep_result_alone(self, id: str, path: str | None) -> None:
+        """Remove everything of a job that has ended but its result at `path`, None if it has none."""
+        unused = ["in", "progress.json"]
+        if path is None or not path.startswith(f"jobs/{id}/out/"):  # an archive holds them all
+            unused.append("out")
+        for part in unused:
+            self._storage.remove(f"jobs/{id}/{part}")
+
+    def results_bytes(self, id: str) -> int:
+        """Return how large the results of a job that is worked on are together."""
+        return self._storage.size_bytes(f"jobs/{id}/out")
 
     def write_result(self, id: str, index: int, ending: str, content: bytes) -> str:
         """Keep the result of a picture, and return where it is; `ending`: of its name ("_x4.jpg")."""
@@ -81,7 +95,7 @@ class JobFiles:
 
     def remove_content(self, id: str) -> None:
         """Remove everything of a job but that it is cancelled."""
-        for part in ("in", "out", "progress.json"):
+        for part in ("in", "out", "result.zip", "progress.json"):
             self._storage.remove(f"jobs/{id}/{part}")
 
     def remove(self, id: str) -> None:

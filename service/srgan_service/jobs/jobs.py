@@ -7,6 +7,7 @@ never in the database.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -23,6 +24,7 @@ from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.files import JobFiles
 from srgan_service.jobs.keeper import Keeper
+from srgan_service.jobs.quota import Quota, over_bytes
 from srgan_service.jobs.records import (
     Job,
     JobError,
@@ -32,14 +34,13 @@ from srgan_service.jobs.records import (
     PictureSpec,
     Upload,
 )
-from srgan_service.jobs.storage import Storage
+from srgan_service.jobs.storage import PRIVATE_FILE, Storage
 from srgan_service.jobs.work import JobWork
-from srgan_service.jobs.workflows import ACTIVE, Steps, StoredJob, Workflows
+from srgan_service.jobs.workflows import Steps, StoredJob, Workflows
 from srgan_service.metrics import Metrics
 from srgan_service.settings import Settings
 from srgan_service.work.upscaling import Works
 
-ANYBODY = "-"  # the owner of jobs without keys; no key can have this name alone
 _ID = re.compile(r"[A-Za-z0-9_-]{20,64}")
 
 
@@ -58,7 +59,8 @@ class Jobs:
         self._workflows = Workflows(
             self._database_url(), executor, at_once=settings.jobs_at_once, poll_s=settings.job_poll_s
         )
-        self._work = JobWork(works, self._files, metrics)
+        self._quota = Quota(settings, self._workflows, self._files)
+        self._work = JobWork(works, self._files, self._quota, metrics)
         self._keeper = Keeper(settings, executor, self._workflows, self._storage, metrics)
         self._database_file: tuple[Path, tuple[int, int]] | None = (
             None  # of SQLite, once open: its device and inode
@@ -79,8 +81,11 @@ class Jobs:
         """Open the database and begin to work on jobs. Raises what the database raises."""
         self._storage.prepare()
         self._keeper.beat()  # before this process can have a job
+        path = self._sqlite_path()
+        if path is not None:
+            _make_private(path)
         self._workflows.start(Steps(self._work.picture, self._work.pack, self._work.ended))
-        if (path := self._sqlite_path()) is not None:
+        if path is not None:
             self._database_file = path, _identity(path)
         self._keeper.start()
 
@@ -115,11 +120,22 @@ class Jobs:
             id = "i" + hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()[:40]
             if known := self._find(owner, id):
                 return self._same(known, _spec(uploads, wish, token, lambda index, content: None)), False
-        self._refuse_if_full(owner)
-        spec = _spec(
-            uploads, wish, token, lambda index, content: self._files.write_picture(id, token, index, content)
-        )
-        if not self._workflows.add(id, owner, spec):  # the same key at the same time
+        room_bytes = self._quota.room_bytes(owner)
+
+        def take(index: int, content: bytes) -> None:
+            nonlocal room_bytes
+            room_bytes -= len(content)
+            if room_bytes < 0:
+                raise over_bytes()
+            self._files.write_picture(id, token, index, content)
+
+        try:
+            spec = _spec(uploads, wish, token, take)
+            is_new = self._workflows.add(id, owner, spec)
+        except BaseException:
+            self._sweep_refused(id, token, len(uploads))
+            raise
+        if not is_new:  # the same key at the same time
             self._files.remove_pictures(id, token, len(uploads))
             if (known := self._find(owner, id)) is None:
                 raise Problem("conflict", "this Idempotency-Key was of a job that has been removed")
@@ -216,13 +232,20 @@ class Jobs:
                 job.error = JobError(code="storage-failed", detail="the job could not be carried out")
         return job
 
-    def _refuse_if_full(self, owner: str) -> None:
-        most = self._settings.job_queue
-        if self._workflows.count(ACTIVE) >= most:
-            raise Problem("queue-full", "there are too many jobs; try again later", retry_after_s=30)
-        share = max(1, self._settings.key_share * most)
-        if owner != ANYBODY and self._workflows.count(ACTIVE, owner) >= share:
-            raise Problem("key-over-share", "this API key has too many jobs in work", retry_after_s=30)
+    def _sweep_refused(self, id: str, token: str, count: int) -> None:
+        """Remove the pictures of a job that was not accepted, unless a database that failed has it after all."""
+        with contextlib.suppress(OSError, SQLAlchemyError):  # the keeper finds them in an hour
+            known = self._workflows.find(id)
+            if known is None or known.spec["token"] != token:
+                self._files.remove_pictures(id, token, count)
+
+
+def _make_private(database: Path) -> None:
+    """Make a file for SQLite, and what it keeps beside it, for this user alone."""
+    database.touch(PRIVATE_FILE)
+    for path in database.parent.glob(f"{database.name}*"):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            path.chmod(PRIVATE_FILE)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -41,6 +41,7 @@ class Keeper:
         self._files = JobFiles(storage)
         self._signs: dict[str, tuple[bytes, float]] = {}  # of other processes: the last one, and since when
         self._orphans: dict[str, float] = {}  # ids of files that may be no job's, and since when they are known
+        self._lost: set[str] = set()  # ids of jobs that could not be carried out, and have no files any more
         self._counts = dict.fromkeys(_STATES, 0)
         for status in _STATES:
             metrics.gauge(
@@ -110,13 +111,20 @@ class Keeper:
             self._files.remove(id)
         if ids:
             self._workflows.delete(ids)
+        lost = set(self._workflows.lost())
+        for id in lost - self._lost:  # nobody can do anything with their uploads
+            self._files.remove_content(id)
+        self._lost = lost
         self._forget_orphans()
         self._storage.sweep(_NO_WRITE_TAKES_S)
 
     def _forget_orphans(self) -> None:
-        """Remove the files of uploads that never became jobs: seen twice, an expiry apart, and known to nobody."""
+        """Remove the files of uploads that never became jobs: seen twice, an hour apart, and known to nobody."""
         now, ids = time.monotonic(), self._files.ids()
         self._orphans = {id: self._orphans.get(id, now) for id in ids}
         for id, since in self._orphans.items():
-            if now - since > self._settings.job_expiry_s and self._workflows.find(id) is None:
+            if (
+                now - since > min(_NO_WRITE_TAKES_S, self._settings.job_expiry_s)
+                and self._workflows.find(id) is None
+            ):
                 self._files.remove(id)

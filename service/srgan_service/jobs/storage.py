@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +19,13 @@ from srgan.files import TEMPORARY_SUFFIX, written_whole
 # Every entry of an archive gets this time, so that the same pictures make the same bytes.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
+_PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+
 
 class Storage:
     """Files by relative names below `url`, a folder or an fsspec URL such as s3://bucket/prefix.
 
+    Local folders that it makes and the files in them are for this user alone: they are other people's pictures.
     A file appears whole or not at all: locally by a rename after a flush, elsewhere as object stores do. Names are
     made by the service; nothing of a client is in them. Raises UsageError for a URL whose file system is missing.
     """
@@ -37,7 +41,11 @@ class Storage:
     def prepare(self) -> None:
         """Make the folder, if it is a local one, and see that files can be written there. Raises OSError."""
         if self.local is not None:
-            self.local.mkdir(parents=True, exist_ok=True)
+            _make_private(self.local)
+            for folder in self.local.iterdir():  # of a version that made them for everybody
+                if folder.name in ("jobs", "executors"):
+                    with contextlib.suppress(PermissionError):
+                        folder.chmod(_PRIVATE_FOLDER)
             with tempfile.TemporaryFile(dir=self.local):
                 pass
 
@@ -78,6 +86,19 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._path(name), recursive=True)
 
+    def prune(self, folder: str) -> None:
+        """Remove a local folder if there is nothing in it; elsewhere there is none then."""
+        if self.local is not None:
+            with contextlib.suppress(OSError):
+                (self.local / folder).rmdir()
+
+    def size_bytes(self, folder: str) -> int:
+        """Return how many bytes all files of a folder have together, 0 if there is no such folder."""
+        try:
+            return int(self._fs.du(self._path(folder)))
+        except FileNotFoundError:
+            return 0
+
     def sweep(self, age_s: float) -> None:
         """Remove what killed processes left half-written at least `age_s` ago; elsewhere nothing appears half."""
         if self.local is None:
@@ -87,17 +108,28 @@ class Storage:
                 if time.time() - path.stat().st_mtime >= age_s:
                     path.unlink()
 
-    def _written(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """Return a file to fill that becomes `name` at the end of its block."""
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[IO[bytes]]:
+        """Yield a file to fill that becomes `name` at the end of the block."""
         if self.local is None:
-            opened: IO[bytes] = self._fs.open(self._path(name), "wb")  # appears when it is closed
-            return opened
+            with self._fs.open(self._path(name), "wb") as opened:  # appears when it is closed
+                yield opened
+            return
         path = self.local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return written_whole(path)
+        _make_private(path.parent)
+        with written_whole(path) as file:
+            Path(file.name).chmod(PRIVATE_FILE)
+            yield file
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone; what is there stays as it is."""
+    missing = list(itertools.takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    for place in reversed(missing):
+        place.mkdir(_PRIVATE_FOLDER, exist_ok=True)
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ A step is deterministic and writes its result under a fixed name, so doing it tw
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -15,6 +16,7 @@ from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem
 from srgan_service.http.uploads import check_kind
 from srgan_service.jobs.files import JobFiles
+from srgan_service.jobs.quota import Quota
 from srgan_service.jobs.records import JobOutcome, JobSpec, PictureDone, PictureOutcome, ResultFile
 from srgan_service.metrics import Metrics
 from srgan_service.work import names
@@ -33,9 +35,10 @@ class _HandedBack(BaseException):
 class JobWork:
     """Works on jobs, each in the thread that asks. How far they are is known at once here, elsewhere by a file."""
 
-    def __init__(self, works: Works, files: JobFiles, metrics: Metrics) -> None:
+    def __init__(self, works: Works, files: JobFiles, quota: Quota, metrics: Metrics) -> None:
         self._works = works
         self._files = files
+        self._quota = quota
         self._metrics = metrics
         self._stopping = threading.Event()
         self._tickets: dict[str, Ticket] = {}
@@ -52,7 +55,10 @@ class JobWork:
             wish = Wish.model_validate(spec["parameters"])
             answer = self._works.work_on_job(ticket, content, wish, report)
             ending = names.ending(spec["files"][index]["name"], wish, answer)
+            self._quota.refuse_result(id, len(answer.content))
             path = self._files.write_result(id, index, ending, answer.content)
+            if self._files.is_cancelled(id):  # in the same moment
+                raise Stopped
         except Problem as problem:
             return {"code": problem.code, "detail": problem.detail}
         except (Stopped, FileNotFoundError) as error:
@@ -87,9 +93,12 @@ class JobWork:
         return {"path": path, "bytes": size, "media_type": "application/zip", "etag": etag, "name": "upscaled.zip"}
 
     def ended(self, id: str, outcome: JobOutcome) -> None:
-        """Count a job that is done."""
+        """Count a job that is done, and keep of it what somebody may still ask for."""
         self._progress.pop(id, None)
-        self._metrics.jobs_ended.labels("completed" if outcome["result"] else "failed").inc()
+        result = outcome["result"]
+        with contextlib.suppress(OSError):  # then it goes when the job expires
+            self._files.keep_result_alone(id, result["path"] if result is not None else None)
+        self._metrics.jobs_ended.labels("completed" if result else "failed").inc()
 
     def progress(self, id: str) -> float:
         """Return how far a job is, from 0 to 1."""

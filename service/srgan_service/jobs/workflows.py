@@ -168,6 +168,13 @@ class Workflows:
         )
         return [status.workflow_id for status in statuses]
 
+    def lost(self) -> list[str]:
+        """Return the ids of jobs that ended without an outcome and were not cancelled."""
+        statuses = DBOS.list_workflows(
+            status=["ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"], name=_NAME, load_input=False, load_output=False
+        )
+        return [status.workflow_id for status in statuses]
+
     def other_executors(self) -> set[str]:
         """Return the names of the other processes that have begun jobs and not ended them."""
         pending = DBOS.list_workflows(status="PENDING", name=_NAME, load_input=False, load_output=False)

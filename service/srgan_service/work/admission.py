@@ -154,12 +154,20 @@ class Gate:
         return px / speed if speed else 1.0
 
 
-class Lane:
-    """Lets `at_once` pictures be worked on at the same time; who waits is served by turns among the API keys."""
+_Waiting = tuple[str, asyncio.Future[None]]  # the name of a key, and its turn
 
-    def __init__(self, at_once: int) -> None:
+
+class Lane:
+    """Lets `at_once` pictures be worked on at the same time; who waits is served by turns among the API keys.
+
+    `of_key`: how many of them may be of one key, where there are keys; the rest is for others at any moment.
+    """
+
+    def __init__(self, at_once: int, of_key: int | None = None) -> None:
         self._free = at_once
-        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._of_key = max(1, of_key or at_once)
+        self._taken: Counter[str] = Counter()
+        self._waiting: FairQueue[_Waiting] = FairQueue()
         self._flows: dict[str, Flow] = {}
         self.working: list[Ticket] = []
 
@@ -179,36 +187,45 @@ class Lane:
         finally:
             self.working.remove(ticket)
             self._weigh(ticket.key)
-            self._hand_on()
+            self._give_back(ticket.key)
 
     def refuse_waiting(self, problem: Problem) -> None:
         """End the waiting of everybody with `problem`."""
         while self._waiting:
-            turn = self._waiting.get()
+            _, turn = self._waiting.get()
             if not turn.done():
                 turn.set_exception(problem)
 
     async def _wait(self, ticket: Ticket) -> None:
-        if self._free > 0:
-            self._free -= 1
+        if self._free > 0 and self._may_take(ticket.key):
+            self._take(ticket.key)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.put(self._flows.setdefault(ticket.key, Flow()), max(1, ticket.px), turn)
+        waiting = ticket.key, turn
+        self._waiting.put(self._flows.setdefault(ticket.key, Flow()), max(1, ticket.px), waiting)
         try:
             await turn
         except asyncio.CancelledError:
-            self._waiting.remove(turn)
+            self._waiting.remove(waiting)
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._hand_on()  # the turn came in the same moment
+                self._give_back(ticket.key)  # the turn came in the same moment
             raise
 
-    def _hand_on(self) -> None:
-        while self._waiting:
-            turn = self._waiting.get()
-            if not turn.done():
-                turn.set_result(None)
-                return
+    def _may_take(self, key: str) -> bool:
+        return not key or self._taken[key] < self._of_key
+
+    def _take(self, key: str) -> None:
+        self._free -= 1
+        self._taken[key] += 1
+
+    def _give_back(self, key: str) -> None:
         self._free += 1
+        self._taken[key] -= 1
+        while self._free and (waiting := self._waiting.get_first(lambda other: self._may_take(other[0]))):
+            key, turn = waiting
+            if not turn.done():
+                self._take(key)
+                turn.set_result(None)
 
     def _weigh(self, key: str) -> None:
         """Give all of a key's pictures together the weight of one."""

@@ -55,6 +55,16 @@ class FairQueue(Generic[T]):
         self._clock, _, item = heapq.heappop(self._heap)
         return item
 
+    def get_first(self, matches: Callable[[T], bool]) -> T | None:
+        """Take out what is next of those that `matches` is true of, None if there is none."""
+        entry = min((entry for entry in self._heap if matches(entry[2])), default=None)
+        if entry is None:
+            return None
+        self._heap.remove(entry)
+        heapq.heapify(self._heap)
+        self._clock = max(self._clock, entry[0])
+        return entry[2]
+
     def get_like(self, matches: Callable[[T], bool], most: int) -> list[T]:
         """Take out up to `most` that `matches` is true of, in order, without moving the clock."""
         taken = heapq.nsmallest(most, (entry for entry in self._heap if matches(entry[2])))

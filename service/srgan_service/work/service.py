@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import structlog
 
@@ -26,6 +28,7 @@ _log = structlog.stdlib.get_logger("srgan_service")
 
 # Below this much free memory, or disk for the pictures of jobs, the service says that it is not ready.
 _LEAST_FREE_BYTES = 256 * 2**20
+_LOOK_EVERY_S = 0.5  # it costs up to three milliseconds, and every request asks
 
 
 class Service:
@@ -37,6 +40,8 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.jobs_not_ready: Callable[[], str | None] = lambda: None  # set by whoever has jobs
+        self._shortage: str | None = None
+        self._looked_at = -math.inf
         self.keys = Keys(settings)
         self.device = Device(batch_tiles=settings.batch_tiles)
         self.models = Models(
@@ -62,7 +67,8 @@ class Service:
             max_side_px=settings.limit_side_px,
             max_frames=settings.limit_frames,
         )
-        self.decoder = GuardedDecoder(limits, always=True, max_workers=2)
+        # Two for requests, of different keys, and those of jobs.
+        self.decoder = GuardedDecoder(limits, always=True, max_workers=2 + settings.jobs * settings.jobs_at_once)
         self.works = Works(
             settings,
             self.models,
@@ -96,12 +102,20 @@ class Service:
             return "draining"
         if not self.models.ready:
             return "model" if self.models.failure else "loading"
-        if available_bytes() < _LEAST_FREE_BYTES:
-            return "memory"
-        folder = Path(self.settings.data_dir)
-        if folder.is_dir() and shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-            return "disk"
-        return self.jobs_not_ready()
+        return self._short_of() or self.jobs_not_ready()
+
+    def _short_of(self) -> str | None:
+        """Return "memory" or "disk" if there is little of it, as it was at most half a second ago."""
+        if monotonic() - self._looked_at > _LOOK_EVERY_S:
+            folder = Path(self.settings.data_dir)
+            if available_bytes() < _LEAST_FREE_BYTES:
+                self._shortage = "memory"
+            elif folder.is_dir() and shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+                self._shortage = "disk"
+            else:
+                self._shortage = None
+            self._looked_at = monotonic()
+        return self._shortage
 
     def refuse_if_not_ready(self) -> None:
         """Raise the Problem for requests that come before the model is loaded, or while the service ends."""

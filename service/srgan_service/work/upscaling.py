@@ -77,10 +77,10 @@ class Works:
         self._metrics = metrics
         self._decode = decode
         self.lanes = {
-            "small": Lane(settings.small_at_once),
+            "small": Lane(settings.small_at_once, settings.small_at_once - 1),
             "large": Lane(settings.large_at_once),
         }
-        self._decoding = Lane(2)
+        self._decoding = Lane(2, 1)  # what is made to be slow holds a decoder for ten seconds
         self._loading = Lane(1)
         at_once = settings.small_at_once + settings.large_at_once
         self._decoders = ThreadPoolExecutor(2, "srgan-decode")

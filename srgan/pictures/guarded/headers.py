@@ -31,6 +31,8 @@ _ORDINARY_SCAN_MEGAPIXELS = 600
 
 # A camera writes some twenty segments, an encoder a chunk for every 8 KB of pixels.
 _ORDINARY_SEGMENTS = 1_000
+# Between its scans a progressive JPEG has a few tables each; to count 8 million empty comments takes four seconds.
+_ORDINARY_MARKERS = 10_000
 _ORDINARY_CHUNKS = 20_000
 
 # Beside the pixels: profile, thumbnail, comments. Entries of EXIF may share their bytes, so a reader may need the
@@ -168,6 +170,8 @@ def _jpeg(file: BinaryIO, size_bytes: int, max_scans: int) -> Header | None:
         return None
     # Whoever has all components in its first scan, and is not progressive, is read to the end of that scan.
     scans = 1 if kind != _PROGRESSIVE and body[0] == components else _scans(file, max_scans)
+    if scans is None:
+        return None
     pixels = width * height
     huffman = kind in (_BASELINE, _EXTENDED, _PROGRESSIVE)
     usual = scans * pixels <= _ORDINARY_SCAN_MEGAPIXELS * 1e6 and _is_usual_ratio(pixels, size_bytes)
@@ -176,9 +180,12 @@ def _jpeg(file: BinaryIO, size_bytes: int, max_scans: int) -> Header | None:
     return Header(width, height, huffman and components <= 3 and exif_blocks <= 1 and usual, truncated, scans)
 
 
-def _scans(file: BinaryIO, max_scans: int) -> int:
-    """Return the number of scans from the coded data at hand on, or `max_scans` + 1 if there are more."""
-    scans = 1
+def _scans(file: BinaryIO, max_scans: int) -> int | None:
+    """Return the number of scans from the coded data at hand on, or `max_scans` + 1 if there are more.
+
+    None if there are too many markers to look at them all: that is for who has a limit on its time.
+    """
+    scans, markers = 1, 0
     rest = b""
     while scans <= max_scans and (piece := file.read(_PIECE_BYTES)):
         coded = rest + piece
@@ -187,6 +194,9 @@ def _scans(file: BinaryIO, max_scans: int) -> int:
             marker = coded[match.end() - 1]
             if marker == _EOI:
                 return scans
+            markers += 1
+            if markers > _ORDINARY_MARKERS:
+                return None
             scans += marker == _SOS
             position = match.end()
             if marker not in _WITHOUT_LENGTH:
