@@ -27,7 +27,7 @@ from PIL import (
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import bmp, boxes, gif, heic, jpeg_mending, jpeg_parts, png, ppm, tiff
+from srgan.pictures.formats import bmp, boxes, gif, heic, jpeg_mending, jpeg_parts, png, png_mending, ppm, tiff
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -62,8 +62,8 @@ def decode(
 
     The content decides the format, not the name. Frames of an animation come as they are seen, each whole; pages
     one by one. 16 bits per channel stay 16; CMYK and L*a*b* become sRGB. What the file carries and the picture
-    does not is told in its `warnings`. `accept_damaged`: of a JPEG file that is cut short, take what is there, and
-    say so.
+    does not is told in its `warnings`. `accept_damaged`: of a file that is damaged or cut short, take what is
+    there, and say so.
     Raises PictureTooLargeError before decoding if the header promises more than `max_megapixels`, all frames and
     pages together; UnsupportedPictureError for pixels that would be damaged (floating point beyond 0..1, 32-bit
     integers); PictureError if the file cannot be read, is truncated or damaged.
@@ -92,6 +92,8 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
             return read_tiff(file.read(), budget)
         if heic.is_heic(head):
             return _read_heic(file, budget)
+        if head.startswith(png.SIGNATURE):
+            file, warnings = png_mending.sound(file, budget.check, accept_damaged=accept_damaged)
         if head.startswith((b"GIF87a", b"GIF89a")):
             budget.check(*gif.canvas(file))
             file.seek(0)
@@ -107,7 +109,7 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
             warnings.append("its EXIF data is damaged and was not kept")
         with image as opened:
             if opened.format != "MPO" and getattr(opened, "is_animated", False):
-                return _read_frames(opened, file, budget)
+                return _read_frames(opened, file, budget, warnings)
             budget.spend(opened.width, opened.height)
             if isinstance(opened, JpegImagePlugin.JpegImageFile):
                 return _read_jpeg(opened, file, warnings, accept_damaged=accept_damaged)
@@ -144,11 +146,10 @@ def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]
     return _finished(planes, opened, file, warnings)
 
 
-def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) -> Picture:
+def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget, warnings: list[str]) -> Picture:
     """Read an animation; the first frame carries what belongs to all."""
     count: int = opened.n_frames  # type: ignore[attr-defined]  # Pillow has it on some classes of images alone
     budget.spend(opened.width, opened.height, count)
-    warnings = []
     first = 0
     if getattr(opened, "default_image", False):
         first = 1

@@ -16,7 +16,7 @@ from PIL import Image
 
 from srgan.errors import PictureError
 from srgan.pictures import decode, guarded
-from srgan.pictures.formats.jpeg_mending import NO_END
+from srgan.pictures.formats.damage import NO_END
 
 SAMSUNG = struct.pack("<HHL", 0, 0x0A01, 14) + b"Image_UTC_Data1606442695000"
 SAMSUNG += b"SEFH" + struct.pack("<LLHHLL", 106, 1, 0, 0x0A01, 35, 35) + struct.pack("<L4s", 24, b"SEFT")

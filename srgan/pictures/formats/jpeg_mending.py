@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from srgan.pictures.formats.damage import NO_END, partly_whole
 from srgan.pictures.formats.jpeg_parts import Layout, layout
 
 _EOI = b"\xff\xd9"
@@ -23,8 +24,6 @@ _STARTS = (b"\x00", b"\x55", b"\xaa", b"\x7e")
 
 _DRI = 0xDD
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-
-NO_END = "it ends without the mark for its end; all of its picture is there"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def mended(content: bytes, *, accept_damaged: bool) -> Mended | None:
         return None
     if share == 1:
         return Mended(closed, "it is damaged or cut short: finer details of its picture are missing")
-    return Mended(closed, f"it is damaged or cut short: {share:.0%} of its picture is whole, the rest was made up")
+    return Mended(closed, partly_whole(share))
 
 
 def _whole_share(closed: bytes, coded: bytes, *, has_restarts: bool) -> float:

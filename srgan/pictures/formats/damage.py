@@ -1,0 +1,32 @@
+"""What is said of pictures that are damaged, in the same words for every format."""
+
+from __future__ import annotations
+
+import math
+
+NO_END = "it ends without the mark for its end; all of its picture is there"
+
+CUT_SHORT = "it is cut short"
+
+
+class DamageError(ValueError):
+    """Something is wrong with the bytes of a picture; its message is fit to be shown to a user."""
+
+
+def partly_whole(share: float, read: float | None = None) -> str:
+    """Return the warning for a picture: `share` (0..1) of it is whole, `read` could be read but may be wrong."""
+    if read is None or read == share:
+        return f"it is damaged or cut short: {_percent(share)} of its picture is whole, the rest was made up"
+    doubt = f"from {_percent(share)} on" if share else "all of it"
+    return f"it is damaged: {_percent(read)} of its picture could be read, but {doubt} may be wrong"
+
+
+def fewer_frames(whole: int, promised: int) -> str:
+    """Return the warning for an animation of which not all frames are whole."""
+    if promised <= whole:  # nothing says how many there were
+        return f"it is damaged or cut short: its first {whole} frames are whole; others were not kept"
+    return f"it is damaged or cut short: {whole} of its {promised} frames are whole; the others were not kept"
+
+
+def _percent(share: float) -> str:
+    return f"{math.floor(100 * share)}%"  # what is not whole is not 100%
