@@ -95,8 +95,7 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
         if head.startswith(png.SIGNATURE):
             file, warnings = png_mending.sound(file, budget.check, accept_damaged=accept_damaged)
         if head.startswith((b"GIF87a", b"GIF89a")):
-            budget.check(*gif.canvas(file))
-            file.seek(0)
+            file, warnings = gif.sound(file, budget.check, accept_damaged=accept_damaged)
         try:
             image = Image.open(file, formats=OPENED)
         except UnidentifiedImageError:

@@ -44,7 +44,8 @@ def file_of(chunks: Sequence[Chunk]) -> bytes:
     return b"".join(parts)
 
 
-HEADER, (_, PIXELS, *_), END = saved(LEVELS)
+HEADER, IDAT, END = saved(LEVELS)
+PIXELS = IDAT[1]
 
 
 def whole_rows(content: bytes) -> tuple[float, tuple[str, ...]]:

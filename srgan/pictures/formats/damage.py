@@ -7,6 +7,7 @@ import math
 NO_END = "it ends without the mark for its end; all of its picture is there"
 
 CUT_SHORT = "it is cut short"
+OTHER_DATA = "it is cut short, and other data stands in the place of the rest"
 
 
 class DamageError(ValueError):
@@ -23,8 +24,11 @@ def partly_whole(share: float, read: float | None = None) -> str:
 
 def fewer_frames(whole: int, promised: int) -> str:
     """Return the warning for an animation of which not all frames are whole."""
+    if not whole:
+        return "it is damaged or cut short: no frame is whole; the others were not kept"
     if promised <= whole:  # nothing says how many there were
-        return f"it is damaged or cut short: its first {whole} frames are whole; others were not kept"
+        frames = f"{whole} frames are" if whole > 1 else "frame is"
+        return f"it is damaged or cut short: only its first {frames} whole; what followed was not kept"
     return f"it is damaged or cut short: {whole} of its {promised} frames are whole; the others were not kept"
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from srgan.pictures.formats.damage import NO_END, partly_whole
+from srgan.pictures.formats.damage import NO_END, OTHER_DATA, partly_whole
 from srgan.pictures.formats.jpeg_parts import Layout, layout
 
 _EOI = b"\xff\xd9"
@@ -112,7 +112,7 @@ def loaded(
         if layout(content).is_ended:
             return opened, []
         # Zeros, and much else, pass for coded data.
-        damage = OSError("it is cut short, and other data stands in the place of the rest")
+        damage = OSError(OTHER_DATA)
     except OSError as error:
         damage = error
     fixed = mended(content, accept_damaged=accept_damaged)

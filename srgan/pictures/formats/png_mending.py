@@ -129,8 +129,8 @@ def sound(
     except DamageError:
         if not accept_damaged:
             raise
-        mended, warning = _mended(layout, file)
-        return io.BytesIO(mended), [*warnings, warning]
+        mended, further = _mended(layout, file)
+        return io.BytesIO(mended), [*warnings, *further]
     if not layout.is_ended:
         warnings.append(NO_END)
     if dropped or not layout.is_ended:
@@ -268,8 +268,8 @@ def _pieces(frame: _Frame, file: BinaryIO, piece_bytes: int) -> Iterator[bytes]:
             yield file.read(min(piece_bytes, part.length - place))
 
 
-def _mended(layout: _Layout, file: BinaryIO) -> tuple[bytes, str]:
-    """Return a file of those frames that are whole, or of what there is of the first, and the warning for it."""
+def _mended(layout: _Layout, file: BinaryIO) -> tuple[bytes, list[str]]:
+    """Return a file of those frames that are whole, or of what there is of the first, and the warnings for it."""
     frames: list[_Frame] = []
     for frame in layout.frames[: layout.promised]:
         is_told_right = frame.control is None or frame.control.is_right
@@ -283,15 +283,16 @@ def _mended(layout: _Layout, file: BinaryIO) -> tuple[bytes, str]:
         kept = [part for part in layout.chunks if part.name not in (b"fcTL", b"fdAT") or part in there]
         (count,) = (part for part in kept if part.name == b"acTL")
         content = _put_together(kept, file, {b"acTL": struct.pack(">L", whole) + _body(count, file)[4:]})
-        return content, fewer_frames(whole, promised) if whole < promised else _WRONG_CHECKSUMS
+        return content, [fewer_frames(whole, promised) if whole < promised else _WRONG_CHECKSUMS]
     share, read, raw = _unpacked(layout, layout.frames[0], file)
     if not read:
         raise DamageError(CUT_SHORT)
     still = [part for part in layout.chunks if part.name not in _OF_ANIMATION]
     content = _put_together(still, file, {b"IDAT": deflated(raw)})
+    warnings = [fewer_frames(max(0, whole), promised)] if layout.is_animated else []
     if share < 1:
-        return content, partly_whole(share, read)
-    return content, fewer_frames(whole, promised) if layout.is_animated else _WRONG_CHECKSUMS
+        warnings.insert(0, partly_whole(share, read))
+    return content, warnings or [_WRONG_CHECKSUMS]
 
 
 def _unpacked(layout: _Layout, frame: _Frame, file: BinaryIO) -> tuple[float, float, bytearray]:
