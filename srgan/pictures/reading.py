@@ -89,7 +89,7 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
         if not looks_like_picture(head):
             raise UnsupportedPictureError(f"{name}: {NO_PICTURE}")
         if tiff.is_tiff(head):
-            return read_tiff(file.read(), budget)
+            return read_tiff(file.read(), budget, accept_damaged=accept_damaged)
         if heic.is_heic(head):
             return _read_heic(file, budget)
         if head.startswith(png.SIGNATURE):

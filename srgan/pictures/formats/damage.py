@@ -22,14 +22,14 @@ def partly_whole(share: float, read: float | None = None) -> str:
     return f"it is damaged: {_percent(read)} of its picture could be read, but {doubt} may be wrong"
 
 
-def fewer_frames(whole: int, promised: int) -> str:
-    """Return the warning for an animation of which not all frames are whole."""
+def fewer_frames(whole: int, promised: int, kind: str = "frame") -> str:
+    """Return the warning for an animation, or another `kind` of a series, of which not all is whole."""
     if not whole:
-        return "it is damaged or cut short: no frame is whole; the others were not kept"
+        return f"it is damaged or cut short: no {kind} is whole; the others were not kept"
     if promised <= whole:  # nothing says how many there were
-        frames = f"{whole} frames are" if whole > 1 else "frame is"
+        frames = f"{whole} {kind}s are" if whole > 1 else f"{kind} is"
         return f"it is damaged or cut short: only its first {frames} whole; what followed was not kept"
-    return f"it is damaged or cut short: {whole} of its {promised} frames are whole; the others were not kept"
+    return f"it is damaged or cut short: {whole} of its {promised} {kind}s are whole; the others were not kept"
 
 
 def _percent(share: float) -> str:

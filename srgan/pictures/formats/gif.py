@@ -211,8 +211,8 @@ def _sub_blocks(file: BinaryIO) -> tuple[bytes, bool]:
     """Return the blocks that follow with their lengths and the empty one behind them; whether that is there."""
     parts = []
     while length := file.read(1):
-        parts.append(length)
+        part = file.read(length[0])
+        parts += [bytes([len(part)]), part]  # decoders take nothing of a block that promises more
         if length == b"\0":
             return b"".join(parts), True
-        parts.append(file.read(length[0]))
     return b"".join(parts), False
