@@ -288,9 +288,11 @@ def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
         across, down = opened.info.get("jfif_density", (1, 1))
     elif opened.format == "AVIF":
         across, down = boxes.pixel_shape(_content(file))
+    elif opened.format == "GIF":
+        across, down = gif.pixel_shape(file)
     if across != down and across and down:
-        # A file says how many pixels make the same length; AVIF how long they are.
-        shape = f"{across}:{down}" if opened.format == "AVIF" else f"{down}:{across}"
+        # A file says how many pixels make the same length; AVIF and GIF how long they are.
+        shape = f"{across}:{down}" if opened.format in ("AVIF", "GIF") else f"{down}:{across}"
         warnings.append(f"its pixels are not square ({shape}), which was not kept")
     return warnings
 

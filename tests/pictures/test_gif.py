@@ -153,3 +153,11 @@ def test_a_picture_that_is_cut_is_taken_as_far_as_it_goes(interlace: int) -> Non
         assert told <= 100 * right < told + 2
     assert decode(content[:-1]).warnings == (NO_END,)
     np.testing.assert_array_equal(decode(content[:-1]).pixels, whole)
+
+
+@pytest.mark.parametrize("content", [moving(2)[0], moving(1)[0]])
+def test_the_shape_of_pixels_is_told(content: bytes) -> None:
+    for told, words in ((0, None), (49, None), (113, "128:64"), (17, "32:64")):
+        edited = content[:12] + bytes([told]) + content[13:]
+        expected = f"its pixels are not square ({words}), which was not kept"
+        assert decode(edited).warnings == ((expected,) if words else ())

@@ -116,6 +116,13 @@ def _share_there(frame: _Frame) -> float:
     return min(1, pixels / max(1, frame.box[2] * frame.box[3]))
 
 
+def pixel_shape(file: BinaryIO) -> tuple[int, int]:
+    """Return how wide and how high a pixel is, in proportion: a file tells it in 64ths, from 16 on."""
+    file.seek(12)
+    (told,) = file.read(1)
+    return (told + 15, 64) if told else (1, 1)
+
+
 def seen_frames(file: BinaryIO) -> Iterator[tuple[Planes, float]]:
     """Yield each frame of an animation as it is seen, whole, and how long, in milliseconds.
 
