@@ -131,7 +131,7 @@ class UpscaleOptions:
         float, typer.Option("--max-megapixels", metavar="N", help="Refuse larger pictures before decoding them.")
     ] = 200.0
     accept_damaged: Annotated[
-        bool, typer.Option("--accept-damaged", help="Take what there is of JPEG files that are cut short.")
+        bool, typer.Option("--accept-damaged", help="Take what there is of files that are damaged or cut short.")
     ] = False
     workers: Annotated[
         int, typer.Option("-j", "--workers", help="Files that are decoded or encoded beside the one in inference.")

@@ -35,7 +35,7 @@ class Options:
     `overwrite`: make again what is finished, and replace files that are not results of an earlier run.
     `fail_fast`: begin no further file when one has failed. `measured`: compare each result with its source.
     `max_megapixels`: a source that promises more, all its frames together, is refused before it is decoded.
-    `accept_damaged`: of a JPEG file that is cut short, take what is there, and say so.
+    `accept_damaged`: of a file that is damaged or cut short, take what is there, and say so.
     Raises UsageError for a limit out of range.
     """
 

@@ -59,9 +59,9 @@ def as_read(description: str, *, is_signed: bool) -> str:
     return description
 
 
-def imagej_pictures(description: object) -> int:
+def imagej_pictures(description: str) -> int:
     """Return how many pictures the description of a file by ImageJ tells of, 0 for another."""
-    match = re.match(r"ImageJ=[^\n]*\nimages=(\d{1,9})\s", description) if isinstance(description, str) else None
+    match = re.match(r"ImageJ=[^\n]*\nimages=(\d{1,9})\s", description)
     return int(match[1]) if match else 0
 
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from PIL import UnidentifiedImageError
 
 from srgan.errors import PictureError, PictureTooLargeError, SrganError
+from srgan.pictures.formats.damage import CUT_SHORT
 from srgan.pictures.picture import FORMATS
 from srgan.pictures.signatures import NO_PICTURE
 
@@ -38,6 +39,9 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+# Those that say in words what is wrong; the others speak of what went wrong in the program.
+_IN_WORDS = (OSError, ValueError, SyntaxError, RuntimeError)
 
 
 @contextlib.contextmanager
@@ -74,8 +78,10 @@ def as_picture_errors(name: str, complaint: str) -> Iterator[None]:
     except MemoryError as error:
         raise PictureError(f"{name}: {complaint}: not enough memory") from error
     except DECODER_ERRORS as error:
-        message = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
-        raise PictureError(f"{name}: {complaint}: {message}") from error
+        message = next(iter(str(error).splitlines()), "")[:200] if isinstance(error, _IN_WORDS) else ""
+        if message.startswith("image file is truncated"):
+            message = CUT_SHORT
+        raise PictureError(": ".join(filter(None, (name, complaint, message)))) from error
 
 
 class Budget:

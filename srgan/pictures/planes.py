@@ -67,7 +67,7 @@ class Planes:
             warnings.append(warning)
         elif image.mode == "F":
             warnings.append("its floating-point samples were rounded to 16 bits")
-            return cls(_from_floats(np.asarray(image)), None)
+            return cls(from_floats(np.asarray(image)), None)
         elif image.mode in ("I;16", "I;16B", "I;16L", "I;16N"):
             largest = 2**bits - 1
             levels = np.asarray(image).astype(np.uint32)
@@ -88,6 +88,14 @@ class Planes:
         """Whether that EXIF orientation turns rows into columns."""
         return _TURNS.get(orientation, (False, ()))[0]
 
+    def with_rows(self, height: int) -> Planes:
+        """Return the planes with black, clear rows below them, `height` in all."""
+
+        def filled(plane: np.ndarray) -> np.ndarray:
+            return np.concatenate([plane, np.zeros((height - len(plane), *plane.shape[1:]), plane.dtype)])
+
+        return Planes(filled(self.pixels), None if self.alpha is None else filled(self.alpha))
+
     def turned(self, orientation: int) -> Planes:
         """Return the planes upright by their EXIF orientation."""
         if orientation not in _TURNS:
@@ -100,14 +108,16 @@ class Planes:
         return Planes(turn(self.pixels), None if self.alpha is None else turn(self.alpha))
 
 
-def _from_floats(values: np.ndarray) -> np.ndarray:
-    """Return floating-point samples of 0 (black) to 1 (white) as uint16."""
+def from_floats(values: np.ndarray) -> np.ndarray:
+    """Return floating-point samples of 0 (black) to 1 (white) as uint16; others are UnsupportedPictureError."""
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise UnsupportedPictureError(
             "floating-point samples beyond 0 to 1 are not supported, since nothing says what is black and white; "
             "save it with 16-bit integers"
         )
-    levels: np.ndarray = np.rint(values * 65535).astype(np.uint16)
+    levels = np.empty(values.shape, np.uint16)
+    for row, exact in zip(levels, values, strict=True):  # in float32 the halves would round the wrong way
+        row[...] = np.rint(exact * np.float64(65535))
     return levels
 
 

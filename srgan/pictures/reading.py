@@ -27,7 +27,7 @@ from PIL import (
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import bmp, boxes, gif, heic, jpeg_mending, jpeg_parts, png, ppm, tiff
+from srgan.pictures.formats import bmp, boxes, gif, heic, jpeg_mending, jpeg_parts, png, png_mending, ppm, tiff
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -62,8 +62,8 @@ def decode(
 
     The content decides the format, not the name. Frames of an animation come as they are seen, each whole; pages
     one by one. 16 bits per channel stay 16; CMYK and L*a*b* become sRGB. What the file carries and the picture
-    does not is told in its `warnings`. `accept_damaged`: of a JPEG file that is cut short, take what is there, and
-    say so.
+    does not is told in its `warnings`. `accept_damaged`: of a file that is damaged or cut short, take what is
+    there, and say so.
     Raises PictureTooLargeError before decoding if the header promises more than `max_megapixels`, all frames and
     pages together; UnsupportedPictureError for pixels that would be damaged (floating point beyond 0..1, 32-bit
     integers); PictureError if the file cannot be read, is truncated or damaged.
@@ -89,12 +89,13 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
         if not looks_like_picture(head):
             raise UnsupportedPictureError(f"{name}: {NO_PICTURE}")
         if tiff.is_tiff(head):
-            return read_tiff(file.read(), budget)
+            return read_tiff(file.read(), budget, accept_damaged=accept_damaged)
         if heic.is_heic(head):
             return _read_heic(file, budget)
+        if head.startswith(png.SIGNATURE):
+            file, warnings = png_mending.sound(file, budget.check, accept_damaged=accept_damaged)
         if head.startswith((b"GIF87a", b"GIF89a")):
-            budget.check(*gif.canvas(file))
-            file.seek(0)
+            file, warnings = gif.sound(file, budget.check, accept_damaged=accept_damaged)
         try:
             image = Image.open(file, formats=OPENED)
         except UnidentifiedImageError:
@@ -107,7 +108,7 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
             warnings.append("its EXIF data is damaged and was not kept")
         with image as opened:
             if opened.format != "MPO" and getattr(opened, "is_animated", False):
-                return _read_frames(opened, file, budget)
+                return _read_frames(opened, file, budget, warnings)
             budget.spend(opened.width, opened.height)
             if isinstance(opened, JpegImagePlugin.JpegImageFile):
                 return _read_jpeg(opened, file, warnings, accept_damaged=accept_damaged)
@@ -144,11 +145,10 @@ def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]
     return _finished(planes, opened, file, warnings)
 
 
-def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget) -> Picture:
+def _read_frames(opened: ImageFile.ImageFile, file: BinaryIO, budget: Budget, warnings: list[str]) -> Picture:
     """Read an animation; the first frame carries what belongs to all."""
     count: int = opened.n_frames  # type: ignore[attr-defined]  # Pillow has it on some classes of images alone
     budget.spend(opened.width, opened.height, count)
-    warnings = []
     first = 0
     if getattr(opened, "default_image", False):
         first = 1
@@ -288,9 +288,11 @@ def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
         across, down = opened.info.get("jfif_density", (1, 1))
     elif opened.format == "AVIF":
         across, down = boxes.pixel_shape(_content(file))
+    elif opened.format == "GIF":
+        across, down = gif.pixel_shape(file)
     if across != down and across and down:
-        # A file says how many pixels make the same length; AVIF how long they are.
-        shape = f"{across}:{down}" if opened.format == "AVIF" else f"{down}:{across}"
+        # A file says how many pixels make the same length; AVIF and GIF how long they are.
+        shape = f"{across}:{down}" if opened.format in ("AVIF", "GIF") else f"{down}:{across}"
         warnings.append(f"its pixels are not square ({shape}), which was not kept")
     return warnings
 

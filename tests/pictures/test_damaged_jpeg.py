@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from srgan.errors import PictureError
 from srgan.pictures import decode, guarded
-from srgan.pictures.formats.jpeg_mending import NO_END
+from srgan.pictures.formats.damage import NO_END
 
 SAMSUNG = struct.pack("<HHL", 0, 0x0A01, 14) + b"Image_UTC_Data1606442695000"
 SAMSUNG += b"SEFH" + struct.pack("<LLHHLL", 106, 1, 0, 0x0A01, 35, 35) + struct.pack("<L4s", 24, b"SEFT")
@@ -131,3 +132,27 @@ def test_the_command(tmp_path: Path, tiny_model: Path) -> None:
 @pytest.mark.parametrize("name", ["jpeg-no-eoi", "jpeg-noeoi-samsung-trailer"])
 def test_real_files(shared: Path, name: str) -> None:
     assert NO_END in decode(shared / "repro" / f"{name}.jpg").warnings
+
+
+def test_a_progressive_picture_that_is_cut_anywhere_is_taken_and_told() -> None:
+    levels = np.asarray(Image.fromarray(noisy(6, 8)).resize((64, 48), Image.Resampling.BICUBIC))
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "JPEG", quality=85, progressive=True)
+    content = buffer.getvalue()
+    scans = [match.start() for match in re.finditer(rb"\xff\xda", content)]
+    whole = decode(content).pixels.astype(int)
+    finer = "it is damaged or cut short: finer details of its picture are missing"
+    for end in range(scans[0] + 14, len(content) - 2, 5):
+        picture = decode(content[:end], accept_damaged=True)
+        (warning,) = picture.warnings
+        if end < scans[1] - 200:
+            assert "of its picture is whole, the rest was made up" in warning
+        elif scans[1] < end < scans[-1]:
+            assert warning == finer
+            assert np.abs(picture.pixels - whole).mean() < 40  # it is there, if coarse
+        elif end > scans[-1] + 14 and warning != finer:
+            share = int(warning.split("%")[0].rsplit(" ", 1)[-1])
+            assert warning.endswith("the rest lacks its finer details")
+            assert (picture.pixels == whole)[: 48 * share // 100].all()
+    (warning,) = decode(content[: len(content) * 7 // 10], accept_damaged=True).warnings
+    assert warning == finer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -14,6 +15,7 @@ from PIL import Image
 
 from srgan.errors import PictureError
 from srgan.pictures import Picture, decode, encode, losses
+from srgan.pictures.formats.damage import NO_END
 
 
 def animation(disposal: int, clear: bool = False) -> bytes:
@@ -105,3 +107,57 @@ def test_few_colours_are_held_and_many_are_told() -> None:
         np.testing.assert_array_equal(found[seen], levels[seen])
     for picture in (Picture(many), replace(Picture(three), further=(Picture(many),))):
         assert any("256 colours" in words for words in losses(picture, "gif"))
+
+
+def moving(count: int = 5) -> tuple[bytes, list[np.ndarray]]:
+    """Return an animation of noise, and its frames as they are seen."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).quantize(64) for _ in range(count)]
+    buffer = io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=50)
+    return buffer.getvalue(), [np.asarray(image.convert("RGB")) for image in images]
+
+
+def test_an_animation_that_is_cut_is_refused_and_its_whole_frames_are_taken() -> None:
+    content, frames = moving()
+    starts = [match.start() for match in re.finditer(rb"!\xf9\x04", content)]
+    for place, count in ((starts[3], 3), (starts[3] - 50, 2), (starts[2] + 3, 2), (len(content) - 1, 5)):
+        cut = content[:place]
+        for behind in (b"", bytes(500)):
+            with pytest.raises(PictureError, match="damaged or incomplete: it is cut short"):
+                decode(cut + behind)
+            picture = decode(cut + behind, accept_damaged=True)
+            assert len(picture.frames) == count
+            for seen, expected in zip(picture.frames, frames, strict=False):
+                np.testing.assert_array_equal(seen.pixels, expected)
+            assert picture.warnings == (
+                f"it is damaged or cut short: only its first {count} frames are whole; what followed was not kept",
+            )
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+def test_a_picture_that_is_cut_is_taken_as_far_as_it_goes(interlace: int) -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)).quantize(200)
+    buffer = io.BytesIO()
+    image.save(buffer, "GIF", interlace=interlace)
+    content = buffer.getvalue()
+    whole = decode(content).pixels
+    codes = 13 + 3 * 256
+    for share in (0.3, 0.6, 0.95):
+        cut = content[: int(codes + (len(content) - codes) * share)]
+        with pytest.raises(PictureError, match="damaged or incomplete: it is cut short"):
+            decode(cut)
+        picture = decode(cut, accept_damaged=True)
+        right = (picture.pixels == whole).all(axis=2).mean()
+        told = int(picture.warnings[0].split("%")[0].rsplit(" ", 1)[-1])
+        assert told <= 100 * right < told + 2
+    assert decode(content[:-1]).warnings == (NO_END,)
+    np.testing.assert_array_equal(decode(content[:-1]).pixels, whole)
+
+
+@pytest.mark.parametrize("content", [moving(2)[0], moving(1)[0]])
+def test_the_shape_of_pixels_is_told(content: bytes) -> None:
+    for told, words in ((0, None), (49, None), (113, "128:64"), (17, "32:64")):
+        edited = content[:12] + bytes([told]) + content[13:]
+        expected = f"its pixels are not square ({words}), which was not kept"
+        assert decode(edited).warnings == ((expected,) if words else ())

@@ -4,53 +4,138 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
+from srgan.pictures.formats.damage import CUT_SHORT, NO_END, OTHER_DATA, DamageError, fewer_frames, partly_whole
 from srgan.pictures.planes import Planes
 
 _EXTENSION, _IMAGE, _END = b"!", b",", b";"
-_CONTROL = b"\xf9"
+_CONTROL, _APPLICATION = b"\xf9", b"\xff"
+_REPEATING = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 _TO_CLEAR, _TO_BEFORE = 2, 3
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame as it is stored. `box`: left, top, width, height. `file`: a GIF file of it alone."""
+    """A frame as it is stored. `box`: left, top, width, height. `file`: a GIF file of it alone.
+
+    `data_at`: where its codes begin in that. `end`: where it ends in the whole file. `is_whole`: whether its codes
+    end by themselves.
+    """
 
     box: tuple[int, int, int, int]
     disposal: int
     duration_ms: float
     file: bytes
+    data_at: int
+    end: int
+    is_whole: bool
 
 
-def canvas(file: BinaryIO) -> tuple[int, int, int]:
-    """Return width and height that hold the screen and every frame, and the number of frames.
+def sound(
+    file: BinaryIO, check: Callable[[int, int, int], None], *, accept_damaged: bool
+) -> tuple[BinaryIO, list[str]]:
+    """Return a GIF file all of whose frames are whole, the same where nothing is wrong, and warnings.
 
-    Raises struct.error if the file ends within a frame's header, ValueError if it ends in what is no block.
+    `check` is called with width and height that hold the screen and every frame, and their number, before anything
+    is unpacked. Raises DamageError if the file ends in the midst of a frame, or without its mark for the end where
+    nothing tells whether further frames are missing, unless `accept_damaged`, and if none is there.
     """
-    file.seek(6)
-    width, height, _ = struct.unpack("<HHB2x", file.read(7))
-    frames = 0
-    for frame in _frames(file):
+    blocks = _Blocks(file)
+    width, height = blocks.screen
+    ends = [0]
+    last: _Frame | None = None
+    for frame in blocks:
         left, top, across, down = frame.box
-        width, height, frames = max(width, left + across), max(height, top + down), frames + 1
-    return width, height, frames
+        width, height = max(width, left + across), max(height, top + down)
+        last = frame
+        if frame.is_whole:
+            ends.append(frame.end)
+    check(width, height, max(1, len(ends) - 1))
+    file.seek(0)
+    if last is None:
+        raise DamageError("it holds no picture" if blocks.is_ended else CUT_SHORT)
+    if blocks.is_ended and last.is_whole:
+        return file, []
+    share = _share_there(last)
+    if share == 1 and len(ends) == 2 and not blocks.is_animation and not blocks.is_stray:
+        return io.BytesIO(file.read(ends[1]) + _END), [NO_END]
+    if not accept_damaged:
+        raise DamageError(OTHER_DATA if blocks.is_stray else CUT_SHORT)
+    if last.is_whole and share < 1:  # zeros end a frame, too
+        ends.pop()
+    if len(ends) > 1:
+        return io.BytesIO(file.read(ends[-1]) + _END), [fewer_frames(len(ends) - 1, 0)]
+    if not share:
+        raise DamageError(CUT_SHORT)
+    return _filled(last), [partly_whole(share)]
+
+
+def _filled(frame: _Frame) -> BinaryIO:
+    """Return a GIF file of a frame that is cut, with the first colour in place of the rest."""
+    parser = ImageFile.Parser()
+    parser.feed(frame.file)  # the header,
+    parser.feed(b"")  # and all that there is of the pixels
+    if parser.image is None:
+        raise DamageError(CUT_SHORT)
+    buffer = io.BytesIO()
+    parser.image.save(buffer, "GIF", optimize=False)
+    buffer.seek(0)
+    return buffer
+
+
+def _share_there(frame: _Frame) -> float:
+    """Return for what share of its pixels a frame has codes."""
+    place = frame.data_at
+    least = frame.file[place]
+    codes, place = bytearray(), place + 1
+    while place < len(frame.file) and (length := frame.file[place]):
+        codes += frame.file[place + 1 : place + 1 + length]
+        place += 1 + length
+    clear, bits, at = 1 << least, least + 1, 0
+    fresh = [1] * clear + [0, 0]
+    lengths, before, pixels = list(fresh), 0, 0
+    while at + bits <= 8 * len(codes):
+        code = int.from_bytes(codes[at // 8 : at // 8 + 3], "little") >> at % 8 & (1 << bits) - 1
+        at += bits
+        if code == clear:
+            lengths, bits, before = list(fresh), least + 1, 0
+            continue
+        if code == clear + 1 or code >= len(lengths) + bool(before):
+            break
+        if before and len(lengths) < 4096:
+            lengths.append(before + 1)
+        before = lengths[code]
+        pixels += before
+        bits = min(12, max(bits, len(lengths).bit_length()))
+    return min(1, pixels / max(1, frame.box[2] * frame.box[3]))
+
+
+def pixel_shape(file: BinaryIO) -> tuple[int, int]:
+    """Return how wide and how high a pixel is, in proportion: a file tells it in 64ths, from 16 on."""
+    file.seek(12)
+    (told,) = file.read(1)
+    return (told + 15, 64) if told else (1, 1)
 
 
 def seen_frames(file: BinaryIO) -> Iterator[tuple[Planes, float]]:
     """Yield each frame of an animation as it is seen, whole, and how long, in milliseconds.
 
     What no frame covers and what one has cleared behind it is transparent, as in browsers and ImageMagick; Pillow
-    takes the background colour there. Raises what `canvas` and Pillow do.
+    takes the background colour there. The file is `sound`. Raises what Pillow does.
     """
-    width, height, _ = canvas(file)
+    blocks = _Blocks(file)
+    width, height = blocks.screen
+    for frame in blocks:
+        left, top, across, down = frame.box
+        width, height = max(width, left + across), max(height, top + down)
     pixels, alpha = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
-    for frame in _frames(file):
+    for frame in _Blocks(file):
         left, top, across, down = frame.box
         place = slice(top, top + down), slice(left, left + across)
         before = pixels[place].copy(), alpha[place].copy()
@@ -67,43 +152,74 @@ def seen_frames(file: BinaryIO) -> Iterator[tuple[Planes, float]]:
             pixels[place], alpha[place] = before
 
 
-def _frames(file: BinaryIO) -> Iterator[_Frame]:
-    file.seek(6)
-    (flags,) = struct.unpack("<4xB2x", file.read(7))
-    palette = file.read(_palette_bytes(flags))
-    control = bytes(6)
-    is_stray = False
-    while (kind := file.read(1)) not in (b"", _END):
-        is_stray = kind not in (_EXTENSION, _IMAGE)
-        if kind == _EXTENSION:
-            is_control = file.read(1) == _CONTROL
-            body = _blocks(file)
-            if is_control and len(body) >= 6:
-                control = body[:6]  # the length, flags, duration in hundredths, the clear colour, and an end
-        elif kind == _IMAGE:
-            box = struct.unpack("<HHHH", file.read(8))
-            head = file.read(1)
-            (own_flags,) = struct.unpack("B", head)
-            rest = head + file.read(_palette_bytes(own_flags)) + file.read(1) + _blocks(file)
-            alone = b"GIF89a" + struct.pack("<HHBBB", *box[2:], flags, 0, 0) + palette
-            alone += b"!\xf9\x04" + bytes([control[1] & 1]) + control[2:5] + b"\0"
-            alone += b"," + struct.pack("<HHHH", 0, 0, *box[2:]) + rest + b";"
-            yield _Frame(box, control[1] >> 2 & 7, 10.0 * int.from_bytes(control[2:4], "little"), alone)
-            control = bytes(6)
-    if is_stray and kind != _END:
-        raise ValueError("the file ends in something that is no part of a picture")
+class _Blocks:
+    """The frames of a file, read as they are asked for; the rest is known behind the last of them.
+
+    `is_ended`: whether the mark for the end stands there. `is_stray`: whether something does that is no block.
+    `is_animation`: whether the file speaks of time or of repetition.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        file.seek(6)
+        *self.screen, self._flags = struct.unpack("<HHB2x", file.read(7))
+        self._palette = file.read(_palette_bytes(self._flags))
+        self.is_ended = self.is_stray = self.is_animation = False
+
+    def __iter__(self) -> Iterator[_Frame]:
+        control = bytes(6)
+        while kind := self._file.read(1):
+            self.is_ended, self.is_stray = kind == _END, kind not in (_EXTENSION, _IMAGE, _END)
+            if self.is_ended:
+                return
+            if kind == _EXTENSION:
+                name = self._file.read(1)
+                body, _ = _sub_blocks(self._file)
+                self.is_animation |= name == _APPLICATION and body[1:12] in _REPEATING
+                if name == _CONTROL and len(body) >= 6:
+                    control = body[:6]  # the length, flags, duration in hundredths, the clear colour, and an end
+                    self.is_animation |= any(control[2:4])
+            elif kind == _IMAGE:
+                frame = self._frame(control)
+                if frame is None:
+                    return
+                yield frame
+                control = bytes(6)
+
+    def _frame(self, control: bytes) -> _Frame | None:
+        """Return the frame at hand, None if the file ends before its codes."""
+        head = self._file.read(9)
+        if len(head) < 9:
+            return None
+        *box, flags = struct.unpack("<HHHHB", head)
+        palette, least = self._file.read(_palette_bytes(flags)), self._file.read(1)
+        if not least:
+            return None
+        body, is_whole = _sub_blocks(self._file)
+        alone = b"GIF89a" + struct.pack("<HHBBB", *box[2:], self._flags, 0, 0) + self._palette
+        alone += b"!\xf9\x04" + bytes([control[1] & 1]) + control[2:5] + b"\0"
+        alone += b"," + struct.pack("<HHHHB", 0, 0, *box[2:], flags) + palette
+        return _Frame(
+            box=(box[0], box[1], box[2], box[3]),
+            disposal=control[1] >> 2 & 7,
+            duration_ms=10.0 * int.from_bytes(control[2:4], "little"),
+            file=alone + least + body + _END,
+            data_at=len(alone),
+            end=self._file.tell(),
+            is_whole=is_whole,
+        )
 
 
 def _palette_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _blocks(file: BinaryIO) -> bytes:
-    """Return the blocks that follow with their lengths and the empty one behind them."""
+def _sub_blocks(file: BinaryIO) -> tuple[bytes, bool]:
+    """Return the blocks that follow with their lengths and the empty one behind them; whether that is there."""
     parts = []
     while length := file.read(1):
-        parts.append(length)
+        part = file.read(length[0])
+        parts += [bytes([len(part)]), part]  # decoders take nothing of a block that promises more
         if length == b"\0":
-            break
-        parts.append(file.read(length[0]))
-    return b"".join(parts)
+            return b"".join(parts), True
+    return b"".join(parts), False

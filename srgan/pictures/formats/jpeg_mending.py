@@ -7,12 +7,14 @@ in several versions: a picture that does not depend on it is whole.
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from srgan.pictures.formats.damage import NO_END, OTHER_DATA, partly_whole
 from srgan.pictures.formats.jpeg_parts import Layout, layout
 
 _EOI = b"\xff\xd9"
@@ -23,8 +25,6 @@ _STARTS = (b"\x00", b"\x55", b"\xaa", b"\x7e")
 
 _DRI = 0xDD
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-
-NO_END = "it ends without the mark for its end; all of its picture is there"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def mended(content: bytes, *, accept_damaged: bool) -> Mended | None:
     `accept_damaged`: return it in any case in which anything of the picture is there. Raises what Pillow does.
     """
     parts = layout(content)
-    coded = content[: parts.end]
+    coded = content[: parts.whole_end]
     if not parts.is_ended:
         # What was lost is often zeros. A flat last block may end in some, too, but not in more than these.
         coded = coded[: len(coded.rstrip(b"\0")) + 2].removesuffix(b"\xff")
@@ -56,9 +56,22 @@ def mended(content: bytes, *, accept_damaged: bool) -> Mended | None:
         return Mended(closed, NO_END)
     if not accept_damaged:
         return None
-    if share == 1:
-        return Mended(closed, "it is damaged or cut short: finer details of its picture are missing")
-    return Mended(closed, f"it is damaged or cut short: {share:.0%} of its picture is whole, the rest was made up")
+    return Mended(closed, _what_is_there(parts, share))
+
+
+def _what_is_there(parts: Layout, share: float) -> str:
+    """Return the warning for a picture of whose last scan `share` is whole."""
+    scans = list(parts.scans)
+    before = scans if share == 1 else scans[:-1]
+    coarse = {component for scan in before for component in _coded(scan) if 0 in _coded(scan)[component]}
+    components = _components(parts)
+    if not components or not components <= coarse:
+        return partly_whole(share)
+    # All there is of the picture was coded before; the last scan makes it finer.
+    if _has_all_scans(parts) and 0 < share < 1:
+        percent = math.floor(100 * share)
+        return f"it is damaged or cut short: {percent}% of its picture is whole, the rest lacks its finer details"
+    return "it is damaged or cut short: finer details of its picture are missing"
 
 
 def _whole_share(closed: bytes, coded: bytes, *, has_restarts: bool) -> float:
@@ -72,9 +85,9 @@ def _whole_share(closed: bytes, coded: bytes, *, has_restarts: bool) -> float:
     for start in _STARTS:
         pieces = [start + _REST + number for number in numbers] if has_restarts else []
         continued = b"".join([*pieces, start, _REST])
-        differs = (_pixels(coded + continued + _EOI)[:whole] != reference[:whole]).reshape(whole, -1).any(axis=1)
-        if differs.any():
-            whole = int(differs.argmax())
+        differs = _pixels(coded + continued + _EOI)[:whole] != reference[:whole]
+        rows = differs.any(axis=tuple(range(1, differs.ndim)))
+        whole = int(rows.argmax()) if rows.any() else whole
     return whole / len(reference)
 
 
@@ -84,24 +97,32 @@ def _pixels(content: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-def _has_all_scans(parts: Layout) -> bool:
-    """Return whether every coefficient of every component was coded to its last bit."""
+def _components(parts: Layout) -> set[int]:
+    """Return the numbers of the colour components, none if that is not clear."""
     frames = [
         body for marker, body in parts.segments if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
     ]
-    if len(frames) != 1 or len(frames[0]) < 6:
-        return False
-    components = set(frames[0][6 : 6 + 3 * frames[0][5] : 3])
-    left = {component: set(range(64)) for component in components}
-    for body in parts.scans:
-        count = body[0] if body else 0
-        if len(body) < 4 + 2 * count:
-            return False
-        first, last, approximation = body[1 + 2 * count : 4 + 2 * count]
-        for component in body[1 : 1 + 2 * count : 2]:
-            if approximation & 15 == 0:
-                left.get(component, set()).difference_update(range(first, last + 1))
-    return not any(left.values())
+    return set(frames[0][6 : 6 + 3 * frames[0][5] : 3]) if len(frames) == 1 and len(frames[0]) >= 6 else set()
+
+
+def _coded(scan: bytes, *, to_the_last_bit: bool = False) -> dict[int, range]:
+    """Return which coefficients of each component a scan's header announces; none if it is damaged."""
+    count = scan[0] if scan else 0
+    if len(scan) < 4 + 2 * count:
+        return {}
+    first, last, approximation = scan[1 + 2 * count : 4 + 2 * count]
+    if to_the_last_bit and approximation & 15:
+        return {}
+    return dict.fromkeys(scan[1 : 1 + 2 * count : 2], range(first, last + 1))
+
+
+def _has_all_scans(parts: Layout) -> bool:
+    """Return whether every coefficient of every component was coded to its last bit."""
+    left = {component: set(range(64)) for component in _components(parts)}
+    for scan in parts.scans:
+        for component, coefficients in _coded(scan, to_the_last_bit=True).items():
+            left.get(component, set()).difference_update(coefficients)
+    return bool(left) and not any(left.values())
 
 
 def loaded(
@@ -113,7 +134,7 @@ def loaded(
         if layout(content).is_ended:
             return opened, []
         # Zeros, and much else, pass for coded data.
-        damage = OSError("it is cut short, and other data stands in the place of the rest")
+        damage = OSError(OTHER_DATA)
     except OSError as error:
         damage = error
     fixed = mended(content, accept_damaged=accept_damaged)

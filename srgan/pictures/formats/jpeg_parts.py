@@ -46,11 +46,13 @@ class Layout:
     """Where the parts of a JPEG file are. `segments`: (marker, body) of each up to the last scan's header.
 
     `end`: where the coded data of the picture ends. `is_ended`: whether the mark for the end stands there.
+    `whole_end`: the same, before a segment that the file ends in.
     """
 
     segments: tuple[tuple[int, bytes], ...]
     end: int
     is_ended: bool
+    whole_end: int
 
     @property
     def scans(self) -> Iterator[bytes]:
@@ -59,12 +61,14 @@ class Layout:
 
     def behind(self, content: bytes) -> bytes:
         """Return what lies behind the picture in the file, without padding."""
-        return content[self.end + 2 * self.is_ended :].strip(b"\0")
+        rest = content[self.end + 2 * self.is_ended :]
+        return rest.strip(b"\0") if self.is_ended or len(rest) > 3 else b""  # a marker that is cut
 
 
 def layout(content: bytes) -> Layout:
     """Return the layout of a JPEG file, as far as it is one."""
     segments: list[tuple[int, bytes]] = []
+    cut_from: int | None = None
     place, is_ended, coded_from = 2, False, len(content)
     while True:
         while content[place : place + 2] == b"\xff\xff":
@@ -74,6 +78,9 @@ def layout(content: bytes) -> Layout:
             is_ended = marker == _EOI
             break
         length = int.from_bytes(content[place + 2 : place + 4])
+        if place + 2 + max(2, length) > len(content):
+            cut_from, place = place, len(content)
+            break
         segments.append((marker, content[place + 4 : place + 2 + length]))
         place += 2 + max(2, length)
         if marker == _SOS:
@@ -85,7 +92,7 @@ def layout(content: bytes) -> Layout:
     end = min(place, len(content))
     if trailer := _TRAILER.search(content, coded_from, end):
         end, is_ended = trailer.start(), False
-    return Layout(tuple(segments), end, is_ended)
+    return Layout(tuple(segments), end, is_ended, end if cut_from is None else cut_from)
 
 
 def _is_marker(content: bytes, place: int) -> bool:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
 from isal import isal_zlib
 from PIL import Image, ImageFile
+
+from srgan.pictures.formats.damage import CUT_SHORT, DamageError
+
+_PART_BYTES = 1 << 20
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -69,7 +73,7 @@ def _with_samples_as_bytes(file: BinaryIO) -> BinaryIO:
     start = len(SIGNATURE)
     header = bytearray(content[start + 8 : start + 21])
     header[8:10] = 8, 6  # bits, and the colour type of RGBA
-    return io.BytesIO(SIGNATURE + _chunk(b"IHDR", bytes(header)) + content[start + 25 :])
+    return io.BytesIO(SIGNATURE + chunk(b"IHDR", bytes(header)) + content[start + 25 :])
 
 
 def colour_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
@@ -128,9 +132,34 @@ def write(levels: np.ndarray, before: list[tuple[bytes, bytes]]) -> bytes:
     height, width, channels = levels.shape
     colour_type = {count: kind for kind, count in _CHANNELS.items()}[channels]
     header = struct.pack(">LLBBBBB", width, height, 8 * levels.itemsize, colour_type, 0, 0, 0)
-    chunks = [_chunk(b"IHDR", header), *(_chunk(name, body) for name, body in before)]
-    chunks += [_chunk(b"IDAT", part) for part in _deflated(levels)]
-    return b"".join([SIGNATURE, *chunks, _chunk(b"IEND", b"")])
+    chunks = [chunk(b"IHDR", header), *(chunk(name, body) for name, body in before)]
+    chunks += [chunk(b"IDAT", part) for part in _deflated(levels)]
+    return b"".join([SIGNATURE, *chunks, chunk(b"IEND", b"")])
+
+
+def deflated(content: bytes | bytearray) -> bytes:
+    """Return bytes as the zlib stream that a chunk of pixels holds."""
+    return bytes(isal_zlib.compress(content))
+
+
+def inflated(pieces: Iterable[bytes], *, to_its_end: bool = False) -> Iterator[bytes]:
+    """Yield what a zlib stream holds, in parts of up to a megabyte, as far as it goes.
+
+    Raises DamageError behind them if it is none or its checksum is wrong; with `to_its_end`, if that is missing.
+    """
+    stream = isal_zlib.decompressobj()
+    try:
+        for piece in pieces:
+            part = stream.decompress(piece, _PART_BYTES)
+            while part:
+                yield part
+                part = stream.decompress(stream.unconsumed_tail, _PART_BYTES)
+            if stream.eof:
+                return
+    except isal_zlib.error as error:  # type: ignore[misc]  # its stub takes the class for an instance
+        raise DamageError("its data cannot be unpacked, or does not match its checksum") from error
+    if to_its_end:
+        raise DamageError(CUT_SHORT)
 
 
 def _deflated(levels: np.ndarray) -> Iterator[bytes]:
@@ -159,5 +188,6 @@ def _deflated(levels: np.ndarray) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
+def chunk(name: bytes, body: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
     return struct.pack(">L", len(body)) + name + body + struct.pack(">L", zlib.crc32(name + body))

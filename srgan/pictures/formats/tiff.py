@@ -21,6 +21,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Directory
 
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import descriptions
+from srgan.pictures.formats.damage import CUT_SHORT, DamageError
+from srgan.pictures.formats.tiff_directory import Entries, Form, appended, listed
 
 _MAX_PAGES = 10_000
 _MAX_TILE_PX = 4096 * 4096
@@ -38,6 +40,15 @@ _DESCRIPTION = 270
 _DESCRIPTIVE = {
     *(0x010D, 0x010E, 0x010F, 0x0110, 0x011D, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298),
     *(0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F, ExifTags.Base.ExifOffset, ExifTags.Base.GPSInfo),
+}
+
+# Tags that are kept, by what is told if they cannot be read.
+_KEPT = {
+    **dict.fromkeys(_DESCRIPTIVE, "a part of its metadata"),
+    **dict.fromkeys((ExifTags.Base.ExifOffset, ExifTags.Base.GPSInfo), "its EXIF data"),
+    **dict.fromkeys(_CALIBRATION, "its resolution"),
+    _XMP: "its XMP data",
+    _ICC: "its colour profile",
 }
 
 # Tags whose loss is told, by what they are.
@@ -78,30 +89,153 @@ _NODATA, _SUB_IFDS, _DNG = 42113, 330, 50706
 
 # Photometric interpretations: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK.
 _COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}
+_YCBCR = 6
 
-_UNSIGNED, _SIGNED = 1, 2
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The strips or tiles of a page, plane after plane, row after row.
+
+    `down`: rows in one. `columns`: how many stand side by side. `count`: of a plane. `row_bytes`: of a row in one,
+    None if they are compressed. `offsets` and `bytes_each`: where they are and how long, as the page tells.
+    """
+
+    down: int
+    columns: int
+    count: int
+    planes: int
+    offsets_tag: int
+    bytes_tag: int
+    offsets: tuple[int, ...]
+    bytes_each: tuple[int, ...]
+    row_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page. `file`: the TIFF file with this page alone to be seen; `tags`: its directory, found at `place`."""
+    """One page. `file`: the TIFF file with this page alone to be seen, and of that only what its samples need.
+
+    `tags`: that directory. `entries`: all as they stand in the file, which has `size_bytes`; those that tell other
+    things than how the samples lie also stand in a directory at `place` in `file`.
+    """
 
     file: bytes
     tags: Directory
     place: int
+    entries: Entries
+    size_bytes: int
+
+    @classmethod
+    def of(cls, content: bytes, entries: Entries, size_bytes: int) -> Page:
+        """Return the page of these entries of a file, of which the first `size_bytes` came from outside."""
+        form = Form.of(content)
+        file, places = appended(content, form, entries.samples, entries.others)
+        tags = Directory(file[: 16 if form.is_big else 8])
+        stream = io.BytesIO(file)
+        stream.seek(places[0])
+        tags.load(stream)
+        return cls(file, tags, places[1], entries, size_bytes)
+
+    def with_rows(self, rows: int) -> Page:
+        """Return the first `rows` rows of the page as one."""
+        pieces = self._pieces()
+        values: dict[int, tuple[int, ...]] = {_HEIGHT: (rows,)}
+        for tag, numbers in ((pieces.offsets_tag, pieces.offsets), (pieces.bytes_tag, pieces.bytes_each)):
+            values[tag] = tuple(
+                number
+                for plane in range(pieces.planes)
+                for number in numbers[plane * pieces.count :][: pieces.columns * -(-rows // pieces.down)]
+            )
+        content, entries = listed(self.file, Form.of(self.file), values)
+        return self.of(content, self.entries.replaced(entries), self.size_bytes)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width); raises ValueError if there is none."""
+        """(height, width); raises DamageError if there is none."""
         height, width = _integer(self.tags, _HEIGHT), _integer(self.tags, _WIDTH)
         if height < 1 or width < 1:
-            raise ValueError("the size is missing")
+            raise DamageError("the size is missing")
         return height, width
+
+    def _pieces(self) -> _Pieces:
+        height, width = self.size
+        tags, samples = self.tags, _integer(self.tags, _SAMPLES, 1)
+        planes = samples if samples > 1 and _integer(tags, _PLANAR, 1) == 2 else 1
+        bits = _per_sample(tags, _BITS, 1)
+        bits = bits if len(bits) == samples else bits[:1] * samples
+        is_tiled = _TILES in tags
+        across = _integer(tags, _TILE_WIDTH) if is_tiled else width
+        down = _integer(tags, _TILE_HEIGHT) if is_tiled else min(height, _integer(tags, _ROWS_PER_STRIP, height))
+        if across < 1 or down < 1:
+            raise DamageError("the size of its strips or tiles is missing")
+        offsets_tag, bytes_tag = (_TILES, _TILE_BYTES) if is_tiled else (_STRIPS, _STRIP_BYTES)
+        is_raw = _integer(tags, _COMPRESSION, 1) == 1 and _integer(tags, _PHOTOMETRIC, 1) != _YCBCR
+        return _Pieces(
+            down=down,
+            columns=-(-width // across),
+            count=-(-width // across) * -(-height // down),
+            planes=planes,
+            offsets_tag=offsets_tag,
+            bytes_tag=bytes_tag,
+            offsets=_tuple(tags.get(offsets_tag, ())),
+            bytes_each=_tuple(tags.get(bytes_tag, ())),
+            row_bytes=-(-across * (max(bits) if planes > 1 else sum(bits)) // 8) if is_raw else None,
+        )
+
+    def rows_there(self) -> int:
+        """Return how many rows from the top have all of their bytes within the file."""
+        pieces, height = self._pieces(), self.size[0]
+        is_tiled = pieces.offsets_tag == _TILES
+        least = height
+        for plane in range(pieces.planes):
+            for piece in range(pieces.count):
+                index, top = plane * pieces.count + piece, piece // pieces.columns * pieces.down
+                if top >= least:
+                    break
+                there = self.size_bytes - pieces.offsets[index] if index < len(pieces.offsets) else 0
+                rows = pieces.down if is_tiled else min(pieces.down, height - top)
+                if pieces.row_bytes is not None:
+                    if there < rows * pieces.row_bytes:
+                        least = top + (0 if is_tiled else max(0, there) // pieces.row_bytes)
+                elif there < max(1, pieces.bytes_each[index] if index < len(pieces.bytes_each) else 1):
+                    least = top
+        return least
+
+    @property
+    def rows_at_once(self) -> int:
+        """The rows of a strip or tile."""
+        return self._pieces().down
 
     @property
     def is_secondary(self) -> bool:
         """Whether this is a smaller copy of another page, or a mask for it."""
-        return bool(_integer(self.tags, _SUBFILE, 0) & 0b101)
+        kind = self._number(_SUBFILE)
+        return kind is not None and kind.is_integer() and bool(int(kind) & 0b101)
+
+    @property
+    def description(self) -> str:
+        """What the file says of itself in words."""
+        return self._value(_DESCRIPTION).decode("latin-1")
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation, 1 if there is none of this kind."""
+        number = self._number(ExifTags.Base.Orientation)
+        return int(number) if number is not None and number in range(1, 9) else 1
+
+    def _value(self, tag: int) -> bytes:
+        """Return the bytes of an entry that is not of the samples, none if it is not there."""
+        entry = next((item for item in self.entries.others if item.tag == tag), None)
+        return entry.value(self.file, Form.of(self.file)) if entry else b""
+
+    def _number(self, tag: int) -> float | None:
+        entry = next((item for item in self.entries.others if item.tag == tag), None)
+        return entry.number(self.file, Form.of(self.file)) if entry else None
+
+    def _has(self, tag: int) -> bool:
+        return any(item.tag == tag for item in self.entries.others)
 
     @property
     def is_deep(self) -> bool:
@@ -132,17 +266,15 @@ class Page:
     @property
     def dpi(self) -> tuple[float, float] | None:
         """Pixels per inch, if the resolution is one of length."""
-        across, down = self.tags.get(_X_RESOLUTION), self.tags.get(_Y_RESOLUTION)
-        per_inch = {2: 1.0, 3: 2.54}.get(self.tags.get(_RESOLUTION_UNIT, 2))
-        if not across or not down or per_inch is None:
-            return None
-        return float(across) * per_inch, float(down) * per_inch
+        across, down = self._number(_X_RESOLUTION), self._number(_Y_RESOLUTION)
+        unit = self._number(_RESOLUTION_UNIT)
+        per_inch = {2.0: 1.0, 3.0: 2.54}.get(2.0 if unit is None else unit)
+        return (across * per_inch, down * per_inch) if across and down and per_inch else None
 
     @property
     def xmp(self) -> bytes:
         """The XMP packet."""
-        packet = self.tags.get(_XMP, b"")
-        return packet if isinstance(packet, bytes) else bytes(packet)
+        return self._value(_XMP).strip(b"\0")
 
     @property
     def icc(self) -> bytes | None:
@@ -153,7 +285,8 @@ class Page:
     def exif(self) -> bytes:
         """Return an EXIF block of what the tags say of the picture; raises what Pillow does on damaged ones."""
         block = Image.Exif()
-        block.endian, block.bigtiff = _order_and_size(self.file)
+        form = Form.of(self.file)
+        block.endian, block.bigtiff = form.order, form.is_big
         block.load_from_fp(io.BytesIO(self.file), self.place)
         described = Image.Exif()
         for tag in sorted((_DESCRIPTIVE | self._calibration()) & set(block)):
@@ -168,25 +301,26 @@ class Page:
 
     def _calibration(self) -> set[int]:
         """Return the tags of a resolution whose unit is told elsewhere, or that tells only the shape of pixels."""
-        across, down = self.tags.get(_X_RESOLUTION), self.tags.get(_Y_RESOLUTION)
-        is_told = self.tags.get(_RESOLUTION_UNIT) == 1 and bool(across and down) and (across, down) != (1, 1)
+        across, down = self._number(_X_RESOLUTION), self._number(_Y_RESOLUTION)
+        is_told = self._number(_RESOLUTION_UNIT) == 1 and bool(across and down) and (across, down) != (1, 1)
         return set(_CALIBRATION) if is_told else set()
 
     def unkept(self) -> list[str]:
-        """Return what the page carries that is not read, in a few words each."""
-        return sorted({words for tag, words in _UNKEPT.items() if tag in self.tags})
+        """Return warnings of what the page carries that is not read, or cannot be."""
+        unkept = {f"its {words} was not kept" for tag, words in _UNKEPT.items() if self._has(tag)}
+        told = {_KEPT[tag] for tag in self.entries.unread if tag in _KEPT}
+        return sorted(unkept | {f"{words} is damaged and was not kept" for words in told})
 
     def remarks(self) -> list[str]:
         """Return what is to be said of how the page is read."""
         told = []
         if self.is_signed and self.bits in (8, 16):
             told.append(f"its signed samples were moved up by {2 ** (self.bits - 1)}, so that zero is mid-grey")
-        if _NODATA in self.tags:
-            value = str(self.tags[_NODATA]).strip("\0 ")[:24]
+        if value := self._value(_NODATA).decode("latin-1").strip("\0 ")[:24]:
             told.append(f"its mark for points without data ({value}) was not kept, and they were taken for values")
-        if _DNG in self.tags:
+        if self._has(_DNG):
             told.append("it is a raw picture, of which only what stands first was read")
-        elif _SUB_IFDS in self.tags:
+        elif self._has(_SUB_IFDS):
             told.append("its reduced copies and masks were not kept")
         return told
 
@@ -196,52 +330,35 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _order_and_size(content: bytes) -> tuple[str, bool]:
-    """Return the byte order of a TIFF file, "<" or ">", and whether it is of the big kind."""
-    return "<" if content[:2] == b"II" else ">", content[2:4] in (b"+\0", b"\0+")
-
-
 def pages(content: bytes) -> Iterator[Page]:
-    """Yield the pages of a TIFF file; raises ValueError, struct.error or what Pillow does if they are damaged."""
+    """Yield the pages of a TIFF file; raises DamageError, or what Pillow does, if they are damaged."""
     silence_libtiff()
-    seen: set[int] = set()
-    order, big = _order_and_size(content)
-    if big and order == ">":
+    form = Form.of(content)
+    if form.is_big and form.order == ">":
         raise UnsupportedPictureError("big-endian BigTIFF is not supported; save it as TIFF")
-    word, link, entry = ("Q", 8, 20) if big else ("L", 4, 12)
-    (place,) = struct.unpack_from(order + word, content, link)
+    try:
+        (place,) = struct.unpack_from(form.word, content, form.link)
+    except struct.error as error:
+        raise DamageError(CUT_SHORT) from error
+    seen: set[int] = set()
     while place and place not in seen:  # a list that runs in a circle ends where it began
         if len(seen) >= _MAX_PAGES:
             raise UnsupportedPictureError(f"more than {_MAX_PAGES} pages are not supported; split the file")
         seen.add(place)
-        (count,) = struct.unpack_from(order + ("Q" if big else "H"), content, place)
-        end = place + (8 if big else 2) + count * entry
-        (following,) = struct.unpack_from(order + word, content, end)
-        alone = content
-        if following or len(seen) > 1:
-            edited = bytearray(content)
-            struct.pack_into(order + word, edited, link, place)
-            struct.pack_into(order + word, edited, end, 0)
-            alone = bytes(edited)
-        tags = Directory(content[: 16 if big else 8])
-        stream = io.BytesIO(content)
-        stream.seek(place)
-        tags.load(stream)
-        yield Page(alone, tags, place)
-        place = following
+        entries = Entries.at(place, content, form)
+        yield Page.of(content, entries, len(content))
+        place = entries.following or 0
 
 
 def deep_samples(page: Page) -> np.ndarray:
-    """Return the samples of a page of 16 bits: (H,W,C) uint16 in 0..65535, signed ones moved to there.
+    """Return the samples of a page of 16 bits: (H,W,C) uint16 in 0..65535, signed ones moved to there, or float16.
 
     Raises UnsupportedPictureError for another kind of samples, and what Pillow does if the file is damaged.
     """
     tags = page.tags
     kinds = set(_per_sample(tags, _FORMAT, _UNSIGNED))
-    if not kinds <= {_UNSIGNED, _SIGNED} or len(kinds) != 1:
-        raise UnsupportedPictureError(
-            "16-bit floating-point samples are not supported; save it with 16-bit integers"
-        )
+    if not kinds <= {_UNSIGNED, _SIGNED, _FLOAT} or len(kinds) != 1:
+        raise UnsupportedPictureError("this kind of 16-bit samples is not supported; save it with 16-bit integers")
     samples = _integer(tags, _SAMPLES, 1)
     if not 1 <= samples <= 8:
         raise UnsupportedPictureError(f"{samples} samples per pixel are not supported; save it as RGB")
@@ -251,6 +368,8 @@ def deep_samples(page: Page) -> np.ndarray:
         levels = np.concatenate(planes, axis=2)
     else:
         levels = _plane(page, height, width, None, samples)
+    if kinds == {_FLOAT}:
+        return levels.view(np.float16)
     return levels ^ np.uint16(0x8000) if kinds == {_SIGNED} else levels
 
 
@@ -258,23 +377,29 @@ def _plane(page: Page, height: int, width: int, plane: int | None, samples: int)
     """Return one plane (H,W,1), or all samples (H,W,C) of a page that keeps them together."""
     tags = page.tags
     together = samples if plane is None else 1
+    step = _integer(tags, _TILE_WIDTH, width) if _TILES in tags else width
+    padded = -(-width // max(1, step)) * step  # tiles are whole
     shown = _as_bytes(
-        page, width=2 * together * width, height=height, plane=plane, samples=samples, factor=2 * together
+        page, width=2 * together * padded, height=height, plane=plane, samples=samples, factor=2 * together
     )
     with Image.open(io.BytesIO(shown), formats=("TIFF",)) as image:
         image.load()
         content = np.ascontiguousarray(np.asarray(image))
-    order, _ = _order_and_size(page.file)
-    levels = content.view(order + "u2").reshape(height, width, together).astype(np.uint16)
     predictor = _integer(tags, _PREDICTOR, 1)
+    if predictor == 3:  # differences of bytes; in each row of a tile the high ones stand before the low ones
+        apart = content.reshape(height, -1, 2 * step, together).cumsum(axis=2, dtype=np.uint8)
+        halves = apart.reshape(height, -1, 2, step, together).astype(np.uint16)
+        joined: np.ndarray = (halves[:, :, 0] << 8 | halves[:, :, 1]).reshape(height, padded, together)
+        return joined[:, :width]
+    levels = content.view(Form.of(page.file).order + "u2").reshape(height, padded, together).astype(np.uint16)
     if predictor == 2:  # each sample is the difference to the one on its left, within its tile
-        step = _integer(tags, _TILE_WIDTH, width) if _TILES in tags else width
         for left in range(0, width, step):
             part = levels[:, left : left + step]
             np.cumsum(part, axis=1, dtype=np.uint16, out=part)
     elif predictor != 1:
         raise UnsupportedPictureError(f"predictor {predictor} is not supported; save it with another compression")
-    return levels
+    cropped: np.ndarray = levels[:, :width]
+    return cropped
 
 
 def _as_bytes(page: Page, *, width: int, height: int, plane: int | None, samples: int, factor: int) -> bytes:
@@ -302,35 +427,16 @@ def _as_bytes(page: Page, *, width: int, height: int, plane: int | None, samples
         if _integer(tags, _TILE_WIDTH) * _integer(tags, _TILE_HEIGHT) > max(
             _MAX_TILE_PX, 4 * height * page.size[1]
         ):
-            raise ValueError("its tiles are far larger than the page")
+            raise DamageError("its tiles are far larger than the page")
         entries |= {
             _TILE_WIDTH: (_integer(tags, _TILE_WIDTH) * factor,),
             _TILE_HEIGHT: (_integer(tags, _TILE_HEIGHT),),
         }
     else:
         entries[_ROWS_PER_STRIP] = (min(height, _integer(tags, _ROWS_PER_STRIP, height)),)
-    return _with_directory(page.file, entries)
-
-
-def _with_directory(content: bytes, entries: dict[int, tuple[int, ...]]) -> bytes:
-    """Return a TIFF file with a directory of these tags, all of them LONG, appended and made the only one."""
-    order, big = _order_and_size(content)
-    word, link = ("Q", 8) if big else ("L", 4)
-    kind = 16 if big else 4
-    padded = content + bytes(-len(content) % 8)
-    place = len(padded)
-    entries = {tag: values for tag, values in sorted(entries.items()) if values}
-    directory = struct.pack(order + ("Q" if big else "H"), len(entries))
-    outside = place + len(directory) + len(entries) * (20 if big else 12) + struct.calcsize(order + word)
-    lists = b""
-    for tag, values in entries.items():
-        body = struct.pack(f"{order}{len(values)}{word}", *values)
-        if len(values) > 1:
-            lists, body = lists + body, struct.pack(order + word, outside + len(lists))
-        directory += struct.pack(order + "HH" + word, tag, kind, len(values)) + body
-    directory += struct.pack(order + word, 0)
-    head = padded[:link] + struct.pack(order + word, place)
-    return head + padded[len(head) :] + directory + lists
+    form = Form.of(page.file)
+    content, directory = listed(page.file, form, entries)
+    return appended(content, form, directory)[0]
 
 
 def colour_and_extra(page: Page, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, int, list[str]]:
@@ -342,7 +448,7 @@ def colour_and_extra(page: Page, levels: np.ndarray) -> tuple[np.ndarray, np.nda
         )
     count = _COLOURS[kind]
     if levels.shape[2] < count:
-        raise ValueError("it has fewer samples than colours")
+        raise DamageError("it has fewer samples than colours")
     colour, extra = levels[..., :count], levels[..., count:]
     if kind == 0:
         colour = ~colour
@@ -362,11 +468,6 @@ def _unpremultiplied(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     opacity = np.maximum(alpha, 1)[..., None].astype(np.float32) / 65535
     straight: np.ndarray = np.rint(colour / opacity).clip(0, 65535).astype(np.uint16)
     return straight
-
-
-def orientation(page: Page) -> int:
-    """Return the EXIF orientation of the page, 1 if it says none."""
-    return _integer(page.tags, ExifTags.Base.Orientation, 1)
 
 
 @dataclass(frozen=True)
@@ -508,15 +609,15 @@ def _integer(tags: Directory, tag: int, default: int | None = None) -> int:
     value = tags.get(tag, default)
     if isinstance(value, tuple) and value:
         value = value[0]
-    if not isinstance(value, int):
-        raise ValueError(f"tag {tag} is missing or no whole number")
+    if not isinstance(value, int) or value < 0:
+        raise DamageError(f"its tag {tag} is missing or no whole number")
     return value
 
 
 def _tuple(value: object) -> tuple[int, ...]:
     values = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(number, int) for number in values):
-        raise ValueError("a tag is no list of whole numbers")
+    if not all(isinstance(number, int) and number >= 0 for number in values):
+        raise DamageError("one of its tags is no list of whole numbers")
     return values
 
 

@@ -142,7 +142,7 @@ def refuse(header: Header, name: str, limits: Limits) -> None:
         excess = f"{header.frames} frames are more than the limit of {limits.max_frames}; save one as a picture"
     elif header.scans > limits.max_scans:
         excess = f"a JPEG of more than {limits.max_scans} scans takes too long; save it again with another program"
-    elif header.truncated:
+    elif header.truncated and not limits.accept_damaged:
         raise PictureError(f"{name}: is damaged or incomplete: too short for {size}")
     else:
         return
