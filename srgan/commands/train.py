@@ -12,6 +12,7 @@ from srgan.training.config import load_recipe
 from srgan.training.data.cache import build_cache
 from srgan.training.data.check import findings, summary
 from srgan.training.data.sources import parse_source
+from srgan.training.games import play_module
 from srgan.training.processes import make_fabric, together
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,11 @@ def train(
         raise UsageError(f"--minutes {minutes}: give a positive number")
     if devices < 1 or nodes < 1:
         raise UsageError(f"--devices {devices} --nodes {nodes}: give at least 1 of each")
+    if settings.main_network:
+        if minutes is not None or resume or devices * nodes > 1:
+            raise UsageError("a main_network is trained by steps, in one process and one sitting")
+        log.info("written: %s", play_module(settings, data, run))
+        return
     fabric = make_fabric(settings, devices, nodes)
     with together(fabric):
         if not fabric.is_global_zero:  # whatever is told of the pictures or the run, the first process tells
