@@ -1,20 +1,20 @@
 """The idea behind SRGAN, on handwritten digits: take a network that has a loss of its own, and add a judge.
 
-A small network draws a digit for a label and some noise. Its main loss compares what it drew with any real digit
-of that label; since nothing tells it which one, the best it can do is their average, a blur, just as a
-super-resolution network that is trained on pixels alone gives the average of all sharp pictures that fit. Then a
-discriminator joins, one of the objectives of this library adds its term, and the blur becomes handwriting:
+A DCGAN (Radford et al. 2016) of 28x28 pixels draws a digit for a label and some noise. Its main loss compares what
+it drew with any real digit of that label; since nothing tells it which one, the best it can do is their average, a
+blur, just as a super-resolution network that is trained on pixels alone gives the average of all sharp pictures
+that fit. Then a discriminator joins, an objective of this library adds its term, and the blur becomes handwriting:
 
     loss = main_weight x main loss + weight x adversarial loss
 
-    python examples/adversarialise.py                             three objectives, two minutes on two cores
+    python examples/adversarialise.py                             three objectives, a few minutes on two cores
     python examples/adversarialise.py --objective dragan lsgan    any of the library's
-    python examples/adversarialise.py --mnist mnist.npz           MNIST, not scikit-learn's small digits
+    python examples/adversarialise.py --mnist mnist.npz           MNIST, not scikit-learn's digits, enlarged
 
 Each objective leaves a picture, OUT/OBJECTIVE.png, with a column for every label; OUT/main-loss-alone.png shows
-the blur that the main loss ends at. Two objectives stay near the blur in so few steps, which is worth seeing too:
-wgan, whose clipped critic speaks softly, and began, whose balance moves slowly. The networks are a DCGAN (Radford
-et al. 2016) of 16x16 pixels.
+the blur that the main loss ends at. `srgan train` plays the same for this file, a main network of its own:
+
+    srgan train examples/digits.toml --data mnist.npz --run runs/digits      or --data digits, for scikit-learn's
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,25 +31,27 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from srgan.training.adversarial import OBJECTIVES, Objective
-from srgan.training.config import AdversarialRecipe
+from srgan.training import adversarialise
+from srgan.training.adversarial import OBJECTIVES
+from srgan.training.config import Recipe, validated
+from srgan.training.games import Batches
 
-SIZE_PX, NOISE, CLASSES, BATCH = 16, 32, 10, 64
+SIZE_PX, NOISE, CLASSES, BATCH = 28, 64, 10, 64
 
 
 class Generator(nn.Module):
-    """The main network: noise (N,32) and labels (N,) to pictures (N,1,16,16) in [0,1]."""
+    """The main network: noise (N,64) and labels (N,) to pictures (N,1,28,28) in [0,1]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ConvTranspose2d(NOISE + CLASSES, 64, 4),  # 4x4
+            nn.ConvTranspose2d(NOISE + CLASSES, 64, 7),  # 7x7
             nn.BatchNorm2d(64),
             nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),  # 8x8
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),  # 14x14
             nn.BatchNorm2d(32),
             nn.ReLU(),
-            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # 16x16
+            nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),  # 28x28
             nn.Sigmoid(),
         )
 
@@ -59,8 +62,16 @@ class Generator(nn.Module):
         return pictures
 
 
-def make_discriminator(key: str) -> nn.Module:
-    """Return the judge: pictures (N,1,16,16) to logits (N,1); for BEGAN to pictures, since it is an autoencoder.
+# What a main network consists of; `srgan train` asks for these four by name.
+
+
+def network() -> nn.Module:
+    """Return the network that is to be trained."""
+    return Generator()
+
+
+def discriminator(objective: str) -> nn.Module:
+    """Return the judge: pictures (N,1,28,28) to logits (N,1); for BEGAN to pictures, since it is an autoencoder.
 
     Without BatchNorm, so that it suits every objective, those that penalise the slope at each picture included.
     """
@@ -71,17 +82,56 @@ def make_discriminator(key: str) -> nn.Module:
         nn.LeakyReLU(0.2),
         nn.Flatten(),
     ]
-    if key != "began":
-        return nn.Sequential(*halvings, nn.Linear(64 * 4 * 4, 1))
+    if objective != "began":
+        return nn.Sequential(*halvings, nn.Linear(64 * 7 * 7, 1))
     return nn.Sequential(
         *halvings,
-        nn.Linear(64 * 4 * 4, 32),  # what an autoencoder cannot remember it cannot find real
-        nn.Linear(32, 64 * 4 * 4),
-        nn.Unflatten(1, (64, 4, 4)),
+        nn.Linear(64 * 7 * 7, 32),  # what an autoencoder cannot remember it cannot find real
+        nn.Linear(32, 64 * 7 * 7),
+        nn.Unflatten(1, (64, 7, 7)),
         nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
         nn.LeakyReLU(0.2),
         nn.ConvTranspose2d(32, 1, 4, stride=2, padding=1),
     )
+
+
+def loss(drawn: Tensor, real: Tensor) -> Tensor:
+    """Return the main loss: the mean squared difference from a real digit of the same label."""
+    return F.mse_loss(drawn, real)
+
+
+def batches(data: Sequence[str], random: torch.Generator) -> Batches:
+    """Yield ((noise, labels), digits) without end; `data`: what `--data` says, a file of MNIST, or "digits"."""
+    pictures, labels = load_digits(None if list(data) == ["digits"] else Path(data[0]))
+    return drawn_from(pictures, labels, random)
+
+
+def drawn_from(pictures: Tensor, labels: Tensor, random: torch.Generator) -> Batches:
+    """Yield the same of digits (N,1,28,28) and their labels (N,)."""
+    while True:
+        chosen = torch.randint(len(pictures), (BATCH,), generator=random)
+        yield (torch.randn(BATCH, NOISE, generator=random), labels[chosen]), pictures[chosen]
+
+
+def sheet(generator: Generator) -> np.ndarray:
+    """Return eight drawings of every label as one picture, (H,W,3)."""
+    return grid_of(draw(generator, 8, 0)[0])[:, :, None].repeat(3, axis=2)
+
+
+def recipe_of(key: str | None, *, steps: int, main_weight: float, weight: float, seed: int, rate: float) -> Recipe:
+    """Return the recipe of a game with the objective `key`, or of as long a training on the main loss alone."""
+    adam = {"learning_rate": rate, "final_learning_rate": rate, "betas": (0.5, 0.999), "clip_norm": 0.0}  # DCGAN's
+    values = {
+        "seed": seed,
+        "precision": "fp32",
+        "main_network": __file__,
+        "objective": key or "nonsaturating",
+        "losses": {"content": {"weight": main_weight}, "adversarial": {"weight": weight}},
+        "pretrain": adam | {"steps": 0 if key else steps},
+        "adversarial": adam | {"steps": steps if key else 0, "discriminator_learning_rate": rate},
+        "log_steps": 100,
+    }
+    return validated(values, "digits")
 
 
 def train(
@@ -93,39 +143,15 @@ def train(
     main_weight: float,
     weight: float,
     seed: int,
+    rate: float = 1e-4,
 ) -> Generator:
-    """Train a generator on digits (N,1,16,16) in [0,1] with the objective `key`; None: on its main loss alone."""
+    """Train a generator on digits (N,1,28,28) in [0,1] with the objective `key`; None: on its main loss alone."""
     torch.manual_seed(seed)
+    generator, judge = Generator(), discriminator(key) if key else None
+    recipe = recipe_of(key, steps=steps, main_weight=main_weight, weight=weight, seed=seed, rate=rate)
     random = torch.Generator().manual_seed(seed)
-    generator = Generator()
-    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3, betas=(0.5, 0.9))
-    objective: Objective | None = None
-    if key:
-        discriminator = make_discriminator(key)
-        discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.9))
-        objective = OBJECTIVES[key](AdversarialRecipe(), random)
-
-    for _ in range(steps):
-        for _ in range(objective.discriminator_steps if objective else 1):
-            chosen = torch.randint(len(pictures), (BATCH,), generator=random)
-            real, wanted = pictures[chosen], labels[chosen]
-            drawn = generator(torch.randn(BATCH, NOISE, generator=random), wanted)
-            if objective:
-                descend(discriminator_optimizer, objective.discriminator_loss(discriminator, real, drawn.detach()))
-                objective.after_discriminator_step(discriminator)
-
-        loss = main_weight * F.mse_loss(drawn, real)
-        if objective:
-            loss = loss + weight * objective.generator_loss(discriminator, real, drawn)
-        descend(optimizer, loss)
-    return generator.eval()
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step down the gradient of `loss`, for the parameters of this optimiser alone."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    adversarialise(generator, loss, drawn_from(pictures, labels, random), judge, recipe)
+    return generator
 
 
 @torch.no_grad()
@@ -136,17 +162,21 @@ def draw(generator: Generator, rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return generator(noise, labels), labels
 
 
-def save_grid(pictures: Tensor, path: Path, *, zoom: int = 3) -> None:
-    """Write (rows x 10,1,P,P) in [0,1] as one picture, ten in a row, dark on light."""
+def grid_of(pictures: Tensor) -> np.ndarray:
+    """Return (rows x 10,1,P,P) in [0,1] as one picture (H,W) of bytes, ten in a row, dark on light."""
     rows = F.pad(pictures, [1] * 4).squeeze(1)  # (rows x 10,P+2,P+2)
     height, width = rows.shape[1:]
-    sheet = rows.reshape(-1, CLASSES, height, width).permute(0, 2, 1, 3).reshape(-1, CLASSES * width)
-    levels = (255 * (1 - sheet)).round().byte().numpy().repeat(zoom, axis=0).repeat(zoom, axis=1)
-    Image.fromarray(levels).save(path)
+    sheet_ = rows.reshape(-1, CLASSES, height, width).permute(0, 2, 1, 3).reshape(-1, CLASSES * width)
+    return (255 * (1 - sheet_)).round().byte().numpy()
+
+
+def save_grid(pictures: Tensor, path: Path, *, zoom: int = 2) -> None:
+    """Write what `grid_of` makes of `pictures`, `zoom` times as large."""
+    Image.fromarray(grid_of(pictures).repeat(zoom, axis=0).repeat(zoom, axis=1)).save(path)
 
 
 def load_digits(mnist: Path | None) -> tuple[Tensor, Tensor]:
-    """Return digits (N,1,16,16) in [0,1] and their labels (N,): scikit-learn's 1,797, or MNIST from `mnist`.
+    """Return digits (N,1,28,28) in [0,1] and their labels (N,): scikit-learn's 1,797, or MNIST from `mnist`.
 
     `mnist`: an .npz file with x_train and y_train, or the IDX file train-images... with train-labels... beside
     it, both perhaps compressed (.gz).
@@ -180,9 +210,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Train with each objective in turn and write its digits."""
     parser = argparse.ArgumentParser(description="Add a judge to a network that draws digits.")
     parser.add_argument(
-        "--objective", nargs="+", choices=OBJECTIVES, default=["nonsaturating", "lsgan", "wgan-gp"]
+        "--objective", nargs="+", choices=OBJECTIVES, default=["nonsaturating", "lsgan", "relativistic-paired"]
     )
-    parser.add_argument("--steps", type=int, default=800, help="of the generator (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="of the generator (default: %(default)s)")
     parser.add_argument("--main-weight", type=float, default=1.0, help="of the main loss (default: %(default)s)")
     parser.add_argument("--weight", type=float, default=0.2, help="of the adversarial loss (default: %(default)s)")
     parser.add_argument("--mnist", type=Path, help="MNIST as .npz or IDX (default: scikit-learn's digits)")
@@ -199,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
             pictures,
             labels,
             key,
-            steps=settings.steps if key else min(settings.steps, 300),  # an average is soon learnt
+            steps=settings.steps if key else min(settings.steps, 600),  # an average is soon learnt
             main_weight=settings.main_weight,
             weight=settings.weight,
             seed=settings.seed,

@@ -14,6 +14,7 @@ from srgan.training.config import load_recipe
 from srgan.training.data.cache import PictureCache, build_cache
 from srgan.training.data.check import findings, summary
 from srgan.training.data.sources import parse_source
+from srgan.training.games import play_module
 from srgan.training.processes import make_fabric, together
 from srgan.training.run import Resume
 
@@ -31,6 +32,11 @@ def train(options: TrainOptions) -> None:
         raise UsageError(f"--devices {options.devices} --nodes {options.nodes}: give at least 1 of each")
     if options.allow_changes and not options.resume:
         raise UsageError("--allow-changes is for --resume")
+    if settings.main_network:
+        if options.minutes is not None or options.resume or options.devices * options.nodes > 1:
+            raise UsageError("a main_network is trained by steps, in one process and one sitting")
+        log.info("written: %s", play_module(settings, options.data, options.run))
+        return
     fabric = make_fabric(settings, options.devices, options.nodes)
     with together(fabric):
         if not fabric.is_global_zero:  # whatever is told of the pictures or the run, the first process tells

@@ -384,6 +384,9 @@ class Recipe(_Strict):
     # What to start from; empty: from scratch. A bundled model by its name, a file of weights (.safetensors),
     # or a checkpoint (.pt), which brings its discriminator along: a new one first learns what the old one knew.
     start: str = ""
+    # A main network of your own to play for, instead of a generator ×4: a module, or a .py file, with the
+    # functions that `games.play_module` names. Its code is run: take no recipe with one from strangers.
+    main_network: str = ""
     objective: Literal[
         "nonsaturating",
         "minimax",
@@ -432,7 +435,7 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _game_can_be_played(self) -> Self:
-        if not self.adversarial.steps:
+        if not self.adversarial.steps or self.main_network:  # which brings a discriminator of its own
             return self
         kind, normalisation, patch_hr_px = (
             self.discriminator.kind,
@@ -465,6 +468,13 @@ class Recipe(_Strict):
                 f"pretrain.export_name and adversarial.export_name are both {self.pretrain.export_name!r}: one "
                 "would overwrite the other"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _main_network_reads_it(self) -> Self:
+        for name in ("generator", "data", "degradation", "start") if self.main_network else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is not read beside main_network, which makes its own: leave it out")
         return self
 
     @model_validator(mode="after")
