@@ -23,7 +23,7 @@ _STRIP_BYTES_PER_LR_PX_AT_X4 = 9216
 _KEPT_ROWS_COPIES = 5
 
 # By default a third of what is free is used, and no more than 2.7 GB: a whole picture of 576 pixels a side. Strips
-# gain nothing from more than 1.2 GB.
+# gain nothing from more than 1.2 GB, and tiles beside them take no more either: at 12,000×100, 1.9 GB otherwise.
 _MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
 _ENOUGH_STRIP_BYTES = 1.2e9
 
@@ -88,6 +88,7 @@ class Inference:
         *,
         report: Progress | None = None,
         warn: Warn | None = None,
+        limit_bytes: float | None = None,
     ) -> None:
         """Upscale the picture of `height` × `width` LR pixels behind `read` into what lies behind `write`.
 
@@ -96,16 +97,18 @@ class Inference:
         every pixel comes at least once, and the last one counts. `report` is called with the finished fraction,
         1.0 last; what it raises stops the work. If memory runs out, the picture is begun again with half of it,
         three times. Where half precision will not do, tiles are run again in float32, and `warn` is told.
-        Raises EngineError if inference fails, UsageError if `memory_bytes` are too few for any way.
+        `limit_bytes`: of working memory, in place of `memory_bytes`. Raises EngineError if inference fails,
+        UsageError if these are too few for any way.
         """
         report = _rising(report) if report is not None else _ignore
-        limit: float = self._memory_bytes or min(self._free_bytes() / 3, _MOST_BYTES)
+        bound = limit_bytes or self._memory_bytes
+        limit: float = bound or min(self._free_bytes() / 3, _MOST_BYTES)
         precision_errors: list[str] = []
         for retry in itertools.count():
             plan = self.plan(height, width, limit)
-            if retry == 0 and self._memory_bytes is not None and plan.needed_bytes > limit:
+            if retry == 0 and bound is not None and plan.needed_bytes > limit:
                 raise UsageError(
-                    f"{self._memory_bytes / 1e6:.3g} MB of memory are too little for a picture of {width}x{height}"
+                    f"{bound / 1e6:.3g} MB of memory are too little for a picture of {width}x{height}"
                     f" pixels: {math.ceil(plan.needed_bytes / 1e6)} MB are needed"
                 )
             try:
@@ -153,15 +156,22 @@ class Inference:
             tiles = tiling.tiles_of_size(*size, tile_lr_px=tile, halo_lr_px=halo)
             return self._in_tiles(tiling.in_blocks(tiles, block, height, width))
         most_px = int(limit_bytes / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4))
+        facts = self.engine.strip_facts if isinstance(self.engine, StripEngine) else None
+        if facts is not None and height * width > most_px:
+            most_px = min(most_px, int(_ENOUGH_STRIP_BYTES / self._scaled(_WORKING_BYTES_PER_LR_PX_AT_X4)))
         tiles = tiling.tiles_within(*size, max_read_px=most_px // block**2, halo_lr_px=halo)
         plans = [self._in_tiles(tiling.in_blocks(tiles, block, height, width))]
-        if len(plans[0].tiles) > 1 and isinstance(self.engine, StripEngine) and self.engine.strip_facts:
-            facts = self.engine.strip_facts
+        if len(plans[0].tiles) > 1 and facts is not None:
             plans += [self._in_strips(height, width, rows, limit_bytes, facts) for rows in _STRIP_OVERHEADS]
         fitting = [plan for plan in plans if plan.needed_bytes <= limit_bytes]
         if fitting:
             return min(fitting, key=lambda plan: plan.cost * (1 if plan.strip_rows else _TILES_MUST_GAIN))
         return min(plans, key=lambda plan: plan.needed_bytes)
+
+    def needed_bytes(self, height: int, width: int, limit_bytes: int | None = None) -> int:
+        """Return how much working memory `run` would take, where it may be so much or as much as by default."""
+        limit = limit_bytes or self._memory_bytes or min(self._free_bytes() / 3, _MOST_BYTES)
+        return math.ceil(self.plan(height, width, limit).needed_bytes)
 
     def _in_tiles(self, tiles: list[tiling.Tile]) -> Plan:
         read_px = tiles[0].read_px
