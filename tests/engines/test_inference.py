@@ -131,6 +131,10 @@ def test_a_narrow_picture_takes_no_more_memory_than_its_width_asks_for() -> None
     assert plan.needed_bytes < 60e6
 
 
+def test_a_wide_short_picture_takes_no_more_than_strips_would() -> None:
+    assert Inference(StripFake()).plan(100, 12_000, 2.7e9).needed_bytes <= 1.2e9
+
+
 def test_a_bound_that_nothing_fits_is_refused_with_what_is_needed() -> None:
     with pytest.raises(UsageError, match=r"0\.001 MB .* too little .* 100x12000 pixels: 25 MB are needed"):
         Inference(StripFake(), memory_bytes=1000).run(12_000, 100, lambda *_: noise(1, 1), lambda *_: None)
