@@ -89,7 +89,7 @@ def too_large(size: str, before: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def measure(size: str, memory: float | None, model: str | None) -> dict[str, float]:
     """Upscale noise of that size; return seconds per output megapixel and peak bytes less those of the result."""
-    upscaler = Upscaler(model, memory_bytes=int(memory) if memory else None, device="cpu")
+    upscaler = Upscaler(model, working_bytes=int(memory) if memory else None, device="cpu")
     levels = noise(size)
     wall, cpu = time.perf_counter(), sum(os.times()[:2])
     result = upscaler.upscale(Picture(levels))

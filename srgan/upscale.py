@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, overload
@@ -11,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from srgan.conversion.loading import load_engine
-from srgan.engines.inference import Inference, Progress, Warn
+from srgan.engines.inference import Inference, Progress
 from srgan.engines.protocol import Engine, Precision, precision_of
 from srgan.errors import PictureTooLargeError, UsageError
 from srgan.pictures import Picture, PillowImage, decode, resized, scaled_dpi, without_tint
+from srgan.pictures.guarded import shared
 from srgan.weights import ModelMetadata, Weights
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
@@ -25,6 +29,9 @@ DEFAULT_MAX_OUTPUT_MEGAPIXELS = 1000.0
 
 # Opacity of 255 below which a colour is too imprecise to be upscaled.
 _FAINT = 16
+
+# `Inference.run` for one picture, with what is the same for all its channels.
+_Run = Callable[..., np.ndarray]
 
 _REDUCED = "it is larger than what was asked for, so it was reduced without the model"
 
@@ -109,6 +116,14 @@ class Request:
         return min(sides) if sides else self.scale or model_scale
 
 
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a picture takes, in bytes. `held`: itself, its results and what follows; `working`: of the model."""
+
+    held: int
+    working: int
+
+
 class AnyUpscaler(Protocol):
     """What is needed of an `Upscaler`, and what a test can fake."""
 
@@ -123,9 +138,20 @@ class AnyUpscaler(Protocol):
         ...
 
     def upscale(
-        self, picture: Picture, request: Request | float | None = None, progress: Progress | None = None
+        self,
+        picture: Picture,
+        request: Request | float | None = None,
+        progress: Progress | None = None,
+        *,
+        beside_bytes: int = 0,
     ) -> Picture:
         """Return `picture` enlarged; an exception that `progress` raises stops the work between two tiles."""
+        ...
+
+    def memory(
+        self, picture: Picture, request: Request | float | None = None, *, beside_bytes: int = 0
+    ) -> MemoryNeed:
+        """Return what `upscale` will take, or raise what it would."""
         ...
 
     def output_size(self, picture: Picture, request: Request | float | None = None) -> tuple[int, int]:
@@ -138,8 +164,10 @@ class Upscaler:
 
     `model`: name of a bundled model, path of an ONNX file, `Weights`, or None for the default model. `tile_lr_px`:
     the side of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for what is fastest
-    within `memory_bytes`, by default a third of the free memory. The result is the same whatever it is. `device`,
-    `precision`, `balance`, `halo_lr_px`: see `load_engine`. `engine`: used instead of all these and `model`.
+    within `working_bytes`, by default a third of the free memory. The result is the same whatever it is.
+    `memory_bytes`: of a picture, its results, what follows them and the model's work, all together; a picture that
+    takes more is refused before any work. The program itself, 140 MB, comes on top. `device`, `precision`,
+    `balance`, `halo_lr_px`: see `load_engine`. `engine`: used instead of all these and `model`.
     `max_output_megapixels`: a larger result is refused before any work.
     Raises UsageError for a value out of range, and what `load_engine` raises.
     """
@@ -150,6 +178,7 @@ class Upscaler:
         *,
         tile_lr_px: int | Literal["auto", "off"] = "auto",
         memory_bytes: int | None = None,
+        working_bytes: int | None = None,
         device: str = "auto",
         precision: str = "auto",
         balance: float | None = None,
@@ -163,6 +192,7 @@ class Upscaler:
             "model": model,
             "tile_lr_px": tile_lr_px,
             "memory_bytes": memory_bytes,
+            "working_bytes": working_bytes,
             "device": device,
             "precision": precision,
             "balance": balance,
@@ -176,7 +206,10 @@ class Upscaler:
             )
         else:
             self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
-        self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=memory_bytes)
+        self._memory_bytes = memory_bytes
+        self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=working_bytes)
+        if memory_bytes is not None:
+            self.memory(Picture(np.zeros((1, 1), np.uint8)))  # what is too little for that is too little for all
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments alone: what is unpickled, in a worker, loads the model again."""
@@ -205,6 +238,11 @@ class Upscaler:
         """Output pixels per input pixel when no other scale is asked for."""
         return self.metadata.scale
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """What a picture, its results and the work may take together, None for any."""
+        return self._memory_bytes
+
     @overload
     def upscale(
         self,
@@ -214,6 +252,7 @@ class Upscaler:
         *,
         scale: float | None = None,
         strength: float | None = None,
+        beside_bytes: int = 0,
     ) -> Picture: ...
 
     @overload
@@ -225,6 +264,7 @@ class Upscaler:
         *,
         scale: float | None = None,
         strength: float | None = None,
+        beside_bytes: int = 0,
     ) -> npt.NDArray[np.generic]: ...
 
     @overload
@@ -236,6 +276,7 @@ class Upscaler:
         *,
         scale: float | None = None,
         strength: float | None = None,
+        beside_bytes: int = 0,
     ) -> PillowImage: ...
 
     def upscale(
@@ -246,6 +287,7 @@ class Upscaler:
         *,
         scale: float | None = None,
         strength: float | None = None,
+        beside_bytes: int = 0,
     ) -> Picture | npt.NDArray[np.generic] | PillowImage:
         """Return `picture` enlarged, as the kind that it came as.
 
@@ -258,15 +300,16 @@ class Upscaler:
         resampling of the model's result. Greyscale stays greyscale, colours that are grey to a level or two become
         exactly that, and 16 bits stay 16; transparency is upscaled apart from colour; profile and metadata are
         kept. `progress` is called with the finished fraction, 1.0 last; an exception it raises stops the work.
-        Raises UsageError for a size out of range or what is no picture, PictureError for one that cannot be
-        read, PictureTooLargeError if the result would be larger than the limit, EngineError if inference fails.
+        `beside_bytes`: memory that will be needed afterwards, beside the result. Raises UsageError for a size out
+        of range, too little memory or what is no picture, PictureError for one that cannot be read,
+        PictureTooLargeError if the result would be larger than the limit, EngineError if inference fails.
         """
         request = Request.of(request, scale, strength)
         if isinstance(picture, np.ndarray):
-            result = self._upscale_picture(Picture.from_array(picture), request, progress)
+            result = self._upscale_picture(Picture.from_array(picture), request, progress, beside_bytes)
             return result.to_array(picture.dtype.newbyteorder("="))
         if isinstance(picture, PillowImage):
-            return self._upscale_picture(Picture.from_pil(picture), request, progress).to_pil()
+            return self._upscale_picture(Picture.from_pil(picture), request, progress, beside_bytes).to_pil()
         if isinstance(picture, str | Path | bytes):
             picture = decode(picture if isinstance(picture, bytes) else Path(picture))
         if not isinstance(picture, Picture):
@@ -274,10 +317,15 @@ class Upscaler:
                 f"{type(picture).__name__} cannot be upscaled: give a path, the bytes of a file, a NumPy array, a "
                 "Pillow image or a Picture"
             )
-        return self._upscale_picture(picture, request, progress)
+        return self._upscale_picture(picture, request, progress, beside_bytes)
 
-    def _upscale_picture(self, picture: Picture, request: Request, progress: Progress | None) -> Picture:
+    def _upscale_picture(
+        self, picture: Picture, request: Request, progress: Progress | None, beside_bytes: int
+    ) -> Picture:
         self.output_size(picture, request)
+        limit_bytes = None
+        if self._memory_bytes is not None:
+            limit_bytes = self._memory_bytes - self.memory(picture, request, beside_bytes=beside_bytes).held
         report = progress or _ignore
         total_px = sum(frame.height * frame.width for frame in picture.frames)
         done_px = 0
@@ -288,7 +336,7 @@ class Upscaler:
             def report_frame(fraction: float, before: int = done_px, share_px: int = frame_px) -> None:
                 report((before + fraction * share_px) / total_px)
 
-            results.append(self._upscale_frame(frame, request, report_frame))
+            results.append(self._upscale_frame(frame, request, report_frame, limit_bytes))
             done_px += frame_px
         return replace(results[0], further=tuple(results[1:])) if len(results) > 1 else results[0]
 
@@ -308,7 +356,42 @@ class Upscaler:
             )
         return request.output_size(picture.height, picture.width, self.scale)
 
-    def _upscale_frame(self, picture: Picture, request: Request, report: Progress) -> Picture:
+    def memory(
+        self, picture: Picture, request: Request | float | None = None, *, beside_bytes: int = 0
+    ) -> MemoryNeed:
+        """Return what `upscale` will take, without any work; raises UsageError if it may not take so much."""
+        request = Request.of(request)
+        held, between = beside_bytes, 0
+        for frame in picture.frames:
+            height, width = request.output_size(frame.height, frame.width, self.scale)
+            px_bytes = frame.pixels[:1, :1].nbytes + (0 if frame.alpha is None else frame.alpha.itemsize)
+            own_px, model_px, result_px = (
+                frame.height * frame.width,
+                frame.height * frame.width * self.scale**2,
+                height * width,
+            )
+            held += (own_px + result_px) * px_bytes
+            between = max(between, self._between_bytes(request, px_bytes, model_px, result_px))
+        held += max(0, between - beside_bytes)  # what is between is gone when the rest follows
+        bound = self._memory_bytes
+        limit = None if bound is None else max(1, bound - held)
+        working = max(self._inference.needed_bytes(frame.height, frame.width, limit) for frame in picture.frames)
+        if bound is not None and held + working > bound:
+            raise UsageError(
+                f"{bound / 1e6:.3g} MB of memory are too little for {picture.width}x{picture.height} pixels: with "
+                f"the result and its file {math.ceil((held + working) / 1e6)} MB are needed"
+            )
+        return MemoryNeed(held, working)
+
+    def _between_bytes(self, request: Request, px_bytes: int, model_px: int, result_px: int) -> int:
+        """Return what is held between the picture and its result: that of the model, and copies for resampling."""
+        resampled = 0 if model_px == result_px and request.strength == 1 else 8 * (model_px + result_px)
+        model = 0 if model_px == result_px else model_px * px_bytes
+        return model + resampled + (result_px * px_bytes if request.strength < 1 else 0)
+
+    def _upscale_frame(
+        self, picture: Picture, request: Request, report: Progress, limit_bytes: int | None
+    ) -> Picture:
         height, width = request.output_size(picture.height, picture.width, self.scale)
         visible = picture
         if picture.alpha is not None:
@@ -320,42 +403,47 @@ class Upscaler:
             if smaller:
                 visible = replace(visible, warnings=(*picture.warnings, _REDUCED))
             return resized(visible, height, width)
-        result = self._upscale_whole(visible, report)
+        result = self._upscale_whole(visible, report, limit_bytes)
         if (height, width) != (result.height, result.width):
             result = resized(result, height, width)
         if request.strength == 1:
             return result
         return _blend(result, resized(visible, height, width), request.strength)
 
-    def _upscale_whole(self, picture: Picture, report: Progress) -> Picture:
+    def _upscale_whole(self, picture: Picture, report: Progress, limit_bytes: int | None) -> Picture:
         """Return one frame at the model's scale; what is hidden by its alpha has been filled already."""
         height, width = picture.height * self.scale, picture.width * self.scale
         dpi = scaled_dpi(picture, height, width)
         warnings: list[str] = []
+        run = functools.partial(self._inference.levels, warn=warnings.append, limit_bytes=limit_bytes)
         if picture.alpha is None:
-            pixels = self._upscale_colours(picture.pixels, report, warnings.append)
+            pixels = self._upscale_colours(picture.pixels, report, run)
             return replace(picture, pixels=pixels, dpi=dpi, warnings=(*picture.warnings, *warnings))
-        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), warnings.append)
+        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), run)
         opaque = _lowest_around(picture.alpha) == np.iinfo(picture.alpha.dtype).max
         _hold_within(pixels, picture.pixels, self.scale, where=~opaque)
-        alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), warnings.append)
+        alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), run)
         told = (*picture.warnings, *dict.fromkeys(warnings))
         return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi, warnings=told)
 
-    def _upscale_colours(self, levels: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
+    def _upscale_colours(self, levels: np.ndarray, report: Progress, run: _Run) -> np.ndarray:
         """Upscale (H,W,3) or (H,W); colours that are all grey stay exactly that."""
         if levels.ndim == 3 and all(np.array_equal(levels[..., 0], levels[..., channel]) for channel in (1, 2)):
-            return np.repeat(
-                self._inference.levels(levels[..., 0], report=report, warn=warn)[..., None], 3, axis=2
-            )
-        return self._inference.levels(levels, report=report, warn=warn)
+            return np.repeat(self._upscale_levels(levels[..., 0], report, run)[..., None], 3, axis=2)
+        return self._upscale_levels(levels, report, run)
 
-    def _upscale_alpha(self, alpha: np.ndarray, report: Progress, warn: Warn) -> np.ndarray:
+    def _upscale_levels(self, levels: np.ndarray, report: Progress, run: _Run) -> np.ndarray:
+        """Upscale (H,W,3) or (H,W) of either depth to the same at the model's scale."""
+        height, width, *channels = levels.shape
+        out = shared.empty((height * self.scale, width * self.scale, *channels), levels.dtype)
+        return run(levels, report=report, out=out)
+
+    def _upscale_alpha(self, alpha: np.ndarray, report: Progress, run: _Run) -> np.ndarray:
         """Upscale (H,W) transparency; what was fully opaque or clear around stays exactly so."""
         if alpha.min() == alpha.max():
             report(1.0)
             return np.full((alpha.shape[0] * self.scale, alpha.shape[1] * self.scale), alpha.flat[0])
-        sr = self._inference.levels(alpha, report=report, warn=warn)
+        sr = self._upscale_levels(alpha, report, run)
         _hold_within(sr, alpha, self.scale)
         return sr
 
@@ -364,8 +452,12 @@ def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
     """Return `strength` of `result` and the rest of `smooth`, which has the same size."""
 
     def mixed(sharp: np.ndarray, soft: np.ndarray) -> np.ndarray:
-        levels: np.ndarray = np.rint(soft + np.float32(strength) * (sharp.astype(np.float32) - soft))
-        return levels.astype(sharp.dtype)
+        levels = shared.empty(sharp.shape, sharp.dtype)
+        for row, of_sharp, of_soft in zip(
+            levels, sharp, soft, strict=True
+        ):  # floats of all are four times as many
+            row[:] = np.rint(of_soft + np.float32(strength) * (of_sharp.astype(np.float32) - of_soft))
+        return levels
 
     alpha = None
     if result.alpha is not None and smooth.alpha is not None:

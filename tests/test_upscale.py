@@ -497,3 +497,43 @@ def test_an_upscaler_can_be_sent_to_another_process() -> None:
     with pytest.raises(PictureTooLargeError):
         again.upscale(np.zeros((300, 300), np.uint8))
     assert len(pickle.dumps(upscaler)) < 2000  # what to load, and not the weights
+
+
+# Memory
+
+
+def broad(height: int, width: int) -> Picture:
+    """A picture of that size that takes no memory."""
+    return Picture(np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3)))
+
+
+def test_the_memory_that_is_counted_is_that_of_picture_result_and_what_follows() -> None:
+    upscaler = Upscaler(engine=NearestEngine())
+    lr, sr = 3000 * 4000 * 3, 3000 * 4000 * 16 * 3
+    assert upscaler.memory(broad(3000, 4000)).held == lr + sr
+    assert upscaler.memory(broad(3000, 4000), beside_bytes=10**9).held == lr + sr + 10**9
+    # At another size the model's own result lies between, beside Pillow's copies of both.
+    assert upscaler.memory(broad(3000, 4000), 2.0).held == lr + sr // 4 + sr + 8 * (sr + sr // 4) // 3
+
+
+def test_a_bound_of_memory_counts_all_of_it() -> None:
+    with pytest.raises(
+        UsageError, match=r"800 MB .* too little for 4000x3000 .* result and its file \d+ MB are needed"
+    ):
+        Upscaler(engine=NearestEngine(), memory_bytes=800_000_000).memory(
+            broad(3000, 4000), beside_bytes=300_000_000
+        )
+    upscaler = Upscaler(engine=NearestEngine(), memory_bytes=800_000_000)
+    need = upscaler.memory(broad(1500, 2000), beside_bytes=300_000_000)
+    assert need.held + need.working <= 800_000_000
+    picture = Picture(np.arange(48 * 40 * 3, dtype=np.uint8).reshape(48, 40, 3))
+    with pytest.raises(UsageError, match="too little"):
+        upscaler.upscale(picture, beside_bytes=800_000_000)
+    np.testing.assert_array_equal(
+        upscaler.upscale(picture).pixels, picture.pixels.repeat(4, axis=0).repeat(4, axis=1)
+    )
+
+
+def test_a_bound_for_which_every_picture_is_too_large_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="too little for 1x1 pixels"):
+        Upscaler(engine=NearestEngine(), memory_bytes=1000)

@@ -80,7 +80,8 @@ class UpscaleOptions:
         str, typer.Option("-t", "--tile", metavar="auto|off|N", help="Side of a tile, in pixels of the input.")
     ] = "auto"
     memory: Annotated[
-        str, typer.Option("--memory", metavar="auto|SIZE", help="Most memory for the model to work in: 800M, 2G.")
+        str,
+        typer.Option("--memory", metavar="auto|SIZE", help="Most memory for picture, result and work: 800M, 2G."),
     ] = "auto"
     device: Annotated[
         str,

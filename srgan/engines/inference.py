@@ -25,7 +25,7 @@ _STRIP_BYTES_PER_LR_PX_AT_X4 = 9216
 _KEPT_ROWS_COPIES = 5
 
 # By default a third of what is free is used, and no more than 2.7 GB: a whole picture of 576 pixels a side. Strips
-# gain nothing from more than 1.2 GB.
+# gain nothing from more than 1.2 GB, and tiles beside them take no more either: at 12,000×100, 1.9 GB otherwise.
 _MOST_BYTES = 576 * 576 * _WORKING_BYTES_PER_LR_PX_AT_X4
 _ENOUGH_STRIP_BYTES = 1.2e9
 
@@ -98,6 +98,7 @@ class Inference:
         *,
         report: Progress | None = None,
         warn: Warn | None = None,
+        limit_bytes: float | None = None,
     ) -> None:
         """Upscale the picture of `height` × `width` LR pixels behind `read` into what lies behind `write`.
 
@@ -106,31 +107,42 @@ class Inference:
         every pixel comes at least once, and the last one counts. `report` is called with the finished fraction,
         1.0 last; what it raises stops the work. If memory runs out, the picture is begun again with half of it,
         three times. Where half precision will not do, tiles are run again in float32, and `warn` is told.
-        Raises EngineError if inference fails, UsageError if `memory_bytes` are too few for any way.
+        `limit_bytes`: of working memory, in place of `memory_bytes`. Raises EngineError if inference fails,
+        UsageError if these are too few for any way.
         """
         report = _rising(report) if report is not None else _ignore
         precision_errors: list[str] = []
         self._within_memory(
-            height, width, lambda plan: self._carry_out(plan, read, write, report, precision_errors)
+            height, width, limit_bytes, lambda plan: self._carry_out(plan, read, write, report, precision_errors)
         )
         _tell(precision_errors, warn)
 
     def levels(
-        self, levels: np.ndarray, *, report: Progress | None = None, warn: Warn | None = None
+        self,
+        levels: np.ndarray,
+        *,
+        report: Progress | None = None,
+        warn: Warn | None = None,
+        limit_bytes: float | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return SR of `levels`, (H,W,3) or grey (H,W), uint8 or uint16: (sH,sW,3) or (sH,sW) of the same type.
 
         Clamped, and rounded to the nearest. An engine that takes levels gets them as they are, and works on one
-        piece while the one before is copied back. `report`, `warn`, errors: see `run`.
+        piece while the one before is copied back. `out`: where to, if not into an array of its own. `report`,
+        `warn`, `limit_bytes`, errors: see `run`.
         """
         scale = self.engine.metadata.scale
         height, width, *channels = levels.shape
-        sr = np.empty((height * scale, width * scale, *channels), levels.dtype)
+        sr = np.empty((height * scale, width * scale, *channels), levels.dtype) if out is None else out
         if isinstance(self.engine, LevelsEngine):
             rising = _rising(report) if report is not None else _ignore
             precision_errors: list[str] = []
             self._within_memory(
-                height, width, lambda plan: self._carry_out_levels(plan, levels, sr, rising, precision_errors)
+                height,
+                width,
+                limit_bytes,
+                lambda plan: self._carry_out_levels(plan, levels, sr, rising, precision_errors),
             )
             _tell(precision_errors, warn)
             return sr
@@ -141,17 +153,20 @@ class Inference:
         def write(rows: slice, columns: slice, piece: np.ndarray) -> None:
             sr[rows, columns] = to_levels(piece, like=levels[None])[0]
 
-        self.run(height, width, read, write, report=report, warn=warn)
+        self.run(height, width, read, write, report=report, warn=warn, limit_bytes=limit_bytes)
         return sr
 
-    def _within_memory(self, height: int, width: int, carry_out: Callable[[Plan], None]) -> None:
+    def _within_memory(
+        self, height: int, width: int, limit_bytes: float | None, carry_out: Callable[[Plan], None]
+    ) -> None:
         """Carry out the plan for the memory there is or, where that runs out, for half of it, three times."""
-        limit = min(self._memory_bytes or self._usual_bytes(), self._learnt_limit_bytes)
+        bound = limit_bytes or self._memory_bytes
+        limit = min(bound or self._usual_bytes(), self._learnt_limit_bytes)
         for retry in itertools.count():
             plan = self.plan(height, width, limit)
-            if retry == 0 and self._memory_bytes is not None and plan.needed_bytes > self._memory_bytes:
+            if retry == 0 and bound is not None and plan.needed_bytes > bound:
                 raise UsageError(
-                    f"{self._memory_bytes / 1e6:.3g} MB of memory are too little for a picture of {width}x{height}"
+                    f"{bound / 1e6:.3g} MB of memory are too little for a picture of {width}x{height}"
                     f" pixels: {math.ceil(plan.needed_bytes / 1e6)} MB are needed"
                 )
             try:
@@ -199,15 +214,22 @@ class Inference:
             tiles = tiling.tiles_of_size(*size, tile_lr_px=tile, halo_lr_px=halo)
             return self._in_tiles(tiling.in_blocks(tiles, block, height, width))
         most_px = int(limit_bytes / self._bytes_per_lr_px())
+        facts = self.engine.strip_facts if isinstance(self.engine, StripEngine) else None
+        if facts is not None and height * width > most_px:
+            most_px = min(most_px, int(_ENOUGH_STRIP_BYTES / self._bytes_per_lr_px()))
         tiles = tiling.tiles_within(*size, max_read_px=most_px // block**2, halo_lr_px=halo)
         plans = [self._in_tiles(tiling.in_blocks(tiles, block, height, width))]
-        if len(plans[0].tiles) > 1 and isinstance(self.engine, StripEngine) and self.engine.strip_facts:
-            facts = self.engine.strip_facts
+        if len(plans[0].tiles) > 1 and facts is not None:
             plans += [self._in_strips(height, width, rows, limit_bytes, facts) for rows in _STRIP_OVERHEADS]
         fitting = [plan for plan in plans if plan.needed_bytes <= limit_bytes]
         if fitting:
             return min(fitting, key=lambda plan: plan.cost * (1 if plan.strip_rows else _TILES_MUST_GAIN))
         return min(plans, key=lambda plan: plan.needed_bytes)
+
+    def needed_bytes(self, height: int, width: int, limit_bytes: int | None = None) -> int:
+        """Return how much working memory `run` would take, where it may be so much or as much as by default."""
+        limit = limit_bytes or self._memory_bytes or self._usual_bytes()
+        return math.ceil(self.plan(height, width, limit).needed_bytes)
 
     def _in_tiles(self, tiles: list[tiling.Tile]) -> Plan:
         read_px = tiles[0].read_px

@@ -15,6 +15,7 @@ from srgan.folder.desk import Desk, Options, failure, hopeless, write_result
 from srgan.folder.making import decide, make
 from srgan.folder.planning import Job, Plan
 from srgan.folder.reporting import FileReport
+from srgan.room import Room
 from srgan.upscale import Upscaler
 
 # Decode and encode this many files beside the one in inference.
@@ -77,6 +78,7 @@ class _Bench:
         self.over: OutputError | None = None
         self._desk, self._upscaler, self._progress, self._stop = desk, upscaler, progress, stop
         self._inference = threading.Lock()
+        self._room = None if upscaler.memory_bytes is None else Room(upscaler.memory_bytes)
 
     def is_stopping(self) -> bool:
         """Return whether no further file is to be begun."""
@@ -109,10 +111,12 @@ class _Bench:
         decision = decide(options.decode(job.source), options.order_of(job), self._upscaler)
         decision, target = decision.named(job.target)
         temporary = self._desk.place(job, target, begun)
-        made = make(decision, self._upscaler, self._tell, self._turn(stopwatch))
-        write_result(temporary, target, made.content)
-        self._desk.put(temporary, target, job, begun)
-        return options.report(job, target, decision, made)
+        need = decision.memory
+        with self._room.taken(need.held + need.working) if self._room else contextlib.nullcontext():
+            made = make(decision, self._upscaler, self._tell, self._turn(stopwatch))
+            write_result(temporary, target, made.content)
+            self._desk.put(temporary, target, job, begun)
+            return options.report(job, target, decision, made)
 
     @contextlib.contextmanager
     def _turn(self, stopwatch: _Stopwatch) -> Iterator[None]:

@@ -10,6 +10,7 @@ becomes the same file, with the same warnings or for the same reason none, where
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 from srgan.errors import FormatError, UsageError
-from srgan.pictures import FORMATS, Picture, format_of_suffix, guarded, losses, why_not
-from srgan.upscale import AnyUpscaler, Request
+from srgan.pictures import FORMATS, Picture, costs, format_of_suffix, guarded, losses, why_not
+from srgan.pictures.guarded import GuardedDecoder
+from srgan.upscale import AnyUpscaler, MemoryNeed, Request
 
 AUTO = "auto"  # the format of the input
 
@@ -65,12 +67,17 @@ class Order:
 
 @dataclass(frozen=True)
 class Decision:
-    """How `picture` will be written: `format` is a key of `pictures.FORMATS`, `warnings` tell why that one."""
+    """How `picture` will be written: `format` is a key of `pictures.FORMATS`, `warnings` tell why that one.
+
+    `memory`: what that takes, the picture, its result and the file among it; `encoding_bytes` of that.
+    """
 
     picture: Picture
     order: Order
     format: str
     warnings: tuple[str, ...] = ()
+    memory: MemoryNeed = field(kw_only=True)
+    encoding_bytes: int = field(kw_only=True)
 
     def named(self, target: Path) -> tuple[Decision, Path]:
         """Return the decision and the place of its result, which has another suffix than `target` if it must."""
@@ -97,19 +104,29 @@ class Made:
 def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
     """Return how the result of `order` for `picture` will be written.
 
-    Raises FormatError if it cannot be, UsageError for a size out of range, PictureTooLargeError for a result
-    above the upscaler's limit.
+    Raises FormatError if it cannot be, UsageError for a size out of range or a result that takes more memory than
+    the upscaler may, PictureTooLargeError for one above its limit.
     """
     size = upscaler.output_size(picture, order.request)
+    format, warnings = _format(picture, order, size)
+    request, scale = order.request, upscaler.scale
+    sizes = [request.output_size(frame.height, frame.width, scale) for frame in picture.frames]
+    encoding_bytes = costs.encoding_bytes(picture, format, sizes)
+    memory = upscaler.memory(picture, request, beside_bytes=encoding_bytes)
+    return Decision(picture, order, format, warnings, memory=memory, encoding_bytes=encoding_bytes)
+
+
+def _format(picture: Picture, order: Order, size: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
+    """Return the format of the result and what is told of that; raises FormatError if there is none."""
     format = picture.format if order.format == AUTO else order.format
     reason = why_not(picture, format, size=size)
     if reason is None:
-        return Decision(picture, order, format)
+        return format, ()
     if order.format != AUTO:
         raise FormatError(f"{reason}; choose another format, or {AUTO}, which takes one that can")
     if png_cannot := why_not(picture, "png", size=size):
         raise FormatError(f"{reason}, and {png_cannot}; choose another format")
-    return Decision(picture, order, "png", (f"{reason}, so the result is PNG",))
+    return "png", (f"{reason}, so the result is PNG",)
 
 
 def make(
@@ -117,18 +134,22 @@ def make(
     upscaler: AnyUpscaler,
     progress: Callable[[float], None] | None = None,
     turn: AbstractContextManager[None] | None = None,
+    coder: GuardedDecoder | None = None,
 ) -> Made:
     """Return the result that was decided on.
 
-    `progress`: as `Upscaler.upscale` takes it. `turn`: entered for the inference alone. Raises EngineError if
-    the inference fails, PictureError if the result cannot be encoded.
+    `progress`: as `Upscaler.upscale` takes it; what it raises ends a guarded encoder too. `turn`: entered for the
+    inference alone. `coder`: encodes, in place of that for one's own pictures. Raises EngineError if the inference
+    fails, PictureError if the result cannot be encoded.
     """
     order = decision.order
     with turn or contextlib.nullcontext():
-        result = upscaler.upscale(decision.picture, order.request, progress)
+        result = upscaler.upscale(decision.picture, order.request, progress, beside_bytes=decision.encoding_bytes)
     if order.metadata == "strip":
         result = stripped(result)
-    content = guarded.encode(result, decision.format, quality=order.quality)
+    check = None if progress is None else functools.partial(progress, 1.0)
+    encode = guarded.encode if coder is None else coder.encode
+    content = encode(result, decision.format, quality=order.quality, check=check)
     warnings = dict.fromkeys([*result.warnings, *decision.warnings, *losses(result, decision.format)])
     return Made(result, content, decision.format, tuple(warnings))
 

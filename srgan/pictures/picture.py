@@ -295,18 +295,16 @@ def _lost_colours(picture: Picture, format: str) -> list[str]:
 
 def _colours(frame: Picture) -> int:
     """Return how many colours are in what is seen of a frame, at the 8 bits of GIF."""
-    levels = frame.pixels if frame.bits == 8 else np.rint(frame.pixels / 257).astype(np.uint8)
-    if frame.is_grey:
-        levels = levels[..., None]
-    if frame.alpha is not None:
-        levels = levels[frame.alpha > np.iinfo(frame.alpha.dtype).max // 2]
-    packed: np.ndarray = np.zeros(levels.shape[:-1], np.uint32)
-    for channel in range(levels.shape[-1]):
-        packed = packed << 8 | levels[..., channel]
-    is_there = np.zeros(1 << 8 * levels.shape[-1], bool)
-    is_there[packed] = True
+    is_there = np.zeros(1 << (8 if frame.is_grey else 24), bool)
+    for top, levels in enumerate(frame.pixels):  # by rows: at once it would take twelve bytes a pixel
+        if frame.alpha is not None:
+            levels = levels[frame.alpha[top] > np.iinfo(frame.alpha.dtype).max // 2]
+        if frame.bits == 16:
+            levels = np.rint(levels / 257)
+        wide = levels.astype(np.uint32)
+        is_there[wide if frame.is_grey else wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]] = True
     return int(np.count_nonzero(is_there))
 
 
 def _is_soft(alpha: np.ndarray | None) -> bool:
-    return alpha is not None and bool(((alpha > 0) & (alpha < np.iinfo(alpha.dtype).max)).any())
+    return alpha is not None and any(((row > 0) & (row < np.iinfo(row.dtype).max)).any() for row in alpha)

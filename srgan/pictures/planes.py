@@ -25,6 +25,8 @@ _MODES = {
     "YCbCr": ("RGB", "RGB"),
 }
 
+_ROWS_AT_ONCE = 64
+
 # EXIF orientation to what makes the picture upright: whether to swap rows and columns, then which axes to reverse.
 _TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     2: (False, (1,)),
@@ -140,5 +142,8 @@ def to_8_bits(levels: np.ndarray) -> np.ndarray:
     """Return uint8 levels as they are, and uint16 levels rounded to uint8."""
     if levels.dtype == np.uint8:
         return levels
-    rounded: np.ndarray = np.rint(levels / np.float32(257)).astype(np.uint8)
+    rounded = np.empty(levels.shape, np.uint8)
+    for top in range(0, len(levels), _ROWS_AT_ONCE):  # the floats of all would be four times the picture
+        rows = slice(top, top + _ROWS_AT_ONCE)
+        rounded[rows] = np.rint(levels[rows] / np.float32(257))
     return rounded

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from srgan.errors import PictureError
+from srgan.machine import available_cores
 from srgan.pictures import colour, metadata
 from srgan.pictures.faults import as_picture_errors
-from srgan.pictures.formats import boxes, png, tiff
+from srgan.pictures.formats import avif_grid, boxes, png, tiff
 from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
@@ -24,6 +27,11 @@ from srgan.pictures.picture import (
     why_not,
 )
 from srgan.pictures.planes import to_8_bits
+
+_MOST_AVIF_THREADS = 4
+
+# So many pixels of a frame of GIF decide on its colours, evenly chosen: all of 8 megapixels of noise take minutes.
+_PALETTE_PX = 512 * 512
 
 
 def encode(picture: Picture, format: str, *, quality: int | None = None) -> bytes:
@@ -60,19 +68,39 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
             options["pnginfo"] = _png_info(picture, xmp)
         if "comment" in target.holds and (comment := dict(picture.texts).get("Comment")):
             options["comment"] = comment.encode()
-        images = _images(picture, format)
         if format == "avif" and all(_is_without_colour(frame) for frame in picture.frames):
             options["subsampling"] = "4:0:0"  # grey alone, so that no reader finds a tint
+        if format == "avif" and not picture.further and avif_grid.is_needed(picture.height, picture.width):
+            return _with_code_points(picture, _in_tiles(picture, options))
+        images = _images(picture, format)
         if picture.further:
             options |= _animation_options(picture, format)
             options |= {"save_all": True, "append_images": images[1:]}
         buffer = io.BytesIO()
         images[0].save(buffer, target.pillow, **options)
         content = buffer.getvalue()
-        code_points = colour.code_points(picture.png_colour)
-        if format == "avif" and code_points and not picture.icc:
-            content = boxes.with_colours(content, *code_points)
-        return content
+        return _with_code_points(picture, content) if format == "avif" else content
+
+
+def _with_code_points(picture: Picture, content: bytes) -> bytes:
+    """Return an AVIF file that says what colours are meant, if the picture does."""
+    code_points = colour.code_points(picture.png_colour)
+    return boxes.with_colours(content, *code_points) if code_points and not picture.icc else content
+
+
+def _in_tiles(picture: Picture, options: dict[str, Any]) -> bytes:
+    """Return a large picture as an AVIF file, by the options for a small one."""
+    exif, xmp = options.pop("exif", b""), options.pop("xmp", b"")
+
+    def encode_tile(levels: np.ndarray, is_alpha: bool) -> bytes:
+        buffer = io.BytesIO()
+        # Transparency is a grey picture beside, without a profile.
+        beside = {"subsampling": "4:0:0", "icc_profile": None} if is_alpha else {}
+        Image.fromarray(levels).save(buffer, "AVIF", **{**options, **beside})
+        return buffer.getvalue()
+
+    alpha = None if picture.alpha is None else to_8_bits(picture.alpha)
+    return avif_grid.write(to_8_bits(picture.pixels), alpha, encode_tile, exif=exif, xmp=xmp)
 
 
 def _metadata(picture: Picture, format: str) -> tuple[bytes, bytes]:
@@ -106,7 +134,9 @@ def _sheet(page: Picture) -> tiff.Sheet:
 
 def _joined(picture: Picture) -> np.ndarray:
     """Return (H,W,C) levels with alpha last."""
-    return np.dstack([picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha])
+    if picture.alpha is not None:
+        return np.dstack([picture.pixels, picture.alpha])
+    return picture.pixels[..., None] if picture.is_grey else picture.pixels
 
 
 def _images(picture: Picture, format: str) -> list[Image.Image]:
@@ -114,8 +144,8 @@ def _images(picture: Picture, format: str) -> list[Image.Image]:
     frames = picture.frames
     grey = all(frame.is_grey for frame in frames)
     clear = any(frame.alpha is not None for frame in frames)
-    images = [_image(frame, grey=grey, clear=clear) for frame in frames]
-    return [_in_palette(image) for image in images] if format == "gif" else images
+    images = (_image(frame, grey=grey, clear=clear) for frame in frames)
+    return [_in_palette(image) for image in images] if format == "gif" else list(images)
 
 
 def _image(frame: Picture, *, grey: bool, clear: bool) -> Image.Image:
@@ -129,34 +159,62 @@ def _image(frame: Picture, *, grey: bool, clear: bool) -> Image.Image:
 
 
 def _is_without_colour(frame: Picture) -> bool:
-    return frame.is_grey or bool((frame.pixels == frame.pixels[..., :1]).all())
+    return frame.is_grey or all((row == row[..., :1]).all() for row in frame.pixels)
 
 
 def _in_palette(image: Image.Image) -> Image.Image:
     """Return a frame of a GIF file: 256 colours of its own, the last one clear if it has transparency."""
     if image.mode == "L":
         return image
-    clear = np.asarray(image)[..., -1] < 128 if image.mode in ("RGBA", "LA") else None
+    clear = np.asarray(image.getchannel("A")) < 128 if image.mode in ("RGBA", "LA") else None
     colours = image.convert("RGB")
     count = 256 if clear is None else 255
-    levels = np.asarray(colours).astype(np.uint32)
-    packed = levels[..., 0] << 16 | levels[..., 1] << 8 | levels[..., 2]
-    if clear is not None:
-        packed = np.where(clear, packed[~clear][:1].sum(), packed)  # what is clear needs no colour of its own
-    found, places = np.unique(packed, return_inverse=True)
-    if len(found) <= count:
-        exactly = Image.fromarray(places.reshape(packed.shape).astype(np.uint8)).convert("P")
-        exactly.putpalette([int(value) >> shift & 255 for value in found for shift in (16, 8, 0)])
-        return exactly if clear is None else _with_clear(exactly, clear)
-    palette = colours.quantize(count, Image.Quantize.MEDIANCUT, kmeans=1)
-    exact = np.array_equal(np.asarray(palette.convert("RGB")), np.asarray(colours))
-    indexed = palette if exact else colours.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    indexed = _exactly(np.asarray(colours), clear, count)
+    if indexed is None:
+        step = math.isqrt(image.width * image.height // _PALETTE_PX) + 1
+        sample = Image.fromarray(np.ascontiguousarray(np.asarray(colours)[::step, ::step]))
+        palette = sample.quantize(count, Image.Quantize.MEDIANCUT, kmeans=1)
+        indexed = colours.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
     return indexed if clear is None else _with_clear(indexed, clear)
 
 
+def _exactly(levels: np.ndarray, clear: np.ndarray | None, count: int) -> Image.Image | None:
+    """Return (H,W,3) levels with a palette of their colours, or None if there are more than `count`.
+
+    What is `clear` needs no colour of its own. Goes by rows: at once it would take thirty bytes a pixel.
+    """
+    hidden = None
+    if clear is not None and not clear.all():
+        y, x = np.unravel_index(int(clear.argmin()), clear.shape)
+        hidden = _packed(levels[y, x])
+
+    def rows() -> Iterator[tuple[int, np.ndarray]]:
+        for top in range(len(levels)):
+            packed = _packed(levels[top])
+            yield top, packed if clear is None else np.where(clear[top], hidden or 0, packed)
+
+    colours = np.array([], np.uint32)
+    for _, packed in rows():
+        colours = np.union1d(colours, packed)
+        if len(colours) > count:
+            return None
+    places = np.empty(levels.shape[:2], np.uint8)
+    for top, packed in rows():
+        places[top] = np.searchsorted(colours, packed)
+    image = Image.fromarray(places).convert("P")
+    image.putpalette([int(value) >> shift & 255 for value in colours for shift in (16, 8, 0)])
+    return image
+
+
+def _packed(levels: np.ndarray) -> np.ndarray:
+    """Return (...,3) uint8 levels as one number each."""
+    wide = levels.astype(np.uint32)
+    packed: np.ndarray = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    return packed
+
+
 def _with_clear(indexed: Image.Image, clear: np.ndarray) -> Image.Image:
-    indices = np.where(clear, np.uint8(255), np.asarray(indexed))
-    result = Image.fromarray(indices.astype(np.uint8)).convert("P")
+    result = Image.fromarray(np.where(clear, np.uint8(255), np.asarray(indexed))).convert("P")
     used = (indexed.getpalette() or [])[: 3 * 255]
     result.putpalette(used + [0] * (768 - len(used)))
     result.info["transparency"] = 255
@@ -192,7 +250,9 @@ def _encoder_options(format: str, quality: int | None) -> dict[str, Any]:
         case "webp":
             return {"quality": quality or 95, "method": 2}  # a third of the time of 4, a fiftieth larger
         case "avif":
-            return {"quality": quality or 90, "subsampling": "4:4:4"}
+            # More threads than that take memory of their own, and the picture has tiles for no more.
+            threads = min(available_cores(), _MOST_AVIF_THREADS)
+            return {"quality": quality or 90, "subsampling": "4:4:4", "max_threads": threads}
         case _:
             return {}
 
@@ -227,8 +287,11 @@ def _png_chunks(picture: Picture, exif: bytes, xmp: bytes) -> list[tuple[bytes, 
 def _ppm(picture: Picture) -> bytes:
     kind = b"P5" if picture.is_grey else b"P6"
     peak = np.iinfo(picture.pixels.dtype).max
-    head = b"%s\n%d %d\n%d\n" % (kind, picture.width, picture.height, peak)
-    return head + picture.pixels.astype(picture.pixels.dtype.newbyteorder(">")).tobytes()
+    file = io.BytesIO(b"%s\n%d %d\n%d\n" % (kind, picture.width, picture.height, peak))
+    file.seek(0, io.SEEK_END)
+    for row in picture.pixels:
+        file.write(row.astype(row.dtype.newbyteorder(">")).tobytes())
+    return file.getvalue()
 
 
 def _whole(dpi: tuple[float, float]) -> tuple[int, int]:

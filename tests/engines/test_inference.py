@@ -104,7 +104,7 @@ def test_plans_for_well_known_sizes() -> None:
     assert shape(500, 500, 1e9) == (1, 32)
     assert shape(3000, 4000, 2.7e9) == (2, 32)  # 12 megapixels
     assert shape(1500, 2000, 2.7e9) == (1, 16)
-    assert shape(10, 100_000, 2.7e9) == (4, 0)  # few rows, and strips lag by 40
+    assert shape(10, 100_000, 2.7e9) == (7, 0)  # few rows, and strips lag by 40
     assert plans.plan(3000, 4000, 2.7e9).cost < 1.12 * 3000 * 4000
 
 
@@ -129,6 +129,10 @@ def test_a_narrow_picture_takes_no_more_memory_than_its_width_asks_for() -> None
     plan = Inference(StripFake()).plan(12_000, 100, 2.7e9)
     assert plan.strip_rows
     assert plan.needed_bytes < 60e6
+
+
+def test_a_wide_short_picture_takes_no_more_than_strips_would() -> None:
+    assert Inference(StripFake()).plan(100, 12_000, 2.7e9).needed_bytes <= 1.2e9
 
 
 def test_a_bound_that_nothing_fits_is_refused_with_what_is_needed() -> None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic.fields import FieldInfo
 from srgan_service.settings import Settings
+from srgan_service.work.service import room_bytes, working_bytes
+from support.engines import NearestEngine
+
+from srgan.folder.making import Order, decide
+from srgan.pictures import FORMATS, Picture
+from srgan.upscale import Upscaler
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "deployment.md"
@@ -55,3 +63,45 @@ def test_compose_puts_its_service_in_the_place_of_nginx_servers() -> None:
     arguments = [part for expression in expressions for part in ("-e", expression)]
     done = subprocess.run(["sed", *arguments, DEPLOY / "nginx.conf"], check=True, capture_output=True, text=True)
     assert re.findall(r"^ *server (\S+:\d+)", done.stdout, re.MULTILINE) == ["service:8000"]
+
+
+SIZES = {"0.5 MP": (613, 816), "3 MP": (1500, 2000), "12 MP": (3000, 4000)}
+
+
+def flat(height: int, width: int, format: str, frames: int = 1) -> Picture:
+    """A picture of that size that takes no memory."""
+    frame = Picture(np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3)), format=format)
+    if frames == 1:
+        return frame
+    frame = replace(frame, duration_ms=100.0)
+    return replace(frame, further=(frame,) * (frames - 1))
+
+
+def held_mb(picture: Picture, format: str) -> str:
+    decision = decide(picture, Order(format=format), Upscaler(engine=NearestEngine()))
+    return f"{decision.memory.held / 1e6:,.0f} MB"
+
+
+def test_the_table_of_memory_is_what_is_counted() -> None:
+    """And that is measured: benchmarks/encoding_memory.py, test_encoders_take_what_the_table_says."""
+    rows = []
+    for format, facts in FORMATS.items():
+        still = [held_mb(flat(*size, format), format) for size in SIZES.values()]
+        moving = held_mb(flat(480, 640, format, 10), format) if "animation" in facts.holds else ""
+        rows.append(f"| {facts.pillow} | {' | '.join(still)} | {moving} |")
+    head = f"| result as | {' | '.join(f'from {size}' for size in SIZES)} | 10 frames of 640×480 |"
+    expected = "\n".join([head, "|---|---|---|---|---|", *rows])
+    assert expected in DOCUMENT.read_text(), "the table of docs/deployment.md is:\n" + expected
+
+
+def test_what_the_service_may_take_fits_the_machine() -> None:
+    """Of 4 GiB, with the default settings: a photograph of 12 megapixels is done in every format but two."""
+    settings = Settings()
+    room = room_bytes(settings, 4 * 2**30)
+    assert room + 2 * working_bytes(settings, 4 * 2**30) + settings.queue_bytes < 3.5 * 2**30
+    for format in sorted(set(FORMATS) - {"webp", "gif"}):
+        picture = flat(3000, 4000, format)
+        held = decide(picture, Order(format=format), Upscaler(engine=NearestEngine())).memory.held
+        assert held <= 0.8 * room, format
+    assert working_bytes(settings, 64 * 2**30) == settings.memory_bytes
+    assert room_bytes(settings, 2**28) == 0

@@ -174,9 +174,9 @@ def test_strips_take_turns_too(device: Device, tiny_engine: OpenVinoEngine) -> N
     assert isinstance(shared, StripEngine)
     picture = Picture(np.random.default_rng(0).integers(0, 256, (400, 60, 3), np.uint8))
     memory = 60 * 60 * 8192
-    expected = Upscaler(engine=tiny_engine, memory_bytes=memory).upscale(picture).pixels
+    expected = Upscaler(engine=tiny_engine, working_bytes=memory).upscale(picture).pixels
     with device.shared_by(Flow()):
-        result = Upscaler(engine=shared, memory_bytes=memory).upscale(picture)
+        result = Upscaler(engine=shared, working_bytes=memory).upscale(picture)
     np.testing.assert_array_equal(result.pixels, expected)
     assert watched.order[:3] == ["strip", "tile", "strip"]
     assert watched.order.count("strip") > 12

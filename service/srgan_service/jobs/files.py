@@ -70,6 +70,20 @@ class JobFiles:
         except (OSError, ValueError):
             return 0.0
 
+    def write_unfinished_starts(self, id: str, index: int, count: int) -> None:
+        """Keep how often a picture was begun by a process that has not told its end; none if 0."""
+        if count:
+            self._storage.write(_begun(id, index), str(count).encode())
+        else:
+            self._storage.remove(_begun(id, index))
+
+    def unfinished_starts(self, id: str, index: int) -> int:
+        """Return how often a picture was begun by processes that never told its end."""
+        try:
+            return int(self._storage.read(_begun(id, index)))
+        except (OSError, ValueError):
+            return 0
+
     def is_cancelled(self, id: str) -> bool:
         """Return whether a job was cancelled, by whichever process."""
         return self._storage.exists(_cancelled(id))
@@ -95,7 +109,7 @@ class JobFiles:
 
     def remove_content(self, id: str) -> None:
         """Remove everything of a job but that it is cancelled."""
-        for part in ("in", "out", "result.zip", "progress.json"):
+        for part in ("in", "out", "begun", "result.zip", "progress.json"):
             self._storage.remove(f"jobs/{id}/{part}")
 
     def remove(self, id: str) -> None:
@@ -109,6 +123,10 @@ class JobFiles:
 
 def _picture(id: str, token: str, index: int) -> str:
     return f"jobs/{id}/in/{token}-{index:04}"
+
+
+def _begun(id: str, index: int) -> str:
+    return f"jobs/{id}/begun/{index:04}"
 
 
 def _cancelled(id: str) -> str:

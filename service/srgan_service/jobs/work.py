@@ -25,6 +25,13 @@ from srgan_service.work.fair import Stopped
 from srgan_service.work.upscaling import MEDIA_TYPES, Works
 
 _PROGRESS_EVERY_S = 1.0
+
+# A picture that was in work so often when its process ended without a word is not tried again.
+_MOST_ENDS = 2
+_KILLER = (
+    "the service ended twice while it worked on this picture, so it is not tried again; "
+    "choose another format or a smaller picture"
+)
 _STOP_WITHIN_S = 30.0  # a tile takes about a second
 
 
@@ -48,7 +55,11 @@ class JobWork:
         """Do one picture of a job and return what became of it. Raises OSError, or hands the job back."""
         if self._stopping.is_set() or self._files.is_cancelled(id):
             raise _HandedBack
+        ends = self._files.unfinished_starts(id, index)
+        if ends >= _MOST_ENDS:
+            return {"code": "internal-error", "detail": _KILLER}
         ticket = self._tickets[id] = Ticket("job", 1.0)
+        self._files.write_unfinished_starts(id, index, ends + 1)
         try:
             content = check_kind(self._files.read_picture(id, spec["token"], index))
             report = self._reporter(id, index, len(spec["files"]))
@@ -69,6 +80,8 @@ class JobWork:
             raise _HandedBack from None
         finally:
             del self._tickets[id]
+            with contextlib.suppress(OSError):  # whatever came of it, the process is there to tell
+                self._files.write_unfinished_starts(id, index, ends)
         return {
             "path": path,
             "format": answer.format,

@@ -23,7 +23,7 @@ _flow: contextvars.ContextVar[Flow | None] = contextvars.ContextVar("flow", defa
 
 
 # Compiled models take up to a gigabyte for each engine, and every model and every balance of two is one.
-_WARM_ENGINES = 2
+WARM_ENGINES = 2
 
 # Of the speed's memory, in time of work.
 _SPEED_HALF_LIFE_S = 5.0
@@ -161,7 +161,7 @@ class Device:
         if (self._warm and engine is self._warm[-1]) or not isinstance(engine, StripEngine):
             return
         self._warm = [*(warm for warm in self._warm if warm is not engine), engine]
-        while len(self._warm) > _WARM_ENGINES:
+        while len(self._warm) > WARM_ENGINES:
             self._warm.pop(0).forget()
 
     def _most_beside(self, piece: _Piece) -> int:

@@ -162,7 +162,7 @@ class Models:
         return Upscaler(
             engine=self._device.share(engine),
             tile_lr_px=self._tile_lr_px,
-            memory_bytes=self._memory_bytes,
+            working_bytes=self._memory_bytes,
             max_output_megapixels=self._max_output_megapixels,
         )
 

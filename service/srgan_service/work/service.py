@@ -20,7 +20,7 @@ from srgan_service.http.problems import Problem, draining
 from srgan_service.metrics import Metrics
 from srgan_service.settings import Settings
 from srgan_service.work.admission import Gate, Lane
-from srgan_service.work.device import Device
+from srgan_service.work.device import WARM_ENGINES, Device
 from srgan_service.work.models import Models
 from srgan_service.work.upscaling import Decode, Works
 
@@ -30,6 +30,31 @@ _log = structlog.stdlib.get_logger("srgan_service")
 _LEAST_FREE_BYTES = 256 * 2**20
 _LOOK_EVERY_S = 0.5  # it costs up to three milliseconds, and every request asks
 
+# A tile of 120 pixels a side, the smallest of the bundled models.
+_LEAST_WORKING_BYTES = 128 * 2**20
+
+# Of the free memory that one piece of work may take at most: two engines keep as much.
+_WORKING_SHARE = 1 / 24
+
+# What Python, the libraries and an engine take (300 MB after the first picture), and what decoders and the queue
+# take for a pixel of an upload: 16 MP of JPEG, AVIF and 16-bit TIFF took 7 to 14 bytes; half of the queue is RGBA.
+_PROCESS_BYTES = 300_000_000
+_DECODING_BYTES_PER_PX = 14
+_QUEUE_BYTES_PER_PX = 3.5
+
+
+def working_bytes(settings: Settings, free_bytes: int) -> int:
+    """Return how much memory one piece of work may take where `free_bytes` are free at the start."""
+    return min(settings.memory_bytes, max(_LEAST_WORKING_BYTES, int(free_bytes * _WORKING_SHARE)))
+
+
+def room_bytes(settings: Settings, free_bytes: int) -> int:
+    """Return how much of `free_bytes` is left for results and their encoding: what nothing else may take."""
+    others = WARM_ENGINES * working_bytes(settings, free_bytes) + settings.queue_bytes + _PROCESS_BYTES
+    decoding = 2 * settings.limit_megapixels * _DECODING_BYTES_PER_PX
+    queue = settings.queue_megapixels * _QUEUE_BYTES_PER_PX
+    return max(0, free_bytes - int(others + 1e6 * (decoding + queue)))
+
 
 class Service:
     """What one application owns; `app.state.service`."""
@@ -37,6 +62,7 @@ class Service:
     def __init__(
         self, settings: Settings, upscaler: AnyUpscaler | None = None, decode: Decode | None = None
     ) -> None:
+        free_bytes = available_bytes()  # before anything of this program is there
         self.settings = settings
         self.metrics = Metrics()
         self.jobs_not_ready: Callable[[], str | None] = lambda: None  # set by whoever has jobs
@@ -48,7 +74,7 @@ class Service:
             self.device,
             default=settings.model,
             tile_lr_px=settings.tile_lr_px,
-            memory_bytes=settings.memory_bytes,
+            memory_bytes=working_bytes(settings, free_bytes),
             on=settings.device,
             precision=settings.precision,
             max_output_megapixels=settings.limit_output_megapixels,
@@ -76,6 +102,7 @@ class Service:
             self.gate,
             self.metrics,
             decode or self.decoder.decode,
+            room_bytes(settings, free_bytes),
         )
         self._declare_gauges()
 
@@ -138,4 +165,5 @@ class Service:
         """Stop all work and end the threads."""
         self.device.close()
         self.works.close()
+        self.works.coder.close()
         self.decoder.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from typing import TypeVar
 
 from srgan.errors import SrganError
 from srgan.folder.making import Decision, decide, make
-from srgan.pictures import Picture
+from srgan.pictures import FORMATS, Picture
+from srgan.pictures.guarded import GuardedDecoder
+from srgan.room import Room
 from srgan.upscale import AnyUpscaler
 from srgan_service.http.parameters import Wish
 from srgan_service.http.problems import Problem, problem_of
@@ -35,6 +38,9 @@ MEDIA_TYPES = {
     "bmp": "image/bmp",
     "ppm": "image/x-portable-anymap",
 }
+
+# Of the memory for results, so much is for the small lane: 640×480 in AVIF takes 0.5 GB.
+_SMALL_SHARE = 0.2
 
 Decode = Callable[[bytes], Picture]
 
@@ -64,11 +70,19 @@ class Answer:
 class Works:
     """Decodes, upscales and encodes; a picture of many pixels never keeps those of few waiting.
 
-    Decoding and encoding have threads of their own beside the device's. `decode` reads an upload.
+    Decoding and encoding have threads and processes of their own beside the device's. `decode` reads an upload.
+    `room_bytes`: for the results in work and their encoding; of it a fifth is for small pictures alone.
     """
 
     def __init__(
-        self, settings: Settings, models: Models, device: Device, gate: Gate, metrics: Metrics, decode: Decode
+        self,
+        settings: Settings,
+        models: Models,
+        device: Device,
+        gate: Gate,
+        metrics: Metrics,
+        decode: Decode,
+        room_bytes: int,
     ) -> None:
         self._settings = settings
         self._models = models
@@ -80,9 +94,13 @@ class Works:
             "small": Lane(settings.small_at_once, settings.small_at_once - 1),
             "large": Lane(settings.large_at_once),
         }
+        small_bytes = int(room_bytes * _SMALL_SHARE)
+        self._rooms = {"small": Room(small_bytes), "large": Room(room_bytes - small_bytes)}
         self._decoding = Lane(2, 1)  # what is made to be slow holds a decoder for ten seconds
         self._loading = Lane(1)
         at_once = settings.small_at_once + settings.large_at_once
+        # One for each picture in work, so that none waits for another's.
+        self.coder = GuardedDecoder(always=True, max_workers=at_once + settings.jobs_at_once)
         self._decoders = ThreadPoolExecutor(2, "srgan-decode")
         self._workers = ThreadPoolExecutor(at_once + 1, "srgan-work")  # one of them to load a model
 
@@ -104,14 +122,21 @@ class Works:
         with _problems():
             decision = decide(picture, order, upscaler)
         cost_px = sum(frame.width * frame.height * (1 if frame.alpha is None else 2) for frame in picture.frames)
-        lane = "small" if cost_px <= self._settings.small_megapixels * 1e6 else "large"
+        self._refuse_if_too_much(decision)
+        is_small = (
+            cost_px <= self._settings.small_megapixels * 1e6
+            and decision.memory.held <= self._rooms["small"].limit_bytes
+        )
+        lane = "small" if is_small else "large"
         self._refuse_if_hopeless(cost_px)
         self._gate.weigh(ticket, cost_px, lane)
         self._gate.refuse_if_draining()
         waiting_since = monotonic()
         async with self.lanes[lane].turn(ticket):
             self._metrics.wait.labels(lane).observe(monotonic() - waiting_since)
-            return await self._until_stopped(ticket, self._workers, lambda: self._work(ticket, upscaler, decision))
+            return await self._until_stopped(
+                ticket, self._workers, lambda: self._work(ticket, upscaler, decision, self._rooms[lane])
+            )
 
     def work_on_job(self, ticket: Ticket, content: bytes, wish: Wish, progress: Callable[[float], None]) -> Answer:
         """Return the result of an upload of a job, in the thread that asks.
@@ -122,7 +147,8 @@ class Works:
             order = wish.order()
             upscaler = self._models.get(wish.model, wish.balance)
             decision = decide(self._decode(content), order, upscaler)
-        return self._work(ticket, upscaler, decision, progress)
+        self._refuse_if_too_much(decision)
+        return self._work(ticket, upscaler, decision, self._rooms["large"], progress)
 
     async def _decoded(self, ticket: Ticket, content: bytes) -> Picture:
         async with self._decoding.turn(ticket):
@@ -141,6 +167,7 @@ class Works:
         ticket: Ticket,
         upscaler: AnyUpscaler,
         decision: Decision,
+        room: Room,
         progress: Callable[[float], None] | None = None,
     ) -> Answer:
         def report(fraction: float) -> None:
@@ -150,8 +177,9 @@ class Works:
                 progress(fraction)
 
         report(0.0)
-        with _problems(), self._device.shared_by(ticket.flow):
-            made = make(decision, upscaler, report)
+        waiting = functools.partial(report, 0.0)
+        with _problems(), room.taken(decision.memory.held, waiting), self._device.shared_by(ticket.flow):
+            made = make(decision, upscaler, report, coder=self.coder)
         self._metrics.pixels_in.inc(sum(frame.width * frame.height for frame in decision.picture.frames))
         self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in made.picture.frames))
         result = made.picture
@@ -179,6 +207,15 @@ class Works:
             ticket.flow.stopped = True
             await _ended(future)
             raise
+
+    def _refuse_if_too_much(self, decision: Decision) -> None:
+        most = self._rooms["large"].limit_bytes
+        if decision.memory.held > most:
+            raise Problem(
+                "too-many-pixels",
+                f"the result as {FORMATS[decision.format].pillow} takes {decision.memory.held / 1e6:.0f} MB of "
+                f"memory, and {most / 1e6:.0f} MB are there for it; choose another format or a smaller picture",
+            )
 
     def _refuse_if_hopeless(self, cost_px: int) -> None:
         # Not the speed of late: after a slow hour, a picture that is never begun would never prove it wrong.

@@ -74,12 +74,12 @@ def _duration(content: bytes, start: int, before: tuple[int, int]) -> tuple[int,
 
 def _of_kind(content: bytes, kind: bytes) -> Iterator[tuple[int, int]]:
     """Yield where the bodies of such boxes begin and end, in the order of the file."""
-    for name, start, end in _boxes(content):
+    for name, start, end in spans(content):
         if name == kind:
             yield start, end
 
 
-def _boxes(content: bytes) -> Iterator[Span]:
+def spans(content: bytes) -> Iterator[Span]:
     """Yield name, start and end of the bodies of all boxes, parents first; ends where the structure is broken."""
     todo = [(0, len(content))]
     for _ in range(_MAX_BOXES):

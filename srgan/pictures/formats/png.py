@@ -132,9 +132,14 @@ def write(levels: np.ndarray, before: list[tuple[bytes, bytes]]) -> bytes:
     height, width, channels = levels.shape
     colour_type = {count: kind for kind, count in _CHANNELS.items()}[channels]
     header = struct.pack(">LLBBBBB", width, height, 8 * levels.itemsize, colour_type, 0, 0, 0)
-    chunks = [chunk(b"IHDR", header), *(chunk(name, body) for name, body in before)]
-    chunks += [chunk(b"IDAT", part) for part in _deflated(levels)]
-    return b"".join([SIGNATURE, *chunks, chunk(b"IEND", b"")])
+    file = io.BytesIO()  # as a list of chunks it would be held twice
+    file.write(SIGNATURE + chunk(b"IHDR", header))
+    for name, body in before:
+        file.write(chunk(name, body))
+    for part in _deflated(levels):
+        file.write(chunk(b"IDAT", part))
+    file.write(chunk(b"IEND", b""))
+    return file.getvalue()
 
 
 def deflated(content: bytes | bytearray) -> bytes:

@@ -483,7 +483,8 @@ class Sheet:
 
 def write(sheets: list[Sheet]) -> bytes:
     """Return a TIFF file, compressed by deflate on differences. Raises ValueError if it would not fit 4 GB."""
-    buffer = bytearray(struct.pack("<2sHL", b"II", 42, 0))
+    file = io.BytesIO()
+    file.write(struct.pack("<2sHL", b"II", 42, 0))
     link = 4
     for sheet in sheets:
         tags = _tags_of(sheet)
@@ -491,25 +492,27 @@ def write(sheets: list[Sheet]) -> bytes:
         sizes = []
         rows_per_strip = max(1, 2**18 // (sheet.levels.shape[1] * sheet.levels.shape[2]))
         for top in range(0, sheet.levels.shape[0], rows_per_strip):
-            offsets.append(len(buffer))
+            offsets.append(file.tell())
             strip = zlib.compress(_differences(sheet.levels[top : top + rows_per_strip]), 3)
             sizes.append(len(strip))
-            buffer += strip
-        if len(buffer) > 2**32 - 2**20:
+            file.write(strip)
+        if file.tell() > 2**32 - 2**20:
             raise ValueError("TIFF ends at 4 GB; choose another format")
         tags[_ROWS_PER_STRIP] = rows_per_strip
-        buffer += bytes(len(buffer) % 2)
+        file.write(bytes(file.tell() % 2))
         # `tobytes` takes offsets of strips as counted from the directory's end, so that it may be written first.
         tags[_STRIP_BYTES] = tuple(sizes)
         tags.tagtype[_STRIPS] = TiffTags.LONG
         tags[_STRIPS] = tuple(offsets)
-        place = len(buffer)
+        place = file.tell()
         directory = bytearray(tags.tobytes(place))
         _set_offsets(directory, place, offsets)
-        struct.pack_into("<L", buffer, link, place)
-        buffer += directory
+        file.write(directory)
+        file.seek(link)
+        file.write(struct.pack("<L", place))
+        file.seek(0, io.SEEK_END)
         link = place + 2 + 12 * len(tags)
-    return bytes(buffer)
+    return file.getvalue()
 
 
 def _tags_of(sheet: Sheet) -> Directory:

@@ -5,8 +5,9 @@ header asks for no care) is decoded where it is, at no cost.
 All else, and everything for who asks for it, goes to a worker process: another Python that decodes one file after
 another under limits on processor time and memory, and is killed at a deadline. What kills it costs that one file.
 
-Encoders that are native code for several frames (AVIF, animated WebP) run there too: metadata that they cannot
-take, or a fault of theirs, costs the one file.
+Encoders that may crash or take minutes (AVIF, animations) run there too, for who asks for it all of them: metadata
+that they cannot take, or a fault of theirs, costs the one file, and none goes on for who is gone. Pixels of the
+upscaler are mapped there, not copied.
 
 The worker is started by `subprocess` and not by `multiprocessing`, so that threads in this process do no harm and
 the caller's main module is not run again. It answers with JSON and raw arrays; nothing is unpickled. It guards
@@ -20,6 +21,7 @@ memory. Without them the deadline and the containment of crashes remain.
     process.py    a worker as seen from this process: started, asked, killed
     worker.py     the other side: the process that decodes and encodes
     messages.py   what passes between the two
+    shared.py     arrays that both can map
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ from typing import BinaryIO, Self
 
 from srgan import pictures
 from srgan.machine import available_cores
-from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture
+from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture, costs
 from srgan.pictures.guarded import headers
 from srgan.pictures.guarded.headers import Limits
 from srgan.pictures.guarded.pool import Pool
+from srgan.pictures.guarded.process import Check
 
 __all__ = ["GuardedDecoder", "Limits", "decode", "decoder_of_own_pictures", "encode"]
 
@@ -94,16 +97,21 @@ class GuardedDecoder:
                 )
         return self._pool.decode(source, name, limits)
 
-    def encode(self, picture: Picture, format: str, *, quality: int | None = None) -> bytes:
-        """Return `picture` as a file, as `pictures.encode` does; in a worker if the encoder may crash.
+    def encode(
+        self, picture: Picture, format: str, *, quality: int | None = None, check: Check | None = None
+    ) -> bytes:
+        """Return `picture` as a file, as `pictures.encode` does; in a worker if it is AVIF, animated or `always`.
 
-        Raises what that raises, and PictureError if the picture crashes its encoder or takes far too long;
-        GuardError if no worker can be started.
+        `check`: called time and again from another thread while a worker is at work; what it raises ends the work
+        and is raised. Raises what `pictures.encode` raises, and PictureError if the picture crashes its encoder,
+        takes far too long or more memory than `costs` tells; GuardError if no worker can be started.
         """
-        if format == "avif" or (format == "webp" and picture.is_animated):
-            pixels = sum(frame.height * frame.width for frame in picture.frames)
-            return self._pool.encode(picture, format, quality, Limits.of_encoding(pixels / 1e6))
-        return pictures.encode(picture, format, quality=quality)
+        if not self._always and not _may_crash(picture, format):
+            return pictures.encode(picture, format, quality=quality)
+        sizes = [(frame.height, frame.width) for frame in picture.frames]
+        megapixels = sum(height * width for height, width in sizes) / 1e6
+        limits = Limits.of_encoding(megapixels, costs.encoding_bytes(picture, format, sizes))
+        return self._pool.encode(picture, format, quality, limits, check)
 
     def close(self) -> None:
         """End the workers; a call that is under way is finished first, a later one raises GuardError."""
@@ -127,15 +135,20 @@ def decode(
     )
 
 
-def encode(picture: Picture, format: str, *, quality: int | None = None) -> bytes:
-    """Do as `pictures.encode` does, and raise as `GuardedDecoder.encode`."""
-    return decoder_of_own_pictures().encode(picture, format, quality=quality)
+def encode(picture: Picture, format: str, *, quality: int | None = None, check: Check | None = None) -> bytes:
+    """Do as `pictures.encode` does, and take and raise as `GuardedDecoder.encode`."""
+    return decoder_of_own_pictures().encode(picture, format, quality=quality, check=check)
 
 
 @functools.cache
 def decoder_of_own_pictures() -> GuardedDecoder:
     """Return the decoder behind `decode` and `encode`, one for the life of the process."""
     return GuardedDecoder()
+
+
+def _may_crash(picture: Picture, format: str) -> bool:
+    """Return whether the encoder is to be guarded: native code that crashes, or minutes of work."""
+    return format == "avif" or picture.is_animated
 
 
 @contextlib.contextmanager

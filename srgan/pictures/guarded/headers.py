@@ -87,11 +87,14 @@ class Limits:
         )
 
     @classmethod
-    def of_encoding(cls, megapixels: float) -> Self:
-        """Return limits for the encoding of so many pixels in all frames: only what has gone astray meets them."""
+    def of_encoding(cls, megapixels: float, memory_bytes: int) -> Self:
+        """Return limits for the encoding of so many pixels in all frames, which is known to take `memory_bytes`.
+
+        Only what has gone astray meets them.
+        """
         cpu_s = max(60.0, 60 * megapixels)  # AVIF takes a second or two for a megapixel of noise
-        # Frames here, as an image and in the encoder, of up to 8 bytes a pixel; threads have stacks of their own.
-        return cls(cpu_s=cpu_s, wall_s=3 * cpu_s, memory_bytes=(4 << 30) + int(200e6 * megapixels))
+        # Of addresses, heap and threads' stacks set aside more than is ever used.
+        return cls(cpu_s=cpu_s, wall_s=3 * cpu_s, memory_bytes=(1 << 29) + memory_bytes * 3 // 2)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import FileIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from srgan.pictures import Picture
+from srgan.pictures.guarded import shared
 
 READY = b"ready"  # a worker's first word
 
@@ -71,8 +72,10 @@ def receive_description(stream: FileIO) -> dict[str, Any]:
 
 
 def pack(value: object, blobs: list[bytes | np.ndarray]) -> object:
-    """Return `value` as JSON knows it; arrays and bytes go to `blobs`, in order."""
+    """Return `value` as JSON knows it; arrays and bytes go to `blobs`, in order, but for what can be mapped."""
     if isinstance(value, np.ndarray):
+        if path := shared.path_of(value):
+            return {"mapped": path, "array": value.dtype.str, "shape": value.shape}
         blobs.append(np.ascontiguousarray(value).reshape(-1))
         return {"array": value.dtype.str, "shape": value.shape}
     if isinstance(value, bytes):
@@ -86,19 +89,22 @@ def pack(value: object, blobs: list[bytes | np.ndarray]) -> object:
     return value
 
 
-def unpack(tree: Any, stream: FileIO, budget: Budget) -> object:
+def unpack(tree: Any, stream: FileIO, budget: Budget, *, maps: bool = False) -> object:
     """Return what `pack` was given, reading arrays and bytes from `stream`.
 
-    Raises ValueError, TypeError or KeyError for what it never wrote; EOFError if the stream ends.
+    `maps`: whether the other side may name what is to be mapped. Raises ValueError, TypeError or KeyError for what
+    it never wrote; EOFError if the stream ends.
     """
     if isinstance(tree, list):
-        return tuple(unpack(item, stream, budget) for item in tree)
+        return tuple(unpack(item, stream, budget, maps=maps) for item in tree)
     if not isinstance(tree, dict):
         return tree
     if "array" in tree:
         dtype, shape = np.dtype(tree["array"]), tuple(map(int, tree["shape"]))
         if dtype.kind not in "bfiu" or min(shape, default=0) < 0:
             raise ValueError(f"an array of {dtype} with shape {shape}")
+        if maps and "mapped" in tree:
+            return shared.mapped(tree["mapped"], shape, dtype)
         budget.spend(dtype.itemsize * math.prod(shape))
         array = np.empty(shape, dtype)
         if array.size:
@@ -108,5 +114,5 @@ def unpack(tree: Any, stream: FileIO, budget: Budget) -> object:
     if "bytes" in tree:
         budget.spend(tree["bytes"])
         return bytes(receive(stream, tree["bytes"]))
-    fields: dict[str, Any] = {name: unpack(field, stream, budget) for name, field in tree["picture"].items()}
-    return Picture(**fields)
+    fields = {name: unpack(field, stream, budget, maps=maps) for name, field in tree["picture"].items()}
+    return Picture(**cast(dict[str, Any], fields))

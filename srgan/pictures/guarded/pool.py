@@ -12,7 +12,7 @@ from pathlib import Path
 from srgan.errors import GuardError
 from srgan.pictures import Picture
 from srgan.pictures.guarded.headers import Limits
-from srgan.pictures.guarded.process import Worker
+from srgan.pictures.guarded.process import Check, Worker
 
 
 class Pool:
@@ -42,10 +42,12 @@ class Pool:
         with self._worker() as worker:
             return worker.decode(source, name, limits)
 
-    def encode(self, picture: Picture, format: str, quality: int | None, limits: Limits) -> bytes:
+    def encode(
+        self, picture: Picture, format: str, quality: int | None, limits: Limits, check: Check | None = None
+    ) -> bytes:
         """Have a worker encode a picture, as soon as there is one; raises what `Worker.encode` raises."""
         with self._worker() as worker:
-            return worker.encode(picture, format, quality, limits)
+            return worker.encode(picture, format, quality, limits, check)
 
     def close(self) -> None:
         """End the workers, those at work after their file."""
@@ -88,7 +90,7 @@ class Pool:
 
     def _give_back(self, worker: Worker) -> None:
         with self._lock:
-            self.crashes += worker.state == "lost"
+            self.crashes += worker.state == "lost" and not worker.was_stopped
             if worker.state == "fit" and not self._closed:
                 self._idle.append(worker)
                 return

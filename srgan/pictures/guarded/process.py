@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import cast
@@ -31,6 +32,11 @@ except ImportError:  # Windows
 START = "import sys; sys.path[:] = sys.argv[1:]; from srgan.pictures.guarded.worker import serve; serve()"
 _START_TIMEOUT_S = 60.0
 
+# How long work goes on that nobody waits for.
+_CHECK_EVERY_S = 0.05
+
+Check = Callable[[], None]
+
 _PACKAGES = str(Path(errors.__file__).parents[1])  # where this package lies
 
 # Of the environment, what finding libraries and naming files needs; keys and passwords are no affair of a worker.
@@ -48,6 +54,7 @@ class Worker:
     def __init__(self) -> None:
         self.state = "lost"
         self._overdue = False
+        self._refusal: BaseException | None = None
         places = [place for place in sys.path if place]
         if _PACKAGES not in places:  # this package was found in the current folder
             places.insert(0, _PACKAGES)
@@ -85,6 +92,11 @@ class Worker:
         """The number of the process."""
         return self._process.pid
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether it was ended because nobody waits for its result any more."""
+        return self._refusal is not None
+
     def is_running(self) -> bool:
         """Return whether the process has not ended."""
         return self._process.poll() is None
@@ -101,8 +113,13 @@ class Worker:
             raise PictureError(f"{name}: its decoder gave a senseless answer; the file is damaged")
         return picture
 
-    def encode(self, picture: Picture, format: str, quality: int | None, limits: Limits) -> bytes:
-        """Have a picture encoded; raises what the encoder does, PictureError if it dies or takes too long."""
+    def encode(
+        self, picture: Picture, format: str, quality: int | None, limits: Limits, check: Check | None = None
+    ) -> bytes:
+        """Have a picture encoded; raises what the encoder does, PictureError if it dies or takes too long.
+
+        `check`: called from another thread time and again; what it raises ends the work, and is raised here.
+        """
         blobs: list[bytes | np.ndarray] = []
         request = {
             "task": "encode",
@@ -110,23 +127,30 @@ class Worker:
             "format": format,
             "quality": quality,
         }
-        content = self._result(request, blobs, f"as {FORMATS[format].pillow}", limits)
+        content = self._result(request, blobs, f"as {FORMATS[format].pillow}", limits, check)
         if not isinstance(content, bytes):
             raise PictureError(f"as {FORMATS[format].pillow}: its encoder gave a senseless answer")
         return content
 
     def _result(
-        self, request: dict[str, object], blobs: list[bytes | np.ndarray], name: str, limits: Limits
+        self,
+        request: dict[str, object],
+        blobs: list[bytes | np.ndarray],
+        name: str,
+        limits: Limits,
+        check: Check | None = None,
     ) -> object:
         self.state = "lost"  # until the answer is here, whatever interrupts it
         request["limits"] = dataclasses.asdict(limits)
         task = str(request["task"])
         try:
-            with self._deadline(limits.wall_s):
+            with self._deadline(limits.wall_s, check):
                 messages.send(self._requests, request, blobs)
                 answer = messages.receive_description(self._answers)
                 result = messages.unpack(answer.get("result"), self._answers, messages.Budget(limits.memory_bytes))
         except (EOFError, BrokenPipeError) as error:
+            if self._refusal is not None:
+                raise self._refusal from None
             remedy = "save it again with another program" if task == "decode" else "choose another format"
             raise PictureError(f"{name}: {self._cause_of_death(task, limits)}; {remedy}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -163,23 +187,32 @@ class Worker:
         return f"crashes its {task}r ({reason})"
 
     @contextlib.contextmanager
-    def _deadline(self, seconds: float) -> Iterator[None]:
-        """Kill the process, so that reading from it and writing to it end, once the time is over."""
-        timer = threading.Timer(seconds, self._kill_overdue)
-        timer.daemon = True
+    def _deadline(self, seconds: float, check: Check | None = None) -> Iterator[None]:
+        """Kill the process once the time is over or `check` raises, so that reading and writing end."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done, seconds, check), daemon=True)
         try:
-            timer.start()
+            thread.start()
         except RuntimeError as error:
             raise GuardError(f"no thread can be started: {error}") from error
         try:
             yield
         finally:
-            timer.cancel()
-            timer.join()  # it may be at work at this moment
+            done.set()
+            thread.join()  # it may be at work at this moment
 
-    def _kill_overdue(self) -> None:
-        self._overdue = True
-        self._process.kill()
+    def _watch(self, done: threading.Event, seconds: float, check: Check | None) -> None:
+        end = time.monotonic() + seconds
+        while not done.wait(max(0.0, end - time.monotonic()) if check is None else _CHECK_EVERY_S):
+            if check is not None:
+                try:
+                    check()
+                except BaseException as error:  # noqa: BLE001  # raised where the result is waited for
+                    self._refusal = error
+            if self._refusal is not None or time.monotonic() >= end:
+                self._overdue = self._refusal is None
+                self._process.kill()
+                return
 
 
 def _widen(pipe: FileIO) -> None:

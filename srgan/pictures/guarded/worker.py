@@ -45,7 +45,7 @@ def serve() -> None:
             if request["task"] == "decode":
                 blob = bytes(messages.receive(requests, request["bytes"]))
             else:  # its asker's own, as many bytes as it says
-                picture = messages.unpack(request["picture"], requests, messages.Budget(sys.maxsize))
+                picture = messages.unpack(request["picture"], requests, messages.Budget(sys.maxsize), maps=True)
         except EOFError:
             return
         _limit(limits, idle_bytes)
