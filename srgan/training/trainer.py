@@ -312,16 +312,15 @@ def _game(recipe: Recipe, players: Players) -> Step:
                 sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
             terms = discriminator_step(players, hr, sr, clip_norm)
         terms["pixel_error"] = (sr.detach() - hr).abs().mean()
-        if measure:
-            terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, draw))
         terms["learning_rate"] = torch.tensor(rate)
-        if pace.alone:
-            return terms
-        adversarial = recipe.losses.adversarial.weight * pace.ramp * position.adversarial_scale
-        now = weights | {"adversarial": adversarial}
-        terms["adversarial_weight"] = torch.tensor(adversarial)
-        batch = Batch(lr, hr, sr)
-        return terms | generator_step(players, losses, now, batch, stage.clip_norm, measure=measure)
+        if not pace.alone:
+            adversarial = recipe.losses.adversarial.weight * pace.ramp * position.adversarial_scale
+            terms["adversarial_weight"] = torch.tensor(adversarial)
+            now = weights | {"adversarial": adversarial}
+            terms |= generator_step(players, losses, now, Batch(lr, hr, sr), stage.clip_norm, measure=measure)
+        if measure:  # now that no gradient needs the buffers that looking puts back
+            terms["discriminator_accuracy"] = averaged(fabric, accuracy(players, draw))
+        return terms
 
     return step
 
