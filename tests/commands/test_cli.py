@@ -25,7 +25,19 @@ from srgan.pictures import Picture, decode, encode
 from srgan.weights import ModelMetadata, add_to_manifest
 
 SRGAN = [sys.executable, "-c", "from srgan.commands.cli import main; main()"]
-COMMANDS = {"compare", "upscale", "models", "report", "data", "serve", "train", "export", "import", "evaluate"}
+COMMANDS = {
+    "compare",
+    "upscale",
+    "models",
+    "report",
+    "data",
+    "serve",
+    "train",
+    "export",
+    "import",
+    "evaluate",
+    "recipes",
+}
 
 
 def srgan(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -469,6 +481,7 @@ def test_train_export_and_evaluate_hand_their_options_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from srgan.commands import evaluate, export, import_, train
+    from srgan.commands.options import TrainOptions
 
     seen: list[object] = []
     library = [(train, "train"), (export, "export"), (import_, "import_"), (evaluate, "evaluate_command")]
@@ -487,8 +500,19 @@ def test_train_export_and_evaluate_hand_their_options_on(
     ):
         assert called(*line.split(), capsys=capsys) == (0, "", "")
     assert seen == [
-        ("tiny", ["a", "b"], Path("r"), ["x.y=1", "z=2"], 3.0, True, 4, 5),
-        ("tiny", ["a"], Path("r"), [], None, False, 1, 1),
+        (
+            TrainOptions(
+                recipe="tiny",
+                data=["a", "b"],
+                run=Path("r"),
+                overrides=["x.y=1", "z=2"],
+                minutes=3.0,
+                resume=True,
+                devices=4,
+                nodes=5,
+            ),
+        ),
+        (TrainOptions(recipe="tiny", data=["a"], run=Path("r")),),
         ("r", Path("o"), "n", [], False, None),
         ("r", Path(), None, ["onnx", "openvino"], True, 13),
         (Path("f.pth"), Path("o"), "n", 5),

@@ -85,7 +85,7 @@ import sys, time
 from pathlib import Path
 from typing import Any
 sys.path.insert(0, sys.argv[1])
-from support.folders import NearestEngine, Upscaler, plan, run
+from support.folders import Naming, NearestEngine, Upscaler, plan, run
 class Engine(NearestEngine):
     def run(self, lr):
         print("begun", file=sys.stderr, flush=True)
