@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, default=2000, help="of the generator (default: %(default)s)")
     parser.add_argument("--main-weight", type=float, default=1.0, help="of the main loss (default: %(default)s)")
-    parser.add_argument("--weight", type=float, default=0.2, help="of the adversarial loss (default: %(default)s)")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the adversarial loss (default: %(default)s)")
     parser.add_argument("--mnist", type=Path, help="MNIST as .npz or IDX (default: scikit-learn's digits)")
     parser.add_argument("--out", type=Path, default=Path("digits"), help="folder (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=8, help="digits of each label (default: %(default)s)")
