@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -56,13 +56,15 @@ Warn = Callable[[str], None]
 class Plan:
     """How a picture is run: `tiles` in turn, each at once or, if `strip_rows` is not 0, in strips of so many rows.
 
-    `needed_bytes`: the engine's working memory. `cost`: time, in LR pixels of a whole picture.
+    `needed_bytes`: the engine's working memory. `cost`: time, in LR pixels of a whole picture. `together`: how
+    many tiles are run at once.
     """
 
     tiles: list[tiling.Tile]
     strip_rows: int
     needed_bytes: float
     cost: float
+    together: int = 1
 
 
 class Inference:
@@ -170,7 +172,7 @@ class Inference:
                     f" pixels: {math.ceil(plan.needed_bytes / 1e6)} MB are needed"
                 )
             try:
-                carry_out(plan)
+                carry_out(replace(plan, together=self._tiles_at_once(plan.tiles[0].read_px, bound)))
                 break
             except OutOfMemoryError as error:
                 if self._tile_lr_px != "auto":
@@ -270,9 +272,8 @@ class Inference:
                     write(rows, columns, sr[:, :, :, kept])
                     report((done + rows.stop / target) / len(plan.tiles))
             return
-        together = self._tiles_at_once(plan.tiles[0].read_px)
-        for done in range(0, len(plan.tiles), together):
-            tiles = plan.tiles[done : done + together]
+        for done in range(0, len(plan.tiles), plan.together):
+            tiles = plan.tiles[done : done + plan.together]
             lr = np.ascontiguousarray(np.concatenate([read(*tile.read) for tile in tiles]))
             for tile, sr in zip(tiles, self._run(lr, precision_errors), strict=True):
                 write(*tile.target(scale), sr[None, :, *tile.kept(scale)])
@@ -282,7 +283,7 @@ class Inference:
         self, plan: Plan, levels: np.ndarray, sr: np.ndarray, report: Progress, precision_errors: list[str]
     ) -> None:
         scale, engine = self.engine.metadata.scale, cast(LevelsEngine, self.engine)
-        together = self._tiles_at_once(plan.tiles[0].read_px)
+        together = plan.together
         under_way: deque[tuple[list[tiling.Tile], np.ndarray, Callable[[], np.ndarray]]] = deque()
         done = 0
         for start in range(0, len(plan.tiles) + _IN_FLIGHT * together, together):
@@ -310,11 +311,11 @@ class Inference:
             precision_errors.append(str(error))
             return self.engine.run_precisely(lr)
 
-    def _tiles_at_once(self, tile_px: int) -> int:
+    def _tiles_at_once(self, tile_px: int, bound_bytes: float | None) -> int:
         if self.engine.metadata.multiple_lr_px > 1:
             return 1  # they may differ in shape
         best_px = self.engine.batch_lr_px if isinstance(self.engine, DeviceEngine) else 0
-        limit = min(self._memory_bytes or self._free_bytes() / 3, self._learnt_limit_bytes)
+        limit = min(bound_bytes or self._free_bytes() / 3, self._learnt_limit_bytes)
         return max(1, int(min(best_px, limit / self._bytes_per_lr_px()) / tile_px))
 
     def _free_bytes(self) -> int:

@@ -273,6 +273,16 @@ def test_one_piece_is_computed_while_the_one_before_is_copied(channels: tuple[in
     assert seen == pytest.approx([number / 10 for number in range(1, 11)])
 
 
+def test_a_bound_for_one_picture_holds_for_tiles_that_are_run_together() -> None:
+    engine = GivesLevels()
+    levels = np.zeros((40, 40), np.uint8)
+    Inference(engine, tile_lr_px=20).levels(levels, limit_bytes=1000 * 20 * 20)
+    assert {shape[0] for shape in engine.calls} == {1}
+    engine.calls.clear()
+    Inference(engine, tile_lr_px=20).levels(levels, limit_bytes=2 * 1000 * 20 * 20)
+    assert {shape[0] for shape in engine.calls} == {2}
+
+
 def test_levels_that_half_precision_cannot_do_are_made_in_float32_and_told() -> None:
     engine, told = GivesLevels(most=100), list[str]()
     levels = np.full((40, 40, 3), 50, np.uint16)
