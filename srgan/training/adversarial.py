@@ -216,16 +216,8 @@ class Began(Objective):
     """BEGAN: D is an autoencoder, its error the loss, k the balance (Berthelot et al. 2017, section 3.4)."""
 
     key = "began"
-
-    def __init__(
-        self,
-        recipe: AdversarialRecipe,
-        random: torch.Generator,
-        averaged: Callable[[Tensor], Tensor] = lambda scalar: scalar,
-    ) -> None:
-        super().__init__(recipe, random, averaged)
-        self.k = torch.zeros(())  # how much of D's attention goes to generated pictures
-        self._errors = torch.zeros(2)  # of the last update, at HR and at SR
+    k = torch.zeros(())  # how much of D's attention goes to generated pictures; replaced, never written into
+    _errors = torch.zeros(2)  # of the last update, at HR and at SR; likewise
 
     def game_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
         """Return L(hr) - k L(sr), L(v) = |v - D(v)|."""

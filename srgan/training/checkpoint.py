@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 
 from srgan.errors import TrainingError, UsageError, WeightsError
@@ -24,6 +23,7 @@ from srgan.networks import reading
 from srgan.networks.generator import SCALE, Generator
 from srgan.networks.reading import CHECKPOINT_MAGIC, load_checkpoint
 from srgan.training.config import STAGES, validated
+from srgan.training.data.cache import locked
 from srgan.weights import ModelMetadata
 
 log = logging.getLogger(__name__)
@@ -131,21 +131,18 @@ def held(folder: Path, fabric: Fabric) -> Iterator[None]:
 
     The lock falls when the process does, however it ends. Raises UsageError if another one has it.
     """
-    lock = FileLock(folder / ".lock")
     free = True
-    if fabric.is_global_zero:
-        with contextlib.suppress(NotImplementedError, OSError):  # some network file systems have no locks
-            folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if fabric.is_global_zero:
+            with contextlib.suppress(OSError):  # told where the first checkpoint is written
+                folder.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
+                stack.enter_context(locked(folder, waits=False))
+            except TimeoutError:
                 free = False
-    if not fabric.broadcast(free):
-        raise UsageError(f"{folder} is being trained by another process: wait for it, or stop it first")
-    try:
+        if not fabric.broadcast(free):
+            raise UsageError(f"{folder} is being trained by another process: wait for it, or stop it first")
         yield
-    finally:
-        lock.release()
 
 
 def described(state: dict[str, Any], source: str) -> tuple[Generator, ModelMetadata]:

@@ -329,6 +329,7 @@ class AdversarialStageRecipe(StageRecipe):
     discriminator_warmup_steps: Annotated[int, Field(ge=0)] | None = None
     discriminator_betas: tuple[Momentum, Momentum] | None = None
     discriminator_clip_norm: Weight | None = None
+
     # Steps of the discriminator for each of the generator; 0: the objective's own number.
     discriminator_steps: Annotated[int, Field(ge=0, le=100)] = 0
     discriminator_alone_steps: Annotated[int, Field(ge=0)] = 0  # before the generator moves

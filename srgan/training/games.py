@@ -23,18 +23,22 @@ from torch.optim.swa_utils import AveragedModel
 from srgan.errors import RecipeError, UsageError
 from srgan.files import write_atomically
 from srgan.training.adversarial import OBJECTIVES
-from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
+from srgan.training.config import AdversarialStageRecipe, Recipe
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
 from srgan.training.processes import make_fabric
-from srgan.training.run import Players, Position, Scalars
+from srgan.training.run import Players, Position, Scalars, discriminator_optimizer
 from srgan.training.trainer import (
     Batch,
+    Pace,
     descend,
+    discriminator_clip_norm,
     discriminator_step,
     discriminator_steps,
     generator_step,
-    learning_rate,
+    pace_of,
+    ranked_rightly,
+    set_rates,
 )
 
 MainLoss = Callable[[Tensor, Tensor], Tensor]  # (what the network made, the real thing) to a scalar
@@ -61,7 +65,8 @@ def adversarialise(
     """
     fabric = make_fabric(recipe)
     network.to(fabric.device).train()
-    judge = (nn.Identity() if discriminator is None else discriminator).to(fabric.device).train()
+    judge = nn.Linear(1, 1) if discriminator is None else discriminator  # without a game a token one
+    judge.to(fabric.device).train()
     random = torch.Generator().manual_seed(recipe.seed)
     objective = OBJECTIVES[recipe.objective](recipe.losses.adversarial, random)
     for name, stage in recipe.stages().items():
@@ -72,7 +77,7 @@ def adversarialise(
             discriminator=judge,
             objective=objective,
             generator_optimizer=torch.optim.Adam(network.parameters(), stage.learning_rate, stage.betas),
-            discriminator_optimizer=_optimizer_of(judge, recipe.adversarial),
+            discriminator_optimizer=discriminator_optimizer(judge, recipe.adversarial),
         )
         _play(players, recipe, name, loss, batches, watch)
     return network.eval()
@@ -136,15 +141,17 @@ def _play(
 ) -> None:
     stage, guards, position = recipe.stages()[name], Guards(recipe.guards), Position(name)
     for step in range(stage.steps):
-        _set_rates(players, stage, learning_rate(stage, step, step / stage.steps), position)
         position.step, measure = step, (step + 1) % recipe.log_steps == 0
+        pace = pace_of(stage, position, step / stage.steps, by_clock=False)
+        set_rates(players, position, pace)
         if isinstance(stage, AdversarialStageRecipe):
-            terms = _game_step(players, recipe, position, loss, batches, measure=measure)
+            terms = _game_step(players, recipe, position, pace, loss, batches, measure=measure)
         else:
             made, real = _made(players, batches)
             main = loss(made, real)
             norm = descend(players.fabric, players.generator, players.generator_optimizer, main, stage.clip_norm)
             terms = {"content": main.detach(), "gradient_norm": norm}
+        position.moved += not pace.alone
         if measure:
             scalars = {key: float(value) for key, value in terms.items()}
             alarms = guards.watch(position, scalars, recipe.log_steps, players)
@@ -154,23 +161,25 @@ def _play(
 
 
 def _game_step(
-    players: Players, recipe: Recipe, position: Position, loss: MainLoss, batches: Batches, *, measure: bool
+    players: Players,
+    recipe: Recipe,
+    position: Position,
+    pace: Pace,
+    loss: MainLoss,
+    batches: Batches,
+    *,
+    measure: bool,
 ) -> Scalars:
-    stage, rules, step = recipe.adversarial, recipe.losses.adversarial, position.step
+    stage, rules = recipe.adversarial, recipe.losses.adversarial
     for _ in range(discriminator_steps(recipe)):
         made, real = _made(players, batches)
-        terms = discriminator_step(players, real, made, stage.clip_norm)
+        terms = discriminator_step(players, real, made, discriminator_clip_norm(stage))
     if measure:
         with torch.no_grad():
-            pairs = (players.objective.scores(players.discriminator, shown) for shown in (real, made.detach()))
-            true, false = pairs
-        half = torch.tensor(0.5, device=true.device)
-        terms["discriminator_accuracy"] = torch.heaviside(true[:, None] - false[None, :], half).mean()
-    since = step - stage.discriminator_alone_steps
-    if since < 0:
+            terms["discriminator_accuracy"] = ranked_rightly(players, real, made.detach())
+    if pace.alone:
         return terms
-    ramp = min(1.0, (since + 1) / stage.ramp_steps) if stage.ramp_steps else 1.0
-    adversarial = rules.weight * ramp * position.adversarial_scale
+    adversarial = rules.weight * pace.ramp * position.adversarial_scale
     terms["adversarial_weight"] = torch.tensor(adversarial)
     return terms | generator_step(
         players,
@@ -188,15 +197,3 @@ def _made(players: Players, batches: Batches) -> tuple[Tensor, Tensor]:
     with players.fabric.autocast():
         made = players.generator(*(value.to(device) for value in inputs))
     return made.float(), real.to(device)
-
-
-def _optimizer_of(judge: nn.Module, stage: AdversarialStageRecipe) -> torch.optim.Optimizer:
-    parameters = list(judge.parameters()) or [nn.Parameter(torch.zeros(()))]  # Adam wants something to move
-    return torch.optim.Adam(parameters, stage.discriminator_learning_rate, stage.betas)
-
-
-def _set_rates(players: Players, stage: StageRecipe, rate: float, position: Position) -> None:
-    players.generator_optimizer.param_groups[0]["lr"] = rate
-    if isinstance(stage, AdversarialStageRecipe):
-        share = position.discriminator_rate_scale * rate / stage.learning_rate
-        players.discriminator_optimizer.param_groups[0]["lr"] = share * stage.discriminator_learning_rate

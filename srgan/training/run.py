@@ -25,7 +25,7 @@ from srgan.networks.generator import SCALE, Generator
 from srgan.texts import duration
 from srgan.training import checkpoint
 from srgan.training.adversarial import OBJECTIVES, Objective
-from srgan.training.config import STAGES, Recipe, StageRecipe, validated
+from srgan.training.config import STAGES, AdversarialStageRecipe, Recipe, StageRecipe, validated
 from srgan.training.data.cache import PictureCache, split
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
@@ -523,12 +523,14 @@ def make_players(
         generator_optimizer=torch.optim.Adam(
             generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
         ),
-        discriminator_optimizer=torch.optim.Adam(
-            discriminator.parameters(),
-            lr=stage.discriminator_learning_rate,
-            betas=stage.discriminator_betas or stage.betas,
-        ),
+        discriminator_optimizer=discriminator_optimizer(discriminator, stage),
     )
+
+
+def discriminator_optimizer(discriminator: nn.Module, stage: AdversarialStageRecipe) -> torch.optim.Optimizer:
+    """Return the discriminator's Adam, by its own numbers where it has some, else by the generator's."""
+    betas = stage.discriminator_betas or stage.betas
+    return torch.optim.Adam(discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=betas)
 
 
 def _start_from(start: str, generator: Generator, discriminator: nn.Module | None) -> None:

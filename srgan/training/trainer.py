@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from srgan.conversion.exporting import refuse_foreign
 from srgan.errors import TrainingError, UsageError
 from srgan.interrupts import Interrupt, signals_taken
+from srgan.texts import first_line
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.checkpoint import held
 from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
@@ -153,8 +154,7 @@ def rehearse(run: Run) -> None:
                     f"{name}.patch_hr_px"
                 ) from error
             except (RuntimeError, ValueError) as error:
-                reason = str(error).partition("\n")[0]
-                raise UsageError(f"a step of {name} cannot be taken: {reason}") from error
+                raise UsageError(f"a step of {name} cannot be taken: {first_line(error)}") from error
 
 
 def _same(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -249,6 +249,11 @@ def discriminator_rate(stage: AdversarialStageRecipe, step: int, progress: float
     return learning_rate(stage.model_copy(update=changes), step, progress, begun)
 
 
+def discriminator_clip_norm(stage: AdversarialStageRecipe) -> float:
+    """Return to what length the discriminator's gradients are cut: its own, or the generator's."""
+    return stage.clip_norm if stage.discriminator_clip_norm is None else stage.discriminator_clip_norm
+
+
 def progress(stage: StageRecipe, position: Position, now_s: float, ends_s: float | None) -> float:
     """Return the share of the stage that is done, by the clock where it has an end, else by steps."""
     if ends_s is None:
@@ -285,8 +290,7 @@ def _pretraining(recipe: Recipe, players: Players) -> Step:
     content = CONTENT_LOSSES[recipe.pretrain.content]
 
     def step(draw: BatchSource, position: Position, pace: Pace) -> Scalars:
-        rate = pace.learning_rate * position.rate_scale
-        _set_rate(players.generator_optimizer, rate)
+        rate = set_rates(players, position, pace)
         lr, hr = draw()
         terms = pretrain_step(players, content, lr, hr, recipe.pretrain.clip_norm)
         return terms | {"learning_rate": torch.tensor(rate)}
@@ -297,20 +301,15 @@ def _pretraining(recipe: Recipe, players: Players) -> Step:
 def _game(recipe: Recipe, players: Players) -> Step:
     fabric, stage = players.fabric, recipe.adversarial
     losses, weights = generator_terms(recipe.losses, players.ema, fabric.device)
-    clip_norm = stage.clip_norm if stage.discriminator_clip_norm is None else stage.discriminator_clip_norm
 
     def step(draw: BatchSource, position: Position, pace: Pace) -> Scalars:
-        rate = pace.learning_rate * position.rate_scale
-        _set_rate(players.generator_optimizer, rate)
-        if pace.discriminator_rate is not None:
-            scale = position.discriminator_rate_scale * position.rate_scale
-            _set_rate(players.discriminator_optimizer, scale * pace.discriminator_rate)
+        rate = set_rates(players, position, pace)
         measure = (position.step + 1) % recipe.log_steps == 0
         for left in reversed(range(discriminator_steps(recipe))):
             lr, hr = draw()
             with torch.set_grad_enabled(not left and not pace.alone), fabric.autocast():
                 sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
-            terms = discriminator_step(players, hr, sr, clip_norm)
+            terms = discriminator_step(players, hr, sr, discriminator_clip_norm(stage))
         terms["pixel_error"] = (sr.detach() - hr).abs().mean()
         terms["learning_rate"] = torch.tensor(rate)
         if not pace.alone:
@@ -432,10 +431,15 @@ def accuracy(players: Players, draw: BatchSource, batches: int = 4) -> Tensor:
         for _ in range(batches):
             lr, hr = draw()
             sr = players.generator(lr).float()
-            real, fake = (players.objective.scores(players.discriminator, pictures) for pictures in (hr, sr))
-            differences = real[:, None] - fake[None, :]
-            shares.append(((differences.sign() + 1) / 2).mean())
+            shares.append(ranked_rightly(players, hr, sr))
     return torch.stack(shares).mean()
+
+
+def ranked_rightly(players: Players, hr: Tensor, sr: Tensor) -> Tensor:
+    """Return the share of all pairs of one of `hr` and one of `sr` that the discriminator ranks rightly."""
+    real, fake = (players.objective.scores(players.discriminator, pictures) for pictures in (hr, sr))
+    differences = real[:, None] - fake[None, :]
+    return ((differences.sign() + 1) / 2).mean()
 
 
 @contextmanager
@@ -452,6 +456,16 @@ def untouched(module: nn.Module) -> Iterator[None]:
 def discriminator_steps(recipe: Recipe) -> int:
     """Return how often the discriminator moves for each step of the generator."""
     return recipe.adversarial.discriminator_steps or OBJECTIVES[recipe.objective].discriminator_steps
+
+
+def set_rates(players: Players, position: Position, pace: Pace) -> float:
+    """Give both optimisers the rates of a step, and return the generator's."""
+    rate = pace.learning_rate * position.rate_scale
+    _set_rate(players.generator_optimizer, rate)
+    if pace.discriminator_rate is not None:
+        scale = position.discriminator_rate_scale * position.rate_scale
+        _set_rate(players.discriminator_optimizer, scale * pace.discriminator_rate)
+    return rate
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

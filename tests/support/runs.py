@@ -11,15 +11,15 @@ import numpy as np
 from srgan.training.config import Recipe, validated
 
 
-def discs(count: int, size: int = 64) -> list[np.ndarray]:
+def discs(count: int, size: int = 64, *, each: int = 10, radii: tuple[int, int] = (4, 16)) -> list[np.ndarray]:
     """Pictures of discs with sharp rims, which bicubic enlargement blurs and a trained generator need not."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size]
     pictures = []
     for _ in range(count):
         picture = np.full((size, size, 3), random.integers(0, 100, 3), np.uint8)
-        for _ in range(10):
-            centre, radius = random.integers(0, size, 2), random.integers(4, 16)
+        for _ in range(each):
+            centre, radius = random.integers(0, size, 2), random.integers(*radii)
             picture[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] = random.integers(0, 256, 3)
         pictures.append(picture)
     return pictures

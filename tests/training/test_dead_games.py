@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.caches import cache_of
+from support.runs import discs
 
 from srgan.training import trainer, validation
 from srgan.training.config import DiscriminatorRecipe, Recipe, validated
@@ -19,16 +19,8 @@ ASLEEP, SILENT, AT_ZERO = "the discriminator sleeps", "as if it were not played"
 
 
 @pytest.fixture(scope="module")
-def discs() -> PictureCache:
-    """Six pictures of discs with sharp rims."""
-    random, (y, x), pictures = np.random.default_rng(0), np.mgrid[:64, :64], []
-    for _ in range(6):
-        picture = np.full((64, 64, 3), random.integers(0, 100, 3), np.uint8)
-        for _ in range(10):
-            centre, radius = random.integers(0, 64, 2), random.integers(4, 16)
-            picture[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] = random.integers(0, 256, 3)
-        pictures.append(picture)
-    return cache_of(*pictures)
+def pictures() -> PictureCache:
+    return cache_of(*discs(6))
 
 
 def game(objective: str, *, weight: float = 1e-2, pull: float = 0.0, **stage: Any) -> Recipe:
@@ -70,23 +62,25 @@ def alarms_in(rows: list[Any]) -> str:
 
 
 def test_wgan_with_a_batchnorm_critic(
-    discs: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = game("wgan", weight=1.0, discriminator_learning_rate=1e-3)
-    dead = rows_of(judged_by(recipe, normalisation="batch"), discs, tmp_path / "dead", monkeypatch)
+    dead = rows_of(judged_by(recipe, normalisation="batch"), pictures, tmp_path / "dead", monkeypatch)
     assert AT_ZERO in alarms_in(dead)
     assert ASLEEP in alarms_in(dead)
-    alive = rows_of(recipe, discs, tmp_path / "alive", monkeypatch)
+    alive = rows_of(recipe, pictures, tmp_path / "alive", monkeypatch)
     assert alarms_in(alive) == ""
 
 
-def test_a_game_of_hardly_any_weight(discs: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of(game("wgan", weight=1e-9, discriminator_learning_rate=1e-3), discs, tmp_path, monkeypatch)
+def test_a_game_of_hardly_any_weight(
+    pictures: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(game("wgan", weight=1e-9, discriminator_learning_rate=1e-3), pictures, tmp_path, monkeypatch)
     assert SILENT in alarms_in(rows)
 
 
 def test_batchnorm_judged_apart_with_the_relativistic_average(
-    discs: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = game(
         "relativistic-average",
@@ -97,17 +91,17 @@ def test_batchnorm_judged_apart_with_the_relativistic_average(
     )
     recipe = recipe.model_copy(update={"guards": recipe.guards.model_copy(update={"loss_below": 1e-3})})
     assert recipe.discriminator.normalisation == "batch"
-    assert AT_ZERO in alarms_in(rows_of(recipe, discs, tmp_path, monkeypatch))
+    assert AT_ZERO in alarms_in(rows_of(recipe, pictures, tmp_path, monkeypatch))
 
 
 def test_a_raised_pull_on_spectral_norm(
-    discs: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: PictureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weight stays, however much is asked for, since nobody is awake."""
     recipe = judged_by(
         game("relativistic-average", weight=1.0, pull=100.0, batch_size=8), normalisation="spectral"
     )
     recipe = recipe.model_copy(update={"guards": recipe.guards.model_copy(update={"chance_within": 0.3})})
-    rows = rows_of(recipe, discs, tmp_path, monkeypatch)
+    rows = rows_of(recipe, pictures, tmp_path, monkeypatch)
     assert ASLEEP in alarms_in(rows)
     assert {row["adversarial_weight"] for row in rows if "adversarial_weight" in row} == {1.0}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from support.caches import cache_of
+from support.runs import discs
 
 from srgan.networks.generator import Generator
 from srgan.networks.reading import load_generator
@@ -23,17 +23,7 @@ from srgan.weights import METADATA_KEY, ModelMetadata
 
 @pytest.fixture(scope="module")
 def shapes() -> PictureCache:
-    """Six pictures of discs with sharp rims, which bicubic enlargement blurs and a trained generator need not."""
-    y, x = np.mgrid[:96, :96]
-    random = np.random.default_rng(0)
-    pictures = []
-    for _ in range(6):
-        picture = np.full((96, 96, 3), random.integers(0, 100, 3), np.uint8)
-        for _ in range(12):
-            centre, radius = random.integers(0, 96, 2), random.integers(4, 20)
-            picture[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2] = random.integers(0, 256, 3)
-        pictures.append(picture)
-    return cache_of(*pictures)
+    return cache_of(*discs(6, 96, each=12, radii=(4, 20)))
 
 
 @pytest.fixture(scope="module")

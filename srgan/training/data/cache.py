@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -316,14 +316,17 @@ def _decode_all(
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold `folder` against other processes that pack, and yield whether that could be done.
+def locked(folder: Path, *, waits: bool = True) -> Iterator[bool]:
+    """Hold `folder` against other processes that do so, and yield whether that could be done.
 
     The lock falls when this process does, however it ends. Without one, two processes may do the same work twice.
+    `waits`: until no other one has it; else TimeoutError is raised.
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire()
+        lock.acquire(timeout=-1 if waits else 0)
+    except Timeout:
+        raise
     except (OSError, NotImplementedError):  # some network file systems have no locks
         yield False
         return
