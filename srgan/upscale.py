@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,10 @@ DEFAULT_MAX_OUTPUT_MEGAPIXELS = 1000.0
 # Opacity of 255 below which a colour is too imprecise to be upscaled.
 _FAINT = 16
 
-# `Inference.run` for one picture, with what is the same for all its channels.
+# What other libraries hold a picture in.
+_Held = TypeVar("_Held", npt.NDArray[np.generic], PillowImage)
+
+# `Inference.levels` for one picture, with what is the same for all its channels.
 _Run = Callable[..., np.ndarray]
 
 _REDUCED = "it is larger than what was asked for, so it was reduced without the model"
@@ -258,26 +261,14 @@ class Upscaler:
     @overload
     def upscale(
         self,
-        picture: npt.NDArray[np.generic],
+        picture: _Held,
         request: Request | float | None = None,
         progress: Progress | None = None,
         *,
         scale: float | None = None,
         strength: float | None = None,
         beside_bytes: int = 0,
-    ) -> npt.NDArray[np.generic]: ...
-
-    @overload
-    def upscale(
-        self,
-        picture: PillowImage,
-        request: Request | float | None = None,
-        progress: Progress | None = None,
-        *,
-        scale: float | None = None,
-        strength: float | None = None,
-        beside_bytes: int = 0,
-    ) -> PillowImage: ...
+    ) -> _Held: ...
 
     def upscale(
         self,
@@ -453,9 +444,8 @@ def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
 
     def mixed(sharp: np.ndarray, soft: np.ndarray) -> np.ndarray:
         levels = shared.empty(sharp.shape, sharp.dtype)
-        for row, of_sharp, of_soft in zip(
-            levels, sharp, soft, strict=True
-        ):  # floats of all are four times as many
+        # By rows: the floats of all would be four times the picture.
+        for row, of_sharp, of_soft in zip(levels, sharp, soft, strict=True):
             row[:] = np.rint(of_soft + np.float32(strength) * (of_sharp.astype(np.float32) - of_soft))
         return levels
 

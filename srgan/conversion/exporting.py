@@ -30,7 +30,7 @@ from srgan.files import write_atomically
 from srgan.networks.generator import Generator
 from srgan.networks.layers import deployed
 from srgan.networks.residual import ResidualNetwork
-from srgan.weights import METADATA_KEY, ModelMetadata, read_file, usable_name
+from srgan.weights import METADATA_KEY, ModelMetadata, check_file, read_file, usable_name
 
 PARITY_TOLERANCE = 1e-4  # of [0,1]: a fortieth of a grey level, far above float32 rounding and far below sight
 FP16_TOLERANCE = 1 / 255  # a grey level: half precision keeps eleven bits of every sum (docs/decisions.md)
@@ -109,13 +109,13 @@ def _is_model_of_ours(path: Path, name: str) -> bool:
     try:
         if path.is_symlink():
             return False
-        content = read_file(path)
         if path.suffix == ".onnx":
-            texts = {prop.key: prop.value for prop in onnx.load_model_from_string(content).metadata_props}
+            texts = {prop.key: prop.value for prop in onnx.load_model_from_string(read_file(path)).metadata_props}
         elif path.suffix == ".xml":
-            attribute = re.search(f'<{METADATA_KEY} value="([^"]*)"', content.decode())
+            attribute = re.search(f'<{METADATA_KEY} value="([^"]*)"', read_file(path).decode())
             texts = {METADATA_KEY: unescape(attribute[1], {"&quot;": '"'})} if attribute else {}
         else:
+            check_file(path)
             with safe_open(path, framework="pt") as file:
                 texts = file.metadata() or {}
         return ModelMetadata.from_json(texts[METADATA_KEY], str(path)).name == name

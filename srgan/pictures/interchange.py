@@ -11,7 +11,7 @@ from PIL import Image
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import metadata
 from srgan.pictures.picture import Picture
-from srgan.pictures.planes import Planes, to_8_bits
+from srgan.pictures.planes import Planes, from_floats, to_8_bits
 from srgan.pictures.reading import exif_of
 
 PillowImage: TypeAlias = Image.Image
@@ -29,12 +29,13 @@ def from_array(array: npt.NDArray[np.generic]) -> Picture:
     if not shape_fits or array.size == 0:
         raise UnsupportedPictureError(f"{_ARRAYS}; this one is {_shape(array)} of {array.dtype}")
     if np.issubdtype(array.dtype, np.floating):
-        values = array.astype(np.float64)
-        if not (values.min() >= 0 and values.max() <= 1):  # NaN is neither
+        try:
+            levels = from_floats(array)
+        except UnsupportedPictureError:
+            values = array.astype(np.float64)
             raise UnsupportedPictureError(
                 f"{_ARRAYS}; the floats of this one are from {values.min():g} to {values.max():g}"
-            )
-        levels: np.ndarray = np.rint(values * 65535).astype(np.uint16)
+            ) from None
     elif (native := array.dtype.newbyteorder("=")) in (np.uint8, np.uint16):
         levels = array.astype(native)
     else:

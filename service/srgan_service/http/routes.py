@@ -55,8 +55,9 @@ PICTURE_PROBLEMS = (
     *("queue-full", "draining", "not-ready", "engine-failed", "deadline"),
 )
 
-# Of the header, which is there for people and short programs; every reason is short by nature.
 _PLAIN = "".join(map(chr, range(32, 127))).replace("%", "")  # what a header carries as it is
+
+# Of the header, which is there for people and short programs; every reason is short by nature.
 _MOST_WARNINGS, _MOST_WARNING_CHARACTERS = 8, 200
 
 pictures = APIRouter(tags=["pictures"])

@@ -466,9 +466,10 @@ function draw(version) {
   version.again.hidden = !failed;
 }
 
-/** Show what depends on which pictures and versions there are. */
+/** What a model is, and in what it computes. */
 const described = (model) => [model?.description, model?.precision && `Computes in ${model.precision}.`].filter(Boolean).join(" ");
 
+/** Show what depends on which pictures and versions there are. */
 function changed() {
   document.body.classList.toggle("empty", !pictures.length);
   element("pictures").hidden = !pictures.length;

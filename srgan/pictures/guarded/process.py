@@ -17,7 +17,7 @@ from typing import cast
 
 import numpy as np
 
-from srgan import errors
+from srgan import errors, isolated
 from srgan.errors import GuardError, PictureError, SrganError
 from srgan.pictures import FORMATS, Picture
 from srgan.pictures.guarded import messages
@@ -29,7 +29,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 # What a worker runs.
-START = "import sys; sys.path[:] = sys.argv[1:]; from srgan.pictures.guarded.worker import serve; serve()"
+START = "from srgan.pictures.guarded.worker import serve; serve()"
 _START_TIMEOUT_S = 60.0
 
 # How long work goes on that nobody waits for.
@@ -37,10 +37,6 @@ _CHECK_EVERY_S = 0.05
 
 Check = Callable[[], None]
 
-_PACKAGES = str(Path(errors.__file__).parents[1])  # where this package lies
-
-# Of the environment, what finding libraries and naming files needs; keys and passwords are no affair of a worker.
-_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 # One thread, and its heap in one piece: what a machine of many cores sets aside for each would eat up the limit.
 _SETTINGS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
@@ -55,18 +51,13 @@ class Worker:
         self.state = "lost"
         self._overdue = False
         self._refusal: BaseException | None = None
-        places = [place for place in sys.path if place]
-        if _PACKAGES not in places:  # this package was found in the current folder
-            places.insert(0, _PACKAGES)
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         try:
             self._process = subprocess.Popen(  # noqa: S603  # this Python and its places
-                # Isolated, or a numpy.py in the current folder would be run.
-                [sys.executable, "-I", "-W", "ignore", "-c", START, *places],
+                isolated.command(START),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                env=environment | _SETTINGS,
+                env=isolated.environment() | _SETTINGS,
                 # Ctrl-C is this process's to answer.
                 process_group=None if sys.platform == "win32" else 0,
             )
