@@ -20,7 +20,7 @@ import typer
 from srgan.commands.extras import needs
 from srgan.commands.options import HALO_HELP, EvaluateOptions, TrainOptions, UpscaleOptions, taking
 from srgan.commands.terminal import FAILED, INTERRUPTED, USAGE, say, taken
-from srgan.errors import SrganError, UsageError
+from srgan.errors import OutputError, SrganError, UsageError
 from srgan.isolated import leave_folder_at_hand
 from srgan.texts import one_line
 
@@ -74,6 +74,10 @@ def _flushed() -> Iterator[None]:
         with taken(sys.stdout):
             sys.stdout.flush()
         raise end
+    except SrganError:  # it is told; what a full disk has not taken of the output is dropped
+        with contextlib.suppress(OutputError), taken(sys.stdout):
+            sys.stdout.flush()
+        raise
 
 
 def _open_closed_streams() -> None:

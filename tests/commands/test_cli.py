@@ -617,7 +617,10 @@ def test_standard_output_that_takes_no_more_is_said_in_a_line(tmp_path: Path, ti
             *SRGAN,
             *line.replace("TINY", str(tiny_model)).split(),
         ]
-        done = subprocess.run(command, cwd=tmp_path, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=buffered, stdout=file, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == 1
     *_, last = done.stderr.splitlines()
     assert last.startswith("srgan: error: standard output: ")
