@@ -193,8 +193,9 @@ def answers_not_taken(server: Process) -> None:
 
 # What is done over and over again, and by how many at once.
 ATTACKS: list[tuple[Callable[[Process], None], int]] = [
+    (watchers, 1),  # first: of a job that the garbage of others would leave no room for
     *((crumbs, 8), (crumbs_without_a_key, 8), (headers, 8), (trailers, 8), (false_boundaries, 2), (drips, 2)),
-    *((many_comments, 3), (jobs_of_comments, 2), (odd_files, 2), (garbage_jobs, 4), (load, 8), (watchers, 1)),
+    *((many_comments, 3), (jobs_of_comments, 2), (odd_files, 2), (garbage_jobs, 4), (load, 8)),
     (answers_not_taken, 20),
 ]
 
