@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from srgan.engines.protocol import Engine, Precision, precision_of
 from srgan.errors import PictureTooLargeError, UsageError
 from srgan.pictures import Picture, PillowImage, decode, resized, scaled_dpi, without_tint
 from srgan.pictures.guarded import shared
-from srgan.weights import ModelMetadata, Weights
+from srgan.weights import ModelMetadata, Weights, find_weights, lossy_rule
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
 MAX_SIDE_PX = 100_000
@@ -35,6 +36,8 @@ _Held = TypeVar("_Held", npt.NDArray[np.generic], PillowImage)
 
 # `Inference.levels` for one picture, with what is the same for all its channels.
 _Run = Callable[..., np.ndarray]
+
+AUTO_MODEL = "auto"  # what is called so takes the model that suits each picture
 
 _REDUCED = "it is larger than what was asked for, so it was reduced without the model"
 
@@ -162,10 +165,17 @@ class AnyUpscaler(Protocol):
         ...
 
 
+def model_of(upscaler: AnyUpscaler, picture: Picture) -> str:
+    """Return the name of the model that takes `picture`."""
+    taken_by = upscaler.for_picture(picture) if isinstance(upscaler, Upscaler) else upscaler
+    return taken_by.metadata.name
+
+
 class Upscaler:
     """Upscales pictures with one generator; keeps no state between calls, and any thread may call it.
 
-    `model`: name of a bundled model, path of an ONNX file, `Weights`, or None for the default model. `tile_lr_px`:
+    `model`: name of a bundled model, path of an ONNX file, `Weights`, or None for the bundled ones that suit each
+    picture: the default model, and for files compressed with loss the one that was trained on such. `tile_lr_px`:
     the side of a tile's core in LR pixels, "off" for the whole picture at once, or "auto" for what is fastest
     within `working_bytes`, by default a third of the free memory. The result is the same whatever it is.
     `memory_bytes`: of a picture, its results, what follows them and the model's work, all together; a picture that
@@ -191,7 +201,7 @@ class Upscaler:
     ) -> None:
         self._max_output_megapixels = max_output_megapixels
         # What another process needs to load the same.
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "model": model,
             "tile_lr_px": tile_lr_px,
             "memory_bytes": memory_bytes,
@@ -203,12 +213,19 @@ class Upscaler:
             "engine": engine,
             "max_output_megapixels": max_output_megapixels,
         }
+        is_given = engine is not None
         if engine is None:
             engine, self._model_sha256 = load_engine(
                 model, device=device, precision=precision, balance=balance, halo_lr_px=halo_lr_px
             )
         else:
             self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
+        self._rule = lossy_rule() if model is None and balance is None and not is_given else None
+        self._for_lossy: Upscaler | None = None
+        self._lock = threading.Lock()
+        if self._rule is not None:
+            both = self._model_sha256 + find_weights(self._rule.model).sha256
+            self._model_sha256 = hashlib.sha256(f"{both} {self._rule}".encode()).hexdigest()
         self._memory_bytes = memory_bytes
         self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=working_bytes)
         if memory_bytes is not None:
@@ -225,6 +242,20 @@ class Upscaler:
     def metadata(self) -> ModelMetadata:
         """What the model says of itself: name, scale, halo, how it was trained."""
         return self._inference.engine.metadata
+
+    @property
+    def name(self) -> str:
+        """The name of the model, or "auto" where each picture gets the one that suits it."""
+        return self.metadata.name if self._rule is None else AUTO_MODEL
+
+    def for_picture(self, picture: Picture) -> Upscaler:
+        """Return the upscaler whose model suits `picture`: this one itself, if its model was named."""
+        if self._rule is None or not self._rule.takes(picture.format, picture.lossy_quality):
+            return self
+        with self._lock:
+            if self._for_lossy is None:
+                self._for_lossy = Upscaler(**(self._arguments | {"model": self._rule.model}))
+            return self._for_lossy
 
     @property
     def model_sha256(self) -> str:
@@ -313,6 +344,8 @@ class Upscaler:
     def _upscale_picture(
         self, picture: Picture, request: Request, progress: Progress | None, beside_bytes: int
     ) -> Picture:
+        if (taken_by := self.for_picture(picture)) is not self:
+            return taken_by._upscale_picture(picture, request, progress, beside_bytes)
         self.output_size(picture, request)
         limit_bytes = None
         if self._memory_bytes is not None:

@@ -134,6 +134,25 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class LossyRule:
+    """Which pictures another than the default model takes when none is named.
+
+    `model`: that one, trained on what compression leaves. `below_quality`: of JPEG files on libjpeg's scale, where
+    it is better more often than not. `formats`: of other files compressed with loss, keys of `pictures.FORMATS`.
+    """
+
+    model: str
+    below_quality: int
+    formats: tuple[str, ...]
+
+    def takes(self, format: str, quality: int | None) -> bool:
+        """Return whether a picture is for that model; `quality`: its `Picture.lossy_quality`."""
+        if quality is None:
+            return False
+        return quality < self.below_quality if quality else format in self.formats
+
+
+@dataclass(frozen=True)
 class BundledModel:
     """What the manifest says of a bundled model, before its files are opened."""
 
@@ -211,6 +230,19 @@ def balance_models() -> tuple[str, str]:
     if not (isinstance(pair, list) and len(pair) == 2):
         raise UsageError("these weights have no pair of models to balance")
     return str(pair[0]), str(pair[1])
+
+
+def lossy_rule() -> LossyRule | None:
+    """Return what the manifest of the bundled weights says of pictures compressed with loss, if it does.
+
+    Raises WeightsError if there is no readable manifest.
+    """
+    manifest = _read_manifest(bundled_folder())
+    rule = manifest.get("lossy")
+    try:
+        return rule and LossyRule(str(rule["model"]), int(rule["below_quality"]), tuple(rule["formats"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise WeightsError(f"{bundled_folder() / MANIFEST}: what it says of lossy pictures is wrong") from error
 
 
 def bundled_models() -> list[BundledModel]:

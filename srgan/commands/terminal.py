@@ -28,7 +28,7 @@ def tell(report: FileReport, stream: TextIO) -> None:
         before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
         speed = report.size[0] * report.size[1] / 1e6 / report.seconds
         line = f"{report.source} -> {report.target}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
-        put(line, stream)
+        put(f"{line}  {report.model}" if report.model else line, stream)
 
 
 def put(line: str, stream: TextIO) -> None:

@@ -56,7 +56,7 @@ def upscale(options: UpscaleOptions) -> int:
         passed_over = functools.partial(getattr, plan, "passed_over")
         start, total = _folder(options, make_upscaler, upscaler, settings, plan), plan.total
     facts = {
-        "model": upscaler.metadata.name,
+        "model": upscaler.name,
         "model_sha256": upscaler.model_sha256,
         "precision": upscaler.precision,
         "settings": settings.order.settings(upscaler.scale),
@@ -142,7 +142,7 @@ def _planned(options: UpscaleOptions, settings: Options, upscaler: Upscaler) -> 
     naming = planning.Naming(
         order.request.label(upscaler.scale),
         template=options.name,
-        model=upscaler.metadata.name,
+        model=upscaler.name,
         strength=order.request.strength,
     )
     return {"naming": naming, "format": order.format, "follow_links": options.follow_links}

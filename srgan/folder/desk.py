@@ -67,6 +67,7 @@ class Options:
             target,
             "written",
             warnings=made.warnings,
+            model=decision.model,
             source_size=(source.width, source.height),
             size=(result.width, result.height),
         )

@@ -22,7 +22,7 @@ from typing import Literal
 from srgan.errors import FormatError, UsageError
 from srgan.pictures import FORMATS, Picture, costs, format_of_suffix, guarded, losses, why_not
 from srgan.pictures.guarded import GuardedDecoder
-from srgan.upscale import AnyUpscaler, MemoryNeed, Request
+from srgan.upscale import AnyUpscaler, MemoryNeed, Request, model_of
 
 AUTO = "auto"  # the format of the input
 
@@ -69,13 +69,14 @@ class Order:
 class Decision:
     """How `picture` will be written: `format` is a key of `pictures.FORMATS`, `warnings` tell why that one.
 
-    `memory`: what that takes, the picture, its result and the file among it; `encoding_bytes` of that.
+    `model`: the name of the one that takes it. `memory`: what that takes, the picture, its result and the file among it; `encoding_bytes` of that.
     """
 
     picture: Picture
     order: Order
     format: str
     warnings: tuple[str, ...] = ()
+    model: str = field(kw_only=True)
     memory: MemoryNeed = field(kw_only=True)
     encoding_bytes: int = field(kw_only=True)
 
@@ -113,7 +114,8 @@ def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
     sizes = [request.output_size(frame.height, frame.width, scale) for frame in picture.frames]
     encoding_bytes = costs.encoding_bytes(picture, format, sizes)
     memory = upscaler.memory(picture, request, beside_bytes=encoding_bytes)
-    return Decision(picture, order, format, warnings, memory=memory, encoding_bytes=encoding_bytes)
+    model = model_of(upscaler, picture)
+    return Decision(picture, order, format, warnings, model=model, memory=memory, encoding_bytes=encoding_bytes)
 
 
 def _format(picture: Picture, order: Order, size: tuple[int, int]) -> tuple[str, tuple[str, ...]]:

@@ -27,9 +27,9 @@ STATUSES: tuple[Status, ...] = ("written", "skipped", "failed")
 class FileReport:
     """What became of one file.
 
-    `status`: "skipped" if the result was there already. `source_size` and `size`: (width, height) in pixels,
-    before and after. `seconds`: of work on it, without waiting for others. `lr_psnr_db`, `colour_shift_levels`: as
-    `consistency` measures them, None if it was not asked to.
+    `status`: "skipped" if the result was there already. `model`: the name of the one that made it. `source_size`
+    and `size`: (width, height) in pixels, before and after. `seconds`: of work on it, without waiting for others.
+    `lr_psnr_db`, `colour_shift_levels`: as `consistency` measures them, None if it was not asked to.
     """
 
     source: Path
@@ -37,6 +37,7 @@ class FileReport:
     status: Status
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    model: str | None = None
     source_size: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
     seconds: float = 0.0

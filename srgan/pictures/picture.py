@@ -32,6 +32,9 @@ class Picture:
     `duration_ms`: how long the frame is shown, None if it is no frame of an animation. `plays`: how often the
     animation is shown, 0 for ever.
 
+    `lossy_quality`: of a file compressed with loss, the quality 1..100 that it was written with, on libjpeg's
+    scale, 0 where that is not known; None of others.
+
     `read_size`: (height, width) with which it was read, of which EXIF and XMP speak; None if it is what it was.
     """
 
@@ -48,6 +51,7 @@ class Picture:
     further: tuple[Picture, ...] = ()
     duration_ms: float | None = None
     plays: int = 0
+    lossy_quality: int | None = None
     read_size: tuple[int, int] | None = None
 
     @property

@@ -27,7 +27,20 @@ from PIL import (
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import bmp, boxes, gif, heic, jpeg_mending, jpeg_parts, png, png_mending, ppm, tiff
+from srgan.pictures.formats import (
+    bmp,
+    boxes,
+    gif,
+    heic,
+    jpeg,
+    jpeg_mending,
+    jpeg_parts,
+    png,
+    png_mending,
+    ppm,
+    tiff,
+    webp,
+)
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -212,6 +225,7 @@ def _read_heic(file: BinaryIO, budget: Budget) -> Picture:
         icc=opened.icc,
         exif=exif,
         format="heic",
+        lossy_quality=0,
         warnings=tuple(warnings),
         xmp=opened.xmp,
         dpi=_exif_dpi(exif),
@@ -246,7 +260,16 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
         dpi=dpi,
         texts=_texts(opened),
         png_colour=_colour_chunks(opened, file) if not icc else (),
+        lossy_quality=_lossy_quality(opened, file),
     )
+
+
+def _lossy_quality(opened: ImageFile.ImageFile, file: BinaryIO) -> int | None:
+    if opened.format == "WEBP":
+        return 0 if webp.is_lossy(_content(file)) else None
+    if opened.format == "AVIF":  # without loss it is hardly ever written, and does not say so
+        return 0
+    return jpeg.quality_of(opened)
 
 
 def _colour_chunks(opened: ImageFile.ImageFile, file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:

@@ -45,7 +45,8 @@ class Wish(BaseModel):
     width: Annotated[int | None, Field(ge=1, le=MAX_SIDE_PX, description="Width of the result.")] = None
     height: Annotated[int | None, Field(ge=1, le=MAX_SIDE_PX, description="Height of the result.")] = None
     model: Annotated[
-        str | None, Field(max_length=100, description="A name from `/v1/models`; default: the default model.")
+        str | None,
+        Field(max_length=100, description="A name from `/v1/models`; default: the one that suits the picture."),
     ] = None
     balance: Annotated[
         float | None,

@@ -15,7 +15,14 @@ from srgan.engines.protocol import Precision, precision_of
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.pictures import Picture
 from srgan.upscale import AnyUpscaler, Upscaler
-from srgan.weights import balance_models, bundled_models, is_file_name, name_of_file
+from srgan.weights import (
+    LossyRule,
+    balance_models,
+    bundled_models,
+    is_file_name,
+    lossy_rule,
+    name_of_file,
+)
 from srgan_service.work.device import Device
 
 # Generators between two models that are kept loaded; every balance is one.
@@ -60,6 +67,7 @@ class Models:
         self._loaded: dict[str, AnyUpscaler] = {}
         self._balanced: dict[float, AnyUpscaler] = {}
         self.balance: tuple[str, str] | None = None
+        self._lossy: LossyRule | None = None
         self._lock = threading.Lock()
         self._listed: list[ServedModel] = []
         self.failure: str | None = None
@@ -99,6 +107,8 @@ class Models:
             self._sources[model.name] = model.name
             self._listed.append(ServedModel(model.name, model.description, model.scale, is_default))
         self.balance = balance_models()
+        if default is None:
+            self._lossy = lossy_rule()
         if not any(model.is_default for model in self._listed):
             raise UnknownModelError(f"no model {default!r}: choose one of {', '.join(self._sources)}")
 
@@ -132,6 +142,13 @@ class Models:
                 return model
         names = ", ".join(model.name for model in self._listed)
         raise UnknownModelError(f"there is no such model; choose one of {names}")
+
+    def suited(self, name: str | None, balance: float | None, picture: Picture) -> str | None:
+        """Return the name of the model for `picture`: that asked for, or the one that suits it if none was."""
+        if name is not None or balance is not None or self._lossy is None:
+            return name
+        takes = self._lossy.takes(picture.format, picture.lossy_quality)
+        return self._lossy.model if takes else None
 
     def loaded(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler | None:
         """Return what `get` would if it is loaded already, else None; waits for nobody."""

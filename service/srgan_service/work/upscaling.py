@@ -118,6 +118,7 @@ class Works:
             order = wish.order()
             self._models.check(wish.model, wish.balance)
         picture = await self._decoded(ticket, content)
+        wish = wish.model_copy(update={"model": self._models.suited(wish.model, wish.balance, picture)})
         upscaler = await self._upscaler(ticket, wish)
         with _problems():
             decision = decide(picture, order, upscaler)
@@ -145,8 +146,10 @@ class Works:
         """
         with _problems():
             order = wish.order()
-            upscaler = self._models.get(wish.model, wish.balance)
-            decision = decide(self._decode(content), order, upscaler)
+            self._models.check(wish.model, wish.balance)
+            picture = self._decode(content)
+            upscaler = self._models.get(self._models.suited(wish.model, wish.balance, picture), wish.balance)
+            decision = decide(picture, order, upscaler)
         self._refuse_if_too_much(decision)
         return self._work(ticket, upscaler, decision, self._rooms["large"], progress)
 

@@ -22,9 +22,14 @@ def jpeg_quality(path: Path) -> int | None:
         as_picture_errors(str(path), "is damaged or incomplete"),
         Image.open(file, formats=OPENED) as opened,
     ):
-        if not isinstance(opened, JpegImagePlugin.JpegImageFile) or not opened.quantization:
-            return None
-        table = np.sort(next(iter(opened.quantization.values())))  # sorted: in whatever order Pillow gives them
+        return quality_of(opened)
+
+
+def quality_of(opened: Image.Image) -> int | None:
+    """Return what `jpeg_quality` does, of a file that is open."""
+    if not isinstance(opened, JpegImagePlugin.JpegImageFile) or not opened.quantization:
+        return None
+    table = np.sort(next(iter(opened.quantization.values())))  # sorted: in whatever order Pillow gives them
     quality = np.arange(1, 101)[:, None]
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     scaled = np.sort(((_LUMA_QUANTISATION * percent + 50) // 100).clip(1, 255))

@@ -101,7 +101,11 @@ class Realistic:
 
     @torch.no_grad()
     def __call__(self, hr_with_margin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (lr, hr)."""
+        """Return (lr, hr); in float32 wherever it is called, since autocast would blur in eight bits of precision."""
+        with torch.autocast(hr_with_margin.device.type, enabled=False):
+            return self._pairs(hr_with_margin)
+
+    def _pairs(self, hr_with_margin: Tensor) -> tuple[Tensor, Tensor]:
         # Noise is drawn on the device, which is a hundred times faster on a GPU, from a seed drawn here.
         seed = int(torch.randint(2**62, (1,), generator=self._random))
         noise_random = torch.Generator(hr_with_margin.device).manual_seed(seed)

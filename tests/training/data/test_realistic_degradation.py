@@ -459,3 +459,14 @@ def test_a_held_out_picture_is_degraded_alike_every_time() -> None:
     assert torch.equal(held_out(recipe, hr, 3), held_out(recipe, hr, 3))
     assert not torch.equal(held_out(recipe, hr, 3), held_out(recipe, hr, 4))
     assert torch.equal(held_out(DegradationRecipe(), hr, 3), bicubic(hr))
+
+
+def test_is_the_same_where_the_trainer_computes_in_half_precision() -> None:
+    """Autocast took the blur to bfloat16: eight bits of 0..1, and some sizes could not be resized at all."""
+    side = 64 + 2 * Realistic.margin_hr_px
+    hr = tensor(*(photograph(side, side, seed) for seed in range(4)))
+    expected, _ = Realistic(DegradationRecipe(kind="realistic"), seeded())(hr)
+    with torch.autocast("cpu", torch.bfloat16):
+        lr, _ = Realistic(DegradationRecipe(kind="realistic"), seeded())(hr)
+    assert lr.dtype == torch.float32
+    assert torch.equal(lr, expected)
