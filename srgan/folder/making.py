@@ -69,7 +69,8 @@ class Order:
 class Decision:
     """How `picture` will be written: `format` is a key of `pictures.FORMATS`, `warnings` tell why that one.
 
-    `model`: the name of the one that takes it. `memory`: what that takes, the picture, its result and the file among it; `encoding_bytes` of that.
+    `model`: the name of the one that takes it. `memory`: what that takes, the picture, its result and the file
+    among it; `encoding_bytes` of that.
     """
 
     picture: Picture

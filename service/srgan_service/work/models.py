@@ -83,14 +83,17 @@ class Models:
         upscalers: Mapping[ServedModel, AnyUpscaler],
         balance: tuple[str, str] | None = None,
         balanced: Mapping[float, AnyUpscaler] | None = None,
+        lossy: LossyRule | None = None,
     ) -> None:
         """Take these for the only models, one of them the default; nothing is loaded.
 
         `balance`: the names of two of them that requests may balance; `balanced`: what lies between, by balance.
+        `lossy`: which pictures another than the default takes.
         """
         self._listed = list(upscalers)
         self._loaded = {model.name: upscaler for model, upscaler in upscalers.items()}
         self.balance, self._balanced = balance, dict(balanced or {})
+        self._lossy = lossy
 
     def _find(self, default: str | None) -> None:
         file = Path(default) if default is not None and is_file_name(default) else None

@@ -101,7 +101,7 @@ class Realistic:
 
     @torch.no_grad()
     def __call__(self, hr_with_margin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (lr, hr); in float32 wherever it is called, since autocast would blur in eight bits of precision."""
+        """Return (lr, hr), made in float32 wherever it is called: autocast would blur in eight bits."""
         with torch.autocast(hr_with_margin.device.type, enabled=False):
             return self._pairs(hr_with_margin)
 
