@@ -39,6 +39,7 @@ import torch
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
 from srgan.evaluation.benchmark import pairs
+from srgan.evaluation.frechet import FrechetDistance, VggFeatures
 from srgan.evaluation.measures import MEASURES
 from srgan.files import write_atomically
 from srgan.pages import plots
@@ -56,6 +57,7 @@ from srgan.training.run import make_players, random_streams
 from srgan.upscale import Upscaler
 from srgan.weights import find_weights
 
+_PATCH_PX = 64  # for the Fréchet distance, which wants more samples than features: Set14 has 830 such
 _PULL = 0.5  # of the game's gradient at SR, relative to the content's: enough to be seen, too little to run away
 _ALONE_STEPS = 200  # until every discriminator tells SR from HR better than by chance
 _PILOT_STEPS = 60
@@ -71,6 +73,7 @@ class Outcome:
     psnr_y: float
     lpips: float
     lr_psnr: float
+    frechet: float = math.nan
     weight: float = math.nan
     pull: float = math.nan
     accuracy: float = math.nan
@@ -108,7 +111,8 @@ def recipe_of(objective: str, seed: int, steps: int, weight: float, start: str, 
         "adversarial": {
             "steps": _ALONE_STEPS + steps if steps else 0,
             "discriminator_alone_steps": _ALONE_STEPS,
-            "discriminator_steps": 1,  # the same budget for all
+            # The same budget of the generator for all; the critics of Wasserstein games get their papers' five.
+            "discriminator_steps": 5 if objective.startswith("wgan") else 1,
             "discriminator_learning_rate": 5e-4,
             "batch_size": 8,
             "patch_hr_px": 48,
@@ -160,8 +164,14 @@ def equal_weight(recipe: Recipe, cache: PictureCache) -> float:
 
 
 def judged(generator: Path, test: Path) -> dict[str, float]:
-    """Return the mean figures of what an exported generator makes of the pictures in `test`; LPIPS may be NaN."""
+    """Return the figures of what an exported generator makes of the pictures in `test`; some may be NaN.
+
+    Means over the pictures, and the Fréchet distance of their patches on VGG16.
+    """
     upscaler = Upscaler(find_weights(generator))
+    distances = None
+    with contextlib.suppress(BackboneError):
+        distances = FrechetDistance(VggFeatures())
     scores: list[tuple[float, float, float]] = []
     for pair in pairs(test):
         sr = upscaler.upscale(pair.lr)
@@ -169,8 +179,21 @@ def judged(generator: Path, test: Path) -> dict[str, float]:
         distance = math.nan
         with contextlib.suppress(BackboneError):
             distance = metrics.lpips(sr.pixels, pair.hr.pixels)
+        if distances is not None:
+            for picture, is_real in ((sr.pixels, False), (pair.hr.pixels, True)):
+                for patch in patches_of(picture):
+                    distances.add(patch, real=is_real)
         scores.append((psnr, distance, consistency(pair.lr, sr).lr_psnr_db))
-    return dict(zip(_JUDGED, np.mean(scores, axis=0).tolist(), strict=True))
+    means = np.mean(scores, axis=0).tolist()
+    return dict(zip(_JUDGED, [*means, math.nan if distances is None else distances.value()], strict=True))
+
+
+def patches_of(picture: np.ndarray) -> list[np.ndarray]:
+    """Return a picture, (H,W,3) or (H,W), in patches (64,64,3), without what is left at its edges."""
+    rgb = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+    height, width = rgb.shape[0] // _PATCH_PX * _PATCH_PX, rgb.shape[1] // _PATCH_PX * _PATCH_PX
+    cells = rgb[:height, :width].reshape(height // _PATCH_PX, _PATCH_PX, width // _PATCH_PX, _PATCH_PX, 3)
+    return list(cells.swapaxes(1, 2).reshape(-1, _PATCH_PX, _PATCH_PX, 3))
 
 
 def series_of(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -234,14 +257,15 @@ def _kept(run: Path, outcome: Outcome) -> Outcome:
     return outcome
 
 
-_JUDGED = ("psnr_y", "lpips", "lr_psnr")  # the figures of quality that are compared
+_JUDGED = ("psnr_y", "lpips", "lr_psnr", "frechet")  # the figures of quality that are compared
 _COLUMNS = {
     "weight": ("weight", "{:.2g}"),
     "pull": ("pull", "{:.2f}"),
     **{
         key: (f"{MEASURES[key].name} {MEASURES[key].unit}".strip(), f"{{:.{MEASURES[key].decimals}f}}")
-        for key in _JUDGED
+        for key in _JUDGED[:3]
     },
+    "frechet": ("FID on VGG16", "{:.2f}"),
     "accuracy": ("D accuracy", "{:.2f}"),
     "gradient_norm": ("gradient norm", "{:.3f}"),
     "stable": ("stable", "{:.0%}"),

@@ -16,6 +16,8 @@ from srgan.errors import BackboneError
 from srgan.evaluation import backbones
 from srgan.evaluation.metrics import Pixels
 
+_CONV5_3 = 30  # modules of torchvision's VGG16 up to that convolution's activation
+
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -45,6 +47,30 @@ def inception_network() -> nn.Module:
             f"into a folder and set {backbones.FOLDER_VARIABLE} to it"
         ) from error
     return network
+
+
+class VggFeatures(nn.Module):
+    """VGG16 to conv5_3, averaged over the picture: for where the Inception network cannot be had.
+
+    (N,3,H,W) uint8 to (N,512) features. Distances on them compare with each other, not with FID of papers.
+    Raises BackboneError if the weights cannot be had.
+    """
+
+    num_features = 512  # torchmetrics asks for it by this name
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = backbones.load_features("vgg16")[:_CONV5_3]
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the features."""
+        features: torch.Tensor = self.features((pictures / 255 - self.mean) / self.deviation)
+        return features.mean((2, 3))
 
 
 class FrechetDistance:

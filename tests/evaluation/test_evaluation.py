@@ -19,7 +19,7 @@ from srgan.commands import evaluate as command
 from srgan.commands.evaluate import evaluate_command
 from srgan.errors import BackboneError, SrganError, UnknownModelError, UsageError
 from srgan.evaluation import benchmark, frechet, metrics
-from srgan.evaluation.backbones import FOLDER_VARIABLE
+from srgan.evaluation.backbones import FOLDER_VARIABLE, load_features
 from srgan.evaluation.benchmark import evaluate, pairs
 from srgan.evaluation.measures import MEASURES, logged_measure
 from srgan.evaluation.tables import Protocol, Table, bootstrap
@@ -509,6 +509,20 @@ def test_fid_is_of_all_pictures_of_a_contender(
     assert report["fid"]["bicubic"] > 0
     assert "FID of 3 pictures says little" in capsys.readouterr().out
     assert ">FID</th>" in (tmp_path / "p").read_text()
+
+
+@pytest.mark.usefixtures("local_backbones")
+def test_the_features_for_want_of_inception_are_vgg16s() -> None:
+    import torch
+
+    picture = torch.tensor(photograph(64, 64, 0)).permute(2, 0, 1)[None]
+    normalised = torch.from_numpy(
+        ((photograph(64, 64, 0) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
+    )
+    expected = load_features("vgg16")[:30](normalised.permute(2, 0, 1)[None]).mean((2, 3))
+    features = frechet.VggFeatures()(picture)
+    assert features.shape == (1, frechet.VggFeatures.num_features)
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
