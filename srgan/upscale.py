@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from srgan.conversion.loading import load_engine
 from srgan.engines.inference import Inference, Progress
-from srgan.engines.protocol import Engine, Precision, precision_of
+from srgan.engines.protocol import Engine, Precision, is_faithful, precision_of
 from srgan.errors import PictureTooLargeError, UsageError
-from srgan.pictures import Picture, PillowImage, decode, resized, scaled_dpi, without_tint
+from srgan.pictures import Picture, PillowImage, back_project, decode, resized, scaled_dpi, without_tint
 from srgan.pictures.guarded import shared
 from srgan.weights import ModelMetadata, Weights
 
@@ -29,6 +29,11 @@ DEFAULT_MAX_OUTPUT_MEGAPIXELS = 1000.0
 
 # Opacity of 255 below which a colour is too imprecise to be upscaled.
 _FAINT = 16
+
+# Of back-projection where no engine does it: in results of another size than the model's, and at rims of
+# transparency.
+_ROUNDS = 3
+_PROJECTING_BYTES = 16  # for each pixel of the result: one channel of it in float32, and three of what follows
 
 # What other libraries hold a picture in.
 _Held = TypeVar("_Held", npt.NDArray[np.generic], PillowImage)
@@ -170,7 +175,7 @@ class Upscaler:
     within `working_bytes`, by default a third of the free memory. The result is the same whatever it is.
     `memory_bytes`: of a picture, its results, what follows them and the model's work, all together; a picture that
     takes more is refused before any work. The program itself, 140 MB, comes on top. `device`, `precision`,
-    `balance`, `halo_lr_px`: see `load_engine`. `engine`: used instead of all these and `model`.
+    `balance`, `halo_lr_px`, `faithful`: see `load_engine`. `engine`: used instead of all these and `model`.
     `max_output_megapixels`: a larger result is refused before any work.
     Raises UsageError for a value out of range, and what `load_engine` raises.
     """
@@ -186,6 +191,7 @@ class Upscaler:
         precision: str = "auto",
         balance: float | None = None,
         halo_lr_px: int | None = None,
+        faithful: bool | None = None,
         engine: Engine | None = None,
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
@@ -200,15 +206,22 @@ class Upscaler:
             "precision": precision,
             "balance": balance,
             "halo_lr_px": halo_lr_px,
+            "faithful": faithful,
             "engine": engine,
             "max_output_megapixels": max_output_megapixels,
         }
         if engine is None:
             engine, self._model_sha256 = load_engine(
-                model, device=device, precision=precision, balance=balance, halo_lr_px=halo_lr_px
+                model,
+                device=device,
+                precision=precision,
+                balance=balance,
+                halo_lr_px=halo_lr_px,
+                faithful=faithful,
             )
         else:
-            self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
+            told = engine.metadata.to_json() + " faithful" * is_faithful(engine)
+            self._model_sha256 = hashlib.sha256(told.encode()).hexdigest()
         self._memory_bytes = memory_bytes
         self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=working_bytes)
         if memory_bytes is not None:
@@ -235,6 +248,11 @@ class Upscaler:
     def precision(self) -> Precision:
         """In what the generator is computed; "auto" has become one of the others."""
         return precision_of(self._inference.engine)
+
+    @property
+    def faithful(self) -> bool:
+        """Whether results are corrected until, reduced again, they are the picture they were made from."""
+        return is_faithful(self._inference.engine)
 
     @property
     def scale(self) -> int:
@@ -362,7 +380,10 @@ class Upscaler:
                 height * width,
             )
             held += (own_px + result_px) * px_bytes
-            between = max(between, self._between_bytes(request, px_bytes, model_px, result_px))
+            projecting = 0
+            if self.faithful and (frame.alpha is not None or model_px != result_px):
+                projecting = _PROJECTING_BYTES * max(model_px, result_px)
+            between = max(between, self._between_bytes(request, px_bytes, model_px, result_px) + projecting)
         held += max(0, between - beside_bytes)  # what is between is gone when the rest follows
         bound = self._memory_bytes
         limit = None if bound is None else max(1, bound - held)
@@ -396,7 +417,7 @@ class Upscaler:
             return resized(visible, height, width)
         result = self._upscale_whole(visible, report, limit_bytes)
         if (height, width) != (result.height, result.width):
-            result = resized(result, height, width)
+            result = self._kept_faithful(resized(result, height, width), visible)
         if request.strength == 1:
             return result
         return _blend(result, resized(visible, height, width), request.strength)
@@ -411,11 +432,28 @@ class Upscaler:
             pixels = self._upscale_colours(picture.pixels, report, run)
             return replace(picture, pixels=pixels, dpi=dpi, warnings=(*picture.warnings, *warnings))
         pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), run)
-        opaque = _lowest_around(picture.alpha) == np.iinfo(picture.alpha.dtype).max
+        opaque = np.minimum.reduce(_around(picture.alpha)) == np.iinfo(picture.alpha.dtype).max
         _hold_within(pixels, picture.pixels, self.scale, where=~opaque)
         alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), run)
+        for _ in range(_ROUNDS if self.faithful else 0):  # some of what was held back at a rim is missing now
+            back_project(pixels, picture.pixels)
+            _hold_within(pixels, picture.pixels, self.scale, where=_is_flat(picture.pixels) & ~opaque)
+            back_project(alpha, picture.alpha)
+            _hold_within(alpha, picture.alpha, self.scale, where=_is_flat(picture.alpha))
         told = (*picture.warnings, *dict.fromkeys(warnings))
         return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi, warnings=told)
+
+    def _kept_faithful(self, result: Picture, source: Picture) -> Picture:
+        """Return `result`, of another size than the model's, such that it reduces to `source` if it is to."""
+        if not self.faithful:
+            return result
+        pixels = _copied(result.pixels)
+        alpha = None if result.alpha is None else _copied(result.alpha)
+        for _ in range(_ROUNDS):
+            back_project(pixels, source.pixels)
+            if alpha is not None and source.alpha is not None:
+                back_project(alpha, source.alpha)
+        return replace(result, pixels=pixels, alpha=alpha)
 
     def _upscale_colours(self, levels: np.ndarray, report: Progress, run: _Run) -> np.ndarray:
         """Upscale (H,W,3) or (H,W); colours that are all grey stay exactly that."""
@@ -455,14 +493,26 @@ def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
     return replace(result, pixels=mixed(result.pixels, smooth.pixels), alpha=alpha)
 
 
-def _lowest_around(levels: np.ndarray) -> np.ndarray:
-    """Return the lowest of the nine levels around each of (H,W)."""
-    height, width = levels.shape
-    padded = np.pad(levels, 1, mode="edge")
-    lowest: np.ndarray = np.minimum.reduce(
-        [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    )
-    return lowest
+def _copied(levels: np.ndarray) -> np.ndarray:
+    """Return `levels` where they can be changed, and encoded without another copy."""
+    copy = shared.empty(levels.shape, levels.dtype)
+    copy[:] = levels
+    return copy
+
+
+def _around(levels: np.ndarray) -> list[np.ndarray]:
+    """Return the nine levels around each of (H,W) or (H,W,3), as so many arrays of that shape."""
+    height, width = levels.shape[:2]
+    padded = np.pad(levels, ((1, 1), (1, 1), (0, 0))[: levels.ndim], mode="edge")
+    return [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+
+
+def _is_flat(levels: np.ndarray) -> np.ndarray:
+    """Return where, (H,W), the nine pixels around one of (H,W) or (H,W,3) are all equal."""
+    around = _around(levels)
+    spread: np.ndarray = np.maximum.reduce(around) - np.minimum.reduce(around)
+    flat: np.ndarray = spread.reshape(*levels.shape[:2], -1).max(axis=2) == 0
+    return flat
 
 
 def _hold_within(sr: np.ndarray, lr: np.ndarray, scale: int, where: np.ndarray | None = None) -> None:

@@ -59,6 +59,7 @@ def upscale(options: UpscaleOptions) -> int:
         "model": upscaler.metadata.name,
         "model_sha256": upscaler.model_sha256,
         "precision": upscaler.precision,
+        "faithful": upscaler.faithful,
         "settings": settings.order.settings(upscaler.scale),
     }
     log = JsonReport(options.json_path, facts)
@@ -114,6 +115,7 @@ def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
         precision=options.precision,
         balance=options.balance,
         halo_lr_px=options.halo,
+        faithful=options.is_faithful,
     )
 
 

@@ -6,7 +6,7 @@ format of the result can hold it, and what is not is told.
     decode     a file, or the bytes of one, to a `Picture`: reading.py, planes.py, formats/; errors: faults.py
     encode     a `Picture` to the bytes of a file: writing.py, with formats/
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
-    resized    a `Picture` at another size: resampling.py
+    resized    a `Picture` at another size: resampling.py; `back_project`: one kept true to its original
     from_pil, to_pil, from_array, to_array   of a `Picture`: what other libraries hold: interchange.py
     flattened  a `Picture` as 8-bit RGB without transparency: flattening.py
     guarded    decoding of files that may be hostile, in a process with limits
@@ -26,7 +26,7 @@ from srgan.pictures.picture import (
 )
 from srgan.pictures.planes import without_tint
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
-from srgan.pictures.resampling import resized, scaled_dpi
+from srgan.pictures.resampling import back_project, resized, scaled_dpi
 from srgan.pictures.signatures import NO_PICTURE, START_BYTES, format_of_start, looks_like_picture
 from srgan.pictures.writing import encode
 
@@ -39,6 +39,7 @@ __all__ = [
     "Format",
     "Picture",
     "PillowImage",
+    "back_project",
     "decode",
     "encode",
     "flattened",

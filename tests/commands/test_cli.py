@@ -218,6 +218,7 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "--device", "tpu"], 2, "device 'tpu' is not understood"),
         (["a.png", "--precision", "int8"], 2, "precision 'int8' is not understood"),
         (["a.png", "--balance", "2"], 2, "balance 2 is out of range"),
+        (["a.png", "--faithful", "maybe"], 2, "faithful 'maybe' is not understood: choose on or off"),
         (["a.png", "--balance", "0.5", "-n", "srgan-x4"], 2, "leave -n srgan-x4 away"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
         (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),

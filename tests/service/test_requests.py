@@ -226,6 +226,16 @@ def test_a_balance_is_that_of_the_command_line(running: Running) -> None:
             assert with_model.status_code == 200
         assert server.service.models.loaded_balances == [0.1, 0.2, 0.3, 0.4]
         problem(server.client.post("/v1/upscale?balance=1.1", content=content), 422, "invalid-parameter")
+        listed = {model["name"]: model["faithful"] for model in server.client.get("/v1/models").json()["models"]}
+        assert listed == {"srresnet-x4": True, "srgan-x4": True, "srgan-x4-photo": False}
+        results = {
+            faithful: upscaled(server.client.post(f"/v1/upscale?faithful={faithful}", content=content)).astype(int)
+            for faithful in ("on", "off")
+        }
+        for faithful, pixels in results.items():
+            expected = Upscaler("srgan-x4", faithful=faithful == "on").upscale(decode(content)).pixels
+            assert np.abs(pixels - expected).max() <= 1
+        assert np.abs(results["on"] - results["off"]).max() > 5
     document = problem(running.client.post("/v1/upscale?balance=0.5", content=content), 422, "invalid-parameter")
     assert "no two models" in document["detail"]
 
@@ -275,6 +285,7 @@ REFUSED = {
     "two sizes": (png(), {}, "?scale=2&width=7", 422, "invalid-parameter"),
     "too large a side": (png(), {}, "?width=9000", 422, "invalid-parameter"),
     "unknown parameter": (png(), {}, "?scales=2", 422, "invalid-parameter"),
+    "faithful by another word": (png(), {}, "?faithful=true", 422, "invalid-parameter"),
     "unknown format": (png(), {}, "?format=exe", 422, "invalid-parameter"),
 }
 

@@ -60,10 +60,19 @@ class Wish(BaseModel):
     strength: Annotated[
         float, Field(ge=0, le=1, description="1 is the generator's result, 0 bicubic interpolation.")
     ] = 1.0
+    faithful: Annotated[
+        Literal["on", "off"] | None,
+        Field(description="Whether the result, reduced again, is the upload; default: as `/v1/models` says."),
+    ] = None
     metadata: Annotated[
         Literal["strip", "keep"],
         Field(description="Whether what the upload says of place, time and camera stays in the result."),
     ] = "strip"
+
+    @property
+    def is_faithful(self) -> bool | None:
+        """What "on" and "off" stand for; None for what suits the model."""
+        return None if self.faithful is None else self.faithful == "on"
 
     def order(self) -> Order:
         """Return what decides on the result beside the model. Raises UsageError for two sizes that contradict."""

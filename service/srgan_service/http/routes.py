@@ -146,6 +146,9 @@ class Model(BaseModel):
     description: str
     scale: int = Field(description="Times larger, when nothing else is asked for.")
     default: bool = Field(description="Whether it is used when a request names none.")
+    faithful: bool = Field(
+        description="Whether its results, reduced again, are the upload, unless a request says otherwise."
+    )
     precision: Precision | None = Field(
         description="In what it computes: fp32, bf16 or fp16; null until it is first used.", examples=["bf16"]
     )
@@ -178,6 +181,7 @@ async def models(service: AService, holder: AHolder) -> ModelList:
             description=model.description,
             scale=model.scale,
             default=model.is_default,
+            faithful=model.is_faithful,
             precision=service.models.precision(model.name),
         )
         for model in service.models.listed
