@@ -112,6 +112,24 @@ class UpscaleOptions:
             help="Whether the result, reduced again, is the picture; default: on for models of clean pictures.",
         ),
     ] = None
+    protect: Annotated[
+        Path | None,
+        typer.Option(
+            "--protect",
+            metavar="MASK",
+            help="Picture of the input's size: white stays true (srresnet-x4), black becomes sharp.",
+        ),
+    ] = None
+    region: Annotated[
+        str | None,
+        typer.Option("--region", metavar="X,Y,W,H", help="Make this part alone, in pixels of the result."),
+    ] = None
+    map: Annotated[
+        Path | None,
+        typer.Option(
+            "--map", metavar="FILE", help="Draw there what of the result is invented; takes twice the time."
+        ),
+    ] = None
     format: Annotated[
         str,
         typer.Option(

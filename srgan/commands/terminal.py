@@ -28,6 +28,8 @@ def tell(report: FileReport, stream: TextIO) -> None:
         before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
         speed = report.size[0] * report.size[1] / 1e6 / report.seconds
         line = f"{report.source} -> {report.target}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
+        if report.invented_levels is not None:
+            line += f"  invented: {report.invented_levels:.1f} levels rms"
         put(line, stream)
 
 

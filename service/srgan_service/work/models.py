@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -190,8 +191,12 @@ class Models:
         engine, _ = load_engine(
             source, device=self._on, precision=self._precision, balance=balance, faithful=faithful
         )
+        partner = None
+        if self.balance is not None and (balance is not None or source in self.balance):
+            partner = functools.partial(self.get, self.balance[0], None, faithful)
         return Upscaler(
             engine=self._device.share(engine),
+            partner=partner,
             tile_lr_px=self._tile_lr_px,
             working_bytes=self._memory_bytes,
             max_output_megapixels=self._max_output_megapixels,
