@@ -17,7 +17,7 @@ from srgan.errors import SrganError
 if TYPE_CHECKING:
     from srgan.engines.openvino import OpenVinoEngine
     from srgan.engines.protocol import Engine
-    from srgan.pictures import Picture, decode, encode
+    from srgan.pictures import Mask, Picture, Region, decode, encode
     from srgan.upscale import Request, Upscaler
     from srgan.weights import bundled_models
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Engine",
+    "Mask",
     "OpenVinoEngine",
     "Picture",
+    "Region",
     "Request",
     "SrganError",
     "Upscaler",
@@ -37,8 +39,10 @@ __all__ = [
 
 _HOMES = {
     "Engine": "srgan.engines.protocol",
+    "Mask": "srgan.pictures",
     "OpenVinoEngine": "srgan.engines.openvino",
     "Picture": "srgan.pictures",
+    "Region": "srgan.pictures",
     "Request": "srgan.upscale",
     "Upscaler": "srgan.upscale",
     "bundled_models": "srgan.weights",

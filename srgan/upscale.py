@@ -7,7 +7,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, overload
 
@@ -16,11 +16,25 @@ import numpy.typing as npt
 
 from srgan.conversion.loading import load_engine
 from srgan.engines.inference import Inference, Progress
-from srgan.engines.protocol import Engine, Precision, precision_of
+from srgan.engines.protocol import Engine, Precision, is_faithful, precision_of
 from srgan.errors import PictureTooLargeError, UsageError
-from srgan.pictures import Picture, PillowImage, decode, resized, scaled_dpi, without_tint
+from srgan.pictures import (
+    Invention,
+    Mask,
+    Picture,
+    PillowImage,
+    Region,
+    Window,
+    back_project,
+    decode,
+    invention,
+    mixed,
+    resized,
+    scaled_dpi,
+    without_tint,
+)
 from srgan.pictures.guarded import shared
-from srgan.weights import ModelMetadata, Weights, find_weights, lossy_rule
+from srgan.weights import ModelMetadata, Weights, find_weights, lossy_rule, partner_of
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
 MAX_SIDE_PX = 100_000
@@ -30,6 +44,12 @@ DEFAULT_MAX_OUTPUT_MEGAPIXELS = 1000.0
 
 # Opacity of 255 below which a colour is too imprecise to be upscaled.
 _FAINT = 16
+
+# Of back-projection where no engine does it: in results of another size than the model's, and at rims of
+# transparency.
+_ROUNDS = 3
+_AFTER_REACH_LR_PX = 4 * _ROUNDS + 8  # and of what else follows the engine: rims, resampling, a blend
+_PROJECTING_BYTES = 16  # for each pixel of the result: one channel of it in float32, and three of what follows
 
 # What other libraries hold a picture in.
 _Held = TypeVar("_Held", npt.NDArray[np.generic], PillowImage)
@@ -50,6 +70,8 @@ class Request:
     `width_px` or `height_px`, the other side following; both of them, the largest size of the same shape that fits
     into that box. None of them: the model's own scale. A picture that is larger than its size in pixels asks for
     is reduced. `strength`: 1 is the generator's result, 0 bicubic interpolation, between them is a blend of both.
+    `protect`: where it is white, the result is that of the model's partner, which was trained for content alone;
+    the strength is of both. `region`: the part of the result that is made.
     Raises UsageError for more than one size or one that is out of range.
     """
 
@@ -58,6 +80,8 @@ class Request:
     width_px: int | None = None
     height_px: int | None = None
     strength: float = 1.0
+    protect: Mask | None = None
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
@@ -76,23 +100,47 @@ class Request:
 
     @classmethod
     def of(
-        cls, request: Request | float | None, scale: float | None = None, strength: float | None = None
+        cls,
+        request: Request | float | None,
+        scale: float | None = None,
+        strength: float | None = None,
+        protect: Mask | None = None,
+        region: Region | None = None,
     ) -> Request:
-        """Return the request that a plain number, a scale, or None stands for; or that `scale` and `strength` do.
+        """Return the request that a plain number, a scale, or None stands for; or that the others do.
 
         Raises UsageError if both are given.
         """
-        if request is not None and (scale is not None or strength is not None):
-            raise UsageError("say the size once: as `request`, or as `scale` and `strength`")
+        if request is not None and any(value is not None for value in (scale, strength, protect, region)):
+            raise UsageError("say it once: as `request`, or as `scale`, `strength`, `protect` and `region`")
         if isinstance(request, Request):
             return request
-        return cls(scale=request if scale is None else scale, strength=1.0 if strength is None else strength)
+        return cls(
+            scale=request if scale is None else scale,
+            strength=1.0 if strength is None else strength,
+            protect=protect,
+            region=region,
+        )
+
+    def settings(self) -> dict[str, object]:
+        """Return all of it, fit for JSON; of what most requests have none, nothing is said if there is none."""
+        rare = {"protect": self.protect and self.protect.sha256, "region": self.region and str(self.region)}
+        usual = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in rare}
+        return {**usual, **{name: value for name, value in rare.items() if value is not None}}
 
     def output_size(self, height: int, width: int, model_scale: int) -> tuple[int, int]:
-        """Return (height, width) of the result for a picture of that size.
+        """Return (height, width) of the result, or its region, for a picture of that size.
 
-        Raises UsageError if a size in pixels would enlarge it more than 16 times.
+        Raises UsageError if a size in pixels would enlarge it more than 16 times, or the region lies outside.
         """
+        whole = self.whole_size(height, width, model_scale)
+        if self.region is None:
+            return whole
+        self.region.refuse_outside(*whole)
+        return self.region.height, self.region.width
+
+    def whole_size(self, height: int, width: int, model_scale: int) -> tuple[int, int]:
+        """Return (height, width) of the result that a region would be of."""
         ratio = self._ratio(height, width, model_scale)
         if ratio > MAX_SCALE:
             raise UsageError(
@@ -102,7 +150,13 @@ class Request:
         return max(1, round(height * ratio)), max(1, round(width * ratio))
 
     def label(self, model_scale: int) -> str:
-        """Return the size in a word, for file names and messages: x4, x2.5, 2000px, 800w, 600h, 800x600."""
+        """Return the size in a word, for file names and messages: x4, x2.5, 2000px, 800w, 600h, 800x600.
+
+        With a region, x4_300x200+40+60: its size and its corner.
+        """
+        if self.region is not None:
+            part, whole = self.region, replace(self, region=None).label(model_scale)
+            return f"{whole}_{part.width}x{part.height}+{part.left}+{part.top}"
         if self.long_side_px is not None:
             return f"{self.long_side_px}px"
         if self.width_px is not None and self.height_px is not None:
@@ -164,6 +218,24 @@ class AnyUpscaler(Protocol):
         """Return (height, width) that `upscale` would give, or raise what it would."""
         ...
 
+    def lr_px(self, picture: Picture, request: Request | float | None = None) -> int:
+        """Return how many pixels `upscale` runs through a model."""
+        ...
+
+    def partner(self) -> AnyUpscaler:
+        """Return what upscales by the model's partner, or raise UsageError if there is none."""
+        ...
+
+    def invented(
+        self,
+        picture: Picture,
+        result: Picture,
+        request: Request | float | None = None,
+        progress: Progress | None = None,
+    ) -> Invention:
+        """Return by how much `result` of `request` leaves what `picture` supports."""
+        ...
+
 
 def model_of(upscaler: AnyUpscaler, picture: Picture) -> str:
     """Return the name of the model that takes `picture`."""
@@ -180,7 +252,8 @@ class Upscaler:
     within `working_bytes`, by default a third of the free memory. The result is the same whatever it is.
     `memory_bytes`: of a picture, its results, what follows them and the model's work, all together; a picture that
     takes more is refused before any work. The program itself, 140 MB, comes on top. `device`, `precision`,
-    `balance`, `halo_lr_px`: see `load_engine`. `engine`: used instead of all these and `model`.
+    `balance`, `halo_lr_px`, `faithful`: see `load_engine`. `engine`: used instead of all these and `model`;
+    `partner`: returns the upscaler of the model's partner, beside an `engine`.
     `max_output_megapixels`: a larger result is refused before any work.
     Raises UsageError for a value out of range, and what `load_engine` raises.
     """
@@ -196,7 +269,9 @@ class Upscaler:
         precision: str = "auto",
         balance: float | None = None,
         halo_lr_px: int | None = None,
+        faithful: bool | None = None,
         engine: Engine | None = None,
+        partner: Callable[[], AnyUpscaler] | None = None,
         max_output_megapixels: float = DEFAULT_MAX_OUTPUT_MEGAPIXELS,
     ) -> None:
         self._max_output_megapixels = max_output_megapixels
@@ -210,16 +285,26 @@ class Upscaler:
             "precision": precision,
             "balance": balance,
             "halo_lr_px": halo_lr_px,
+            "faithful": faithful,
             "engine": engine,
+            "partner": partner,
             "max_output_megapixels": max_output_megapixels,
         }
         is_given = engine is not None
         if engine is None:
             engine, self._model_sha256 = load_engine(
-                model, device=device, precision=precision, balance=balance, halo_lr_px=halo_lr_px
+                model,
+                device=device,
+                precision=precision,
+                balance=balance,
+                halo_lr_px=halo_lr_px,
+                faithful=faithful,
             )
         else:
-            self._model_sha256 = hashlib.sha256(engine.metadata.to_json().encode()).hexdigest()
+            told = engine.metadata.to_json() + " faithful" * is_faithful(engine)
+            self._model_sha256 = hashlib.sha256(told.encode()).hexdigest()
+        self._make_partner = partner
+        self._partner: AnyUpscaler | None = None
         self._rule = lossy_rule() if model is None and balance is None and not is_given else None
         self._for_lossy: Upscaler | None = None
         self._lock = threading.Lock()
@@ -268,6 +353,11 @@ class Upscaler:
         return precision_of(self._inference.engine)
 
     @property
+    def faithful(self) -> bool:
+        """Whether results are corrected until, reduced again, they are the picture they were made from."""
+        return is_faithful(self._inference.engine)
+
+    @property
     def scale(self) -> int:
         """Output pixels per input pixel when no other scale is asked for."""
         return self.metadata.scale
@@ -276,6 +366,49 @@ class Upscaler:
     def memory_bytes(self) -> int | None:
         """What a picture, its results and the work may take together, None for any."""
         return self._memory_bytes
+
+    def partner(self) -> AnyUpscaler:
+        """Return the upscaler of the bundled model that was trained for content alone, loaded once; or itself.
+
+        Raises UsageError for a model that is not bundled, or a bundled one of another scale.
+        """
+        if self._partner is None:
+            self._partner = self._make_partner() if self._make_partner is not None else self._bundled_partner()
+        return self._partner
+
+    def _bundled_partner(self) -> AnyUpscaler:
+        arguments = self._arguments
+        named = None if arguments["model"] is None else str(arguments["model"])
+        partner = partner_of(named)
+        if arguments["engine"] is not None or partner is None:
+            raise UsageError(
+                f"{self.metadata.name} has no partner that was trained for content alone, which masks and maps "
+                "need; the bundled models have one"
+            )
+        if named == partner:
+            return self
+        return Upscaler(**{**arguments, "model": partner, "balance": None})
+
+    def invented(
+        self,
+        picture: Picture,
+        result: Picture,
+        request: Request | float | None = None,
+        progress: Progress | None = None,
+    ) -> Invention:
+        """Return by how much `result`, which `request` gave of `picture`, leaves what that supports.
+
+        Of the first frame, pixel by pixel: the difference to the result of the model's partner, and what it,
+        reduced again, differs from `picture`. That takes as long as the result. Raises what `upscale` does, and
+        UsageError for a region or a model without a partner.
+        """
+        request = Request.of(request)
+        if request.region is not None:
+            raise UsageError("a map is of a whole result: leave the region away")
+        first, made = picture.frames[0], result.frames[0]
+        partner = self.partner()
+        other = made if partner is self else partner.upscale(first, replace(request, protect=None), progress)
+        return invention(first, made, other)
 
     @overload
     def upscale(
@@ -286,6 +419,8 @@ class Upscaler:
         *,
         scale: float | None = None,
         strength: float | None = None,
+        protect: Mask | None = None,
+        region: Region | None = None,
         beside_bytes: int = 0,
     ) -> Picture: ...
 
@@ -298,6 +433,8 @@ class Upscaler:
         *,
         scale: float | None = None,
         strength: float | None = None,
+        protect: Mask | None = None,
+        region: Region | None = None,
         beside_bytes: int = 0,
     ) -> _Held: ...
 
@@ -309,6 +446,8 @@ class Upscaler:
         *,
         scale: float | None = None,
         strength: float | None = None,
+        protect: Mask | None = None,
+        region: Region | None = None,
         beside_bytes: int = 0,
     ) -> Picture | npt.NDArray[np.generic] | PillowImage:
         """Return `picture` enlarged, as the kind that it came as.
@@ -316,7 +455,7 @@ class Upscaler:
         `picture`: a `Picture`; the path of a file, or the bytes of one, which give a `Picture`; an array, (H,W)
         grey, (H,W,3) RGB or (H,W,4) RGB and alpha, of uint8, uint16 or floats from 0 to 1; or a Pillow image, of
         which the current frame is taken. `request`: a `Request`, a scale, or None for the model's own scale;
-        instead of it, `scale` and `strength` as in a `Request`.
+        instead of it, `scale`, `strength`, `protect` and `region` as in a `Request`.
 
         Frames and pages are upscaled one by one. A size other than the model's is reached by antialiased
         resampling of the model's result. Greyscale stays greyscale, colours that are grey to a level or two become
@@ -326,7 +465,7 @@ class Upscaler:
         of range, too little memory or what is no picture, PictureError for one that cannot be read,
         PictureTooLargeError if the result would be larger than the limit, EngineError if inference fails.
         """
-        request = Request.of(request, scale, strength)
+        request = Request.of(request, scale, strength, protect, region)
         if isinstance(picture, np.ndarray):
             result = self._upscale_picture(Picture.from_array(picture), request, progress, beside_bytes)
             return result.to_array(picture.dtype.newbyteorder("="))
@@ -368,10 +507,13 @@ class Upscaler:
         """Return (height, width) that `upscale` would give, without any work; raises what it would."""
         request = Request.of(request)
         pixels = 0
+        if request.protect is not None:
+            request.protect.refuse_for(picture)
         for frame in picture.frames:
             height, width = request.output_size(frame.height, frame.width, self.scale)
+            lr_height, lr_width = self._run_size(frame, request)
             # The model's own result comes first, whatever is asked for.
-            pixels += max(height * width, frame.height * frame.width * self.scale**2)
+            pixels += max(height * width, lr_height * lr_width * self.scale**2)
         if pixels > self._max_output_megapixels * 1e6:
             each = f" in {len(picture.frames)} frames" if picture.further else ""
             raise PictureTooLargeError(
@@ -389,17 +531,22 @@ class Upscaler:
         for frame in picture.frames:
             height, width = request.output_size(frame.height, frame.width, self.scale)
             px_bytes = frame.pixels[:1, :1].nbytes + (0 if frame.alpha is None else frame.alpha.itemsize)
+            rows, columns = self._windows(frame, request)
             own_px, model_px, result_px = (
                 frame.height * frame.width,
-                frame.height * frame.width * self.scale**2,
-                height * width,
+                (rows.stop - rows.start) * (columns.stop - columns.start) * self.scale**2,
+                rows.length * columns.length if request.region is not None else height * width,
             )
             held += (own_px + result_px) * px_bytes
-            between = max(between, self._between_bytes(request, px_bytes, model_px, result_px))
+            projecting = 0
+            if self.faithful and (frame.alpha is not None or model_px != result_px):
+                projecting = _PROJECTING_BYTES * max(model_px, result_px)
+            between = max(between, self._between_bytes(request, px_bytes, model_px, result_px) + projecting)
         held += max(0, between - beside_bytes)  # what is between is gone when the rest follows
         bound = self._memory_bytes
         limit = None if bound is None else max(1, bound - held)
-        working = max(self._inference.needed_bytes(frame.height, frame.width, limit) for frame in picture.frames)
+        sizes = [self._run_size(frame, request) for frame in picture.frames]
+        working = max(self._inference.needed_bytes(*size, limit) for size in sizes)
         if bound is not None and held + working > bound:
             raise UsageError(
                 f"{bound / 1e6:.3g} MB of memory are too little for {picture.width}x{picture.height} pixels: with "
@@ -411,48 +558,131 @@ class Upscaler:
         """Return what is held between the picture and its result: that of the model, and copies for resampling."""
         resampled = 0 if model_px == result_px and request.strength == 1 else 8 * (model_px + result_px)
         model = 0 if model_px == result_px else model_px * px_bytes
-        return model + resampled + (result_px * px_bytes if request.strength < 1 else 0)
+        further = (request.strength < 1) + (request.protect is not None)
+        return model + resampled + result_px * px_bytes * further
+
+    def lr_px(self, picture: Picture, request: Request | float | None = None) -> int:
+        """Return how many pixels `upscale` runs through a model: transparency doubles them, and a mask."""
+        request = Request.of(request)
+        sizes = [(self._run_size(frame, request), 1 if frame.alpha is None else 2) for frame in picture.frames]
+        runs = 1 if request.protect is None else 2
+        return runs * sum(height * width * planes for (height, width), planes in sizes)
+
+    def _run_size(self, frame: Picture, request: Request) -> tuple[int, int]:
+        """Return (height, width) of the part of a frame that the model is given."""
+        rows, columns = self._windows(frame, request)
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    def _windows(self, frame: Picture, request: Request) -> tuple[Window, Window]:
+        """Return which rows and columns of a frame become what is asked for of its result."""
+        height, width = request.whole_size(frame.height, frame.width, self.scale)
+        region = request.region or Region(0, 0, width, height)
+        metadata = self.metadata
+        reach = max(2 * math.ceil(frame.height / height), 2 * math.ceil(frame.width / width)) + 2
+        if request.strength > 0 and height >= frame.height and width >= frame.width:
+            is_all = (height, width) == (frame.height * self.scale, frame.width * self.scale)
+            follows = not is_all or frame.alpha is not None or request.strength < 1 or request.protect is not None
+            reach = metadata.halo_lr_px + _AFTER_REACH_LR_PX * follows
+        kept = (slice(region.top, region.top + region.height), slice(region.left, region.left + region.width))
+        if request.region is None:
+            return Window(0, frame.height, height, kept[0]), Window(0, frame.width, width, kept[1])
+        sizes = ((frame.height, height), (frame.width, width))
+        rows, columns = (
+            Window.around(part, *size, reach, metadata.multiple_lr_px)
+            for part, size in zip(kept, sizes, strict=True)
+        )
+        return rows, columns
 
     def _upscale_frame(
         self, picture: Picture, request: Request, report: Progress, limit_bytes: int | None
     ) -> Picture:
-        height, width = request.output_size(picture.height, picture.width, self.scale)
+        whole = request.whole_size(picture.height, picture.width, self.scale)
+        rows, columns = self._windows(picture, request)
         visible = picture
         if picture.alpha is not None:
             visible = replace(picture, pixels=_bled(picture.pixels, picture.alpha))
         visible = replace(visible, pixels=without_tint(visible.pixels))
-        smaller = height < picture.height or width < picture.width
+        is_grey = _is_all_grey(visible.pixels)  # of the whole, whatever part of it is made
+        if request.region is not None:
+            visible = _cut(visible, slice(rows.start, rows.stop), slice(columns.start, columns.stop))
+        smaller = whole[0] < picture.height or whole[1] < picture.width
         if request.strength == 0 or smaller:
             report(1.0)
             if smaller:
                 visible = replace(visible, warnings=(*picture.warnings, _REDUCED))
-            return resized(visible, height, width)
-        result = self._upscale_whole(visible, report, limit_bytes)
-        if (height, width) != (result.height, result.width):
-            result = resized(result, height, width)
-        if request.strength == 1:
-            return result
-        return _blend(result, resized(visible, height, width), request.strength)
+            result = resized(visible, rows.length, columns.length)
+        else:
+            part = None
+            if request.protect is not None:
+                part = request.protect.levels[rows.start : rows.stop, columns.start : columns.stop]
+            result = self._upscale_part(visible, (rows.length, columns.length), part, is_grey, report, limit_bytes)
+            if request.strength < 1:
+                result = _blend(result, resized(visible, rows.length, columns.length), request.strength)
+        return result if request.region is None else _cut(result, rows.kept, columns.kept)
 
-    def _upscale_whole(self, picture: Picture, report: Progress, limit_bytes: int | None) -> Picture:
+    def _upscale_part(
+        self,
+        visible: Picture,
+        size: tuple[int, int],
+        protect: np.ndarray | None,
+        is_grey: bool,
+        report: Progress,
+        limit_bytes: int | None,
+    ) -> Picture:
+        """Return the model's result of that (height, width), where `protect` is white that of its partner."""
+
+        def made(upscaler: Upscaler, report: Progress) -> Picture:
+            result = upscaler._upscale_whole(visible, is_grey, report, limit_bytes)
+            if size != (result.height, result.width):
+                result = upscaler._kept_faithful(resized(result, *size), visible)
+            return result
+
+        if protect is None:
+            return made(self, report)
+        partner = self.partner()
+        if not isinstance(partner, Upscaler):
+            raise UsageError(f"the partner of {self.metadata.name} is of another kind")
+        sharp = made(self, lambda fraction: report(fraction / 2))
+        return mixed(sharp, made(partner, lambda fraction: report((1 + fraction) / 2)), protect)
+
+    def _upscale_whole(
+        self, picture: Picture, is_grey: bool, report: Progress, limit_bytes: int | None
+    ) -> Picture:
         """Return one frame at the model's scale; what is hidden by its alpha has been filled already."""
         height, width = picture.height * self.scale, picture.width * self.scale
         dpi = scaled_dpi(picture, height, width)
         warnings: list[str] = []
         run = functools.partial(self._inference.levels, warn=warnings.append, limit_bytes=limit_bytes)
         if picture.alpha is None:
-            pixels = self._upscale_colours(picture.pixels, report, run)
+            pixels = self._upscale_colours(picture.pixels, is_grey, report, run)
             return replace(picture, pixels=pixels, dpi=dpi, warnings=(*picture.warnings, *warnings))
-        pixels = self._upscale_colours(picture.pixels, lambda fraction: report(fraction / 2), run)
-        opaque = _lowest_around(picture.alpha) == np.iinfo(picture.alpha.dtype).max
+        pixels = self._upscale_colours(picture.pixels, is_grey, lambda fraction: report(fraction / 2), run)
+        opaque = np.minimum.reduce(_around(picture.alpha)) == np.iinfo(picture.alpha.dtype).max
         _hold_within(pixels, picture.pixels, self.scale, where=~opaque)
         alpha = self._upscale_alpha(picture.alpha, lambda fraction: report((1 + fraction) / 2), run)
+        for _ in range(_ROUNDS if self.faithful else 0):  # some of what was held back at a rim is missing now
+            back_project(pixels, picture.pixels)
+            _hold_within(pixels, picture.pixels, self.scale, where=_is_flat(picture.pixels) & ~opaque)
+            back_project(alpha, picture.alpha)
+            _hold_within(alpha, picture.alpha, self.scale, where=_is_flat(picture.alpha))
         told = (*picture.warnings, *dict.fromkeys(warnings))
         return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi, warnings=told)
 
-    def _upscale_colours(self, levels: np.ndarray, report: Progress, run: _Run) -> np.ndarray:
+    def _kept_faithful(self, result: Picture, source: Picture) -> Picture:
+        """Return `result`, of another size than the model's, such that it reduces to `source` if it is to."""
+        if not self.faithful:
+            return result
+        pixels = _copied(result.pixels)
+        alpha = None if result.alpha is None else _copied(result.alpha)
+        for _ in range(_ROUNDS):
+            back_project(pixels, source.pixels)
+            if alpha is not None and source.alpha is not None:
+                back_project(alpha, source.alpha)
+        return replace(result, pixels=pixels, alpha=alpha)
+
+    def _upscale_colours(self, levels: np.ndarray, is_grey: bool, report: Progress, run: _Run) -> np.ndarray:
         """Upscale (H,W,3) or (H,W); colours that are all grey stay exactly that."""
-        if levels.ndim == 3 and all(np.array_equal(levels[..., 0], levels[..., channel]) for channel in (1, 2)):
+        if levels.ndim == 3 and is_grey:
             return np.repeat(self._upscale_levels(levels[..., 0], report, run)[..., None], 3, axis=2)
         return self._upscale_levels(levels, report, run)
 
@@ -488,14 +718,37 @@ def _blend(result: Picture, smooth: Picture, strength: float) -> Picture:
     return replace(result, pixels=mixed(result.pixels, smooth.pixels), alpha=alpha)
 
 
-def _lowest_around(levels: np.ndarray) -> np.ndarray:
-    """Return the lowest of the nine levels around each of (H,W)."""
-    height, width = levels.shape
-    padded = np.pad(levels, 1, mode="edge")
-    lowest: np.ndarray = np.minimum.reduce(
-        [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    )
-    return lowest
+def _is_all_grey(levels: np.ndarray) -> bool:
+    """Return whether all colours of (H,W,3) are grey; (H,W) are."""
+    return levels.ndim == 2 or all(np.array_equal(levels[..., 0], levels[..., other]) for other in (1, 2))
+
+
+def _cut(picture: Picture, rows: slice, columns: slice) -> Picture:
+    """Return a part of one frame."""
+    alpha = None if picture.alpha is None else np.ascontiguousarray(picture.alpha[rows, columns])
+    return replace(picture, pixels=np.ascontiguousarray(picture.pixels[rows, columns]), alpha=alpha)
+
+
+def _copied(levels: np.ndarray) -> np.ndarray:
+    """Return `levels` where they can be changed, and encoded without another copy."""
+    copy = shared.empty(levels.shape, levels.dtype)
+    copy[:] = levels
+    return copy
+
+
+def _around(levels: np.ndarray) -> list[np.ndarray]:
+    """Return the nine levels around each of (H,W) or (H,W,3), as so many arrays of that shape."""
+    height, width = levels.shape[:2]
+    padded = np.pad(levels, ((1, 1), (1, 1), (0, 0))[: levels.ndim], mode="edge")
+    return [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+
+
+def _is_flat(levels: np.ndarray) -> np.ndarray:
+    """Return where, (H,W), the nine pixels around one of (H,W) or (H,W,3) are all equal."""
+    around = _around(levels)
+    spread: np.ndarray = np.maximum.reduce(around) - np.minimum.reduce(around)
+    flat: np.ndarray = spread.reshape(*levels.shape[:2], -1).max(axis=2) == 0
+    return flat
 
 
 def _hold_within(sr: np.ndarray, lr: np.ndarray, scale: int, where: np.ndarray | None = None) -> None:

@@ -86,6 +86,12 @@ class ModelMetadata:
         """Refuse a name that is none."""
         model_name(self.name)
 
+    @property
+    def of_clean_pictures(self) -> bool:
+        """Whether the recipe says that it was trained on pictures reduced by the benchmarks' bicubic alone."""
+        degradation = self.recipe.get("degradation")
+        return isinstance(degradation, dict) and degradation.get("kind") == "bicubic"
+
     def to_json(self) -> str:
         """Return the metadata as one line of JSON with sorted keys."""
         values = asdict(self)
@@ -154,12 +160,17 @@ class LossyRule:
 
 @dataclass(frozen=True)
 class BundledModel:
-    """What the manifest says of a bundled model, before its files are opened."""
+    """What the manifest says of a bundled model, before its files are opened.
+
+    `is_faithful`: whether its results are corrected until they reduce to what they were made from, if nobody says
+    otherwise.
+    """
 
     name: str
     description: str
     scale: int
     is_default: bool
+    is_faithful: bool
 
 
 def find_weights(model: str | Path | None = None) -> Weights:
@@ -232,6 +243,20 @@ def balance_models() -> tuple[str, str]:
     return str(pair[0]), str(pair[1])
 
 
+def partner_of(model: str | None) -> str | None:
+    """Return the bundled model, trained for content alone, that a bundled one is compared and mixed with.
+
+    `model`: its name, None for the default. None if it is not bundled, or there is none of its scale.
+    """
+    try:
+        faithful, _ = balance_models()
+    except UsageError:
+        return None
+    scales = {listed.name: listed.scale for listed in bundled_models()}
+    name = _read_manifest(bundled_folder())["default"] if model is None else model
+    return faithful if scales.get(name, 0) == scales[faithful] else None
+
+
 def lossy_rule() -> LossyRule | None:
     """Return what the manifest of the bundled weights says of pictures compressed with loss, if it does.
 
@@ -249,7 +274,13 @@ def bundled_models() -> list[BundledModel]:
     """Return what the manifest lists, in its order. Raises WeightsError if there is no readable manifest."""
     manifest = _read_manifest(bundled_folder())
     return [
-        BundledModel(name, entry["description"], entry["scale"], name == manifest["default"])
+        BundledModel(
+            name,
+            entry["description"],
+            entry["scale"],
+            is_default=name == manifest["default"],
+            is_faithful=entry.get("faithful") is True,
+        )
         for name, entry in manifest["models"].items()
     ]
 
@@ -305,6 +336,7 @@ def add_to_manifest(
         "description": description,
         "scale": metadata.scale,
         "halo_lr_px": metadata.halo_lr_px,
+        "faithful": metadata.of_clean_pictures,
         "files": files,
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"

@@ -52,6 +52,7 @@ def test_manifest_holds_what_is_promised(folder: Path) -> None:
         "description": "The second.",
         "scale": 4,
         "halo_lr_px": 12,
+        "faithful": False,
         "files": {
             "onnx": {
                 "file": "two-x4.onnx",

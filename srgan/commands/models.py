@@ -19,5 +19,6 @@ def models() -> bool:
             intact, state = False, "DAMAGED"
             say("error", str(error))
         default = " (default)" if model.is_default else ""
-        print(one_line(f"{model.name}{default}  x{model.scale}  {state}  {model.description}"))
+        faithful = "  faithful" if model.is_faithful else ""
+        print(one_line(f"{model.name}{default}  x{model.scale}  {state}{faithful}  {model.description}"))
     return intact

@@ -104,6 +104,32 @@ class UpscaleOptions:
         typer.Option("--balance", help="Instead of -n: 0 is srresnet-x4 (true), 1 srgan-x4 (sharp), or between."),
     ] = None
     halo: Annotated[int | None, typer.Option("--halo", metavar="PX", help=HALO_HELP)] = None
+    faithful: Annotated[
+        str | None,
+        typer.Option(
+            "--faithful",
+            metavar="on|off",
+            help="Whether the result, reduced again, is the picture; default: on for models of clean pictures.",
+        ),
+    ] = None
+    protect: Annotated[
+        Path | None,
+        typer.Option(
+            "--protect",
+            metavar="MASK",
+            help="Picture of the input's size: white stays true (srresnet-x4), black becomes sharp.",
+        ),
+    ] = None
+    region: Annotated[
+        str | None,
+        typer.Option("--region", metavar="X,Y,W,H", help="Make this part alone, in pixels of the result."),
+    ] = None
+    map: Annotated[
+        Path | None,
+        typer.Option(
+            "--map", metavar="FILE", help="Draw there what of the result is invented; takes twice the time."
+        ),
+    ] = None
     format: Annotated[
         str,
         typer.Option(
@@ -160,6 +186,13 @@ class UpscaleOptions:
         if self.tile.isascii() and self.tile.isdecimal() and int(self.tile) > 0:
             return int(self.tile)
         raise UsageError(f"tile {self.tile!r} is not understood: give auto, off or the side of a tile in pixels")
+
+    @property
+    def is_faithful(self) -> bool | None:
+        """What "on" and "off" stand for; None for what suits the model."""
+        if self.faithful not in (None, "on", "off"):
+            raise UsageError(f"faithful {self.faithful!r} is not understood: choose on or off")
+        return None if self.faithful is None else self.faithful == "on"
 
     @property
     def memory_bytes(self) -> int | None:

@@ -28,7 +28,11 @@ def tell(report: FileReport, stream: TextIO) -> None:
         before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
         speed = report.size[0] * report.size[1] / 1e6 / report.seconds
         line = f"{report.source} -> {report.target}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
-        put(f"{line}  {report.model}" if report.model else line, stream)
+        if report.model:
+            line += f"  {report.model}"
+        if report.invented_levels is not None:
+            line += f"  invented: {report.invented_levels:.1f} levels rms"
+        put(line, stream)
 
 
 def put(line: str, stream: TextIO) -> None:

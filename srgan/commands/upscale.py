@@ -14,12 +14,13 @@ from typing import Any, TextIO
 from srgan.commands.options import UpscaleOptions
 from srgan.commands.terminal import FAILED, INTERRUPTED, Bar, progress_bar, put, say, tell
 from srgan.engines.inference import Progress
-from srgan.errors import OutputError, UsageError
+from srgan.errors import OutputError, PictureError, UsageError
 from srgan.folder import batch, planning, streams
 from srgan.folder.desk import Options
 from srgan.folder.making import Order, known_format
 from srgan.folder.reporting import FileReport, JsonReport
 from srgan.interrupts import interruptible
+from srgan.pictures import Mask, Region, guarded
 from srgan.texts import one_line
 from srgan.upscale import Request, Upscaler
 
@@ -36,6 +37,7 @@ def upscale(options: UpscaleOptions) -> int:
     Raises UsageError before any work if the request makes no sense.
     """
     options = _with_runner(options)
+    _refuse_for_many(options)
     settings = _settings(options)
     is_stream = streams.is_asked_for(options.inputs, options.out)
     picture_to_stdout = is_stream and options.out in (None, streams.STREAM)
@@ -59,6 +61,7 @@ def upscale(options: UpscaleOptions) -> int:
         "model": upscaler.name,
         "model_sha256": upscaler.model_sha256,
         "precision": upscaler.precision,
+        "faithful": upscaler.faithful,
         "settings": settings.order.settings(upscaler.scale),
     }
     log = JsonReport(options.json_path, facts)
@@ -93,15 +96,27 @@ def _settings(options: UpscaleOptions) -> Options:
         width_px=options.width,
         height_px=options.height,
         strength=options.strength,
+        protect=_mask(options),
+        region=None if options.region is None else Region.parsed(options.region),
     )
     return Options(
-        Order(request, format=known_format(options.format), quality=options.quality),
+        Order(request, format=known_format(options.format), quality=options.quality, map=options.map is not None),
         overwrite=options.overwrite,
         fail_fast=options.fail_fast,
         measured=options.json_path is not None,
         max_megapixels=options.max_megapixels,
         accept_damaged=options.accept_damaged,
+        map=options.map,
     )
+
+
+def _mask(options: UpscaleOptions) -> Mask | None:
+    if options.protect is None:
+        return None
+    try:
+        return Mask.of(guarded.decode(options.protect, max_megapixels=options.max_megapixels))
+    except PictureError as error:
+        raise UsageError(f"--protect: {error}") from error
 
 
 def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
@@ -114,7 +129,18 @@ def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
         precision=options.precision,
         balance=options.balance,
         halo_lr_px=options.halo,
+        faithful=options.is_faithful,
     )
+
+
+def _refuse_for_many(options: UpscaleOptions) -> None:
+    """Refuse what is of one picture where there may be several."""
+    many = len(options.inputs) != 1 or options.inputs[0].is_dir() or options.watch or options.runner != "local"
+    for name, given in (("--map", options.map), ("--protect", options.protect), ("--region", options.region)):
+        if given is not None and many:
+            raise UsageError(f"{name} is of one picture: give one file, here, without --watch")
+    if options.map is not None and options.map in (*options.inputs, options.out, options.json_path):
+        raise UsageError(f"--map {options.map}: is the name of another file of this run")
 
 
 def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_to_stdout: bool) -> None:

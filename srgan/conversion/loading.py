@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from srgan.conversion.trial import tried
 from srgan.engines.openvino import OpenVinoEngine
-from srgan.engines.protocol import Engine, Precision
+from srgan.engines.protocol import Engine, Precision, is_faithful
 from srgan.errors import UnknownModelError, UsageError
 from srgan.machine import has_graphics_driver
 from srgan.weights import (
@@ -42,6 +42,7 @@ def load_engine(
     precision: str = "auto",
     balance: float | None = None,
     halo_lr_px: int | None = None,
+    faithful: bool | None = None,
 ) -> tuple[Engine, str]:
     """Return the engine for `model` and a hash: where hashes are equal, so are the results.
 
@@ -54,7 +55,9 @@ def load_engine(
     finds one. `precision`: "fp32", "bf16" or "fp16"; "auto" is fp16 on CUDA, bf16 on a processor that computes it
     if the model allows, and fp32 elsewhere. `balance`: instead of a model, a point between the bundled pair: 0 is
     the model trained for content alone, 1 the one trained in the adversarial game. `halo_lr_px`: the context that
-    tiles need, for a foreign network whose own is not to be measured.
+    tiles need, for a foreign network whose own is not to be measured. `faithful`: whether results are corrected
+    until they reduce to what they were made from; None for what suits the model, yes if it was trained on clean
+    pictures.
     Raises UsageError for a combination that cannot be, and what `find_weights` and the engines raise.
     """
     if not re.fullmatch(r"auto|cpu|(cuda|gpu)(:\d+)?|mps|npu", device):
@@ -64,7 +67,7 @@ def load_engine(
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}")
     if balance is None and is_weights_alone(model):
-        return _of_weights_alone(Path(str(model)), device, precision, halo_lr_px)
+        return _of_weights_alone(Path(str(model)), device, precision, halo_lr_px, faithful)
     blend: tuple[Weights, float] | None = None
     if balance is None:
         weights = model if isinstance(model, Weights) else find_weights(model)
@@ -78,18 +81,19 @@ def load_engine(
         has_tensors = halo_lr_px is None and weights.path.with_suffix(".safetensors").is_file()
         device = _best_device() if has_tensors else "cpu"
     if _is_openvinos(device):
-        runs = _by_openvino(weights, blend, halo_lr_px, device, precision)
-        return runs, _sha256(weights.sha256, blend, runs.precision)
+        runs = _by_openvino(weights, blend, halo_lr_px, device, precision, faithful)
+        return runs, _sha256(weights.sha256, blend, runs.precision, runs.faithful)
     exact = _chosen(precision, "fp16" if device.startswith("cuda") else "fp32")
     engine = _torch_engines().TorchEngine(
         tensors_of(weights),
         device=device,
         precision=exact,
         blend=None if blend is None else (tensors_of(blend[0]), blend[1]),
+        faithful=faithful,
     )
     if blend is not None:
         engine.metadata = replace(engine.metadata, name=_name(weights, *blend))
-    return engine, _sha256(weights.sha256, blend, exact)
+    return engine, _sha256(weights.sha256, blend, exact, engine.faithful)
 
 
 def is_weights_alone(model: object) -> bool:
@@ -97,7 +101,9 @@ def is_weights_alone(model: object) -> bool:
     return isinstance(model, str | Path) and Path(model).suffix.lower() in TENSOR_SUFFIXES
 
 
-def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int | None) -> tuple[Engine, str]:
+def _of_weights_alone(
+    path: Path, device: str, precision: str, halo_lr_px: int | None, faithful: bool | None
+) -> tuple[Engine, str]:
     if not path.is_file():
         raise UnknownModelError(f"{path}: no such file; `srgan models` lists the bundled models")
     network = _read_weights(path)
@@ -107,8 +113,8 @@ def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int |
         device = _best_device()
     if _is_openvinos(device) and isinstance(network, tuple):
         content = _as_onnx(*network)
-        runs = OpenVinoEngine(content, name=str(path), device=device, precision=precision)
-        return runs, _sha256(hashlib.sha256(content).hexdigest(), None, runs.precision)
+        runs = OpenVinoEngine(content, name=str(path), device=device, precision=precision, faithful=faithful)
+        return runs, _sha256(hashlib.sha256(content).hexdigest(), None, runs.precision, runs.faithful)
     if device == "cpu":
         _refuse_half(precision)
     elif _is_openvinos(device):
@@ -116,9 +122,10 @@ def _of_weights_alone(path: Path, device: str, precision: str, halo_lr_px: int |
     halved = device.startswith("cuda") and (isinstance(network, tuple) or network.half_will_do)
     exact = _chosen(precision, "fp16" if halved else "fp32")
     engine: Engine = _torch_engines().TorchEngine(
-        network, device=device, precision=exact, name=str(path), halo_lr_px=halo_lr_px
+        network, device=device, precision=exact, name=str(path), halo_lr_px=halo_lr_px, faithful=faithful
     )
     facts = [hashlib.sha256(read_file(path)).hexdigest(), exact, str(engine.metadata.halo_lr_px)]
+    facts += ["faithful"] * is_faithful(engine)
     return engine, hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
 
@@ -186,20 +193,31 @@ def _balanced(model: str | Path | None, balance: float) -> tuple[str, str]:
 
 
 def _by_openvino(
-    weights: Weights, blend: tuple[Weights, float] | None, halo_lr_px: int | None, device: str, precision: str
+    weights: Weights,
+    blend: tuple[Weights, float] | None,
+    halo_lr_px: int | None,
+    device: str,
+    precision: str,
+    faithful: bool | None,
 ) -> OpenVinoEngine:
     if blend is not None:
-        return _blended(weights, *blend, device, precision)
+        return _blended(weights, *blend, device, precision, faithful)
     name = str(weights.path)
     if not is_bundled(weights.sha256):
         halo_lr_px = tried(weights.onnx, weights.sha256, name, halo_lr_px)
-    return OpenVinoEngine(weights.onnx, name=name, halo_lr_px=halo_lr_px, device=device, precision=precision)
+    return OpenVinoEngine(
+        weights.onnx, name=name, halo_lr_px=halo_lr_px, device=device, precision=precision, faithful=faithful
+    )
 
 
 @lru_cache(maxsize=4)
-def _blended(weights: Weights, towards: Weights, share: float, device: str, precision: str) -> OpenVinoEngine:
+def _blended(
+    weights: Weights, towards: Weights, share: float, device: str, precision: str, faithful: bool | None
+) -> OpenVinoEngine:
     name, blend = str(weights.path), (towards.onnx, share)
-    engine = OpenVinoEngine(weights.onnx, name=name, blend=blend, device=device, precision=precision)
+    engine = OpenVinoEngine(
+        weights.onnx, name=name, blend=blend, device=device, precision=precision, faithful=faithful
+    )
     engine.metadata = replace(engine.metadata, name=_name(weights, towards, share))
     return engine
 
@@ -208,10 +226,11 @@ def _name(weights: Weights, towards: Weights, share: float) -> str:
     return f"{weights.name}+{towards.name}@{share:g}"
 
 
-def _sha256(sha256: str, blend: tuple[Weights, float] | None, precision: Precision) -> str:
+def _sha256(sha256: str, blend: tuple[Weights, float] | None, precision: Precision, faithful: bool) -> str:
     """Return the hash of what runs: that of the weights where it is those alone, in float32."""
-    if blend is None and precision == "fp32":
+    if blend is None and precision == "fp32" and not faithful:
         return sha256
     towards, share = ("", 0.0) if blend is None else (blend[0].sha256, blend[1])
     parts = [sha256, towards, repr(share), "" if precision == "fp32" else precision]
+    parts += ["faithful"] * faithful
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

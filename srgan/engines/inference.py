@@ -221,7 +221,7 @@ class Inference:
             most_px = min(most_px, int(_ENOUGH_STRIP_BYTES / self._bytes_per_lr_px()))
         tiles = tiling.tiles_within(*size, max_read_px=most_px // block**2, halo_lr_px=halo)
         plans = [self._in_tiles(tiling.in_blocks(tiles, block, height, width))]
-        if len(plans[0].tiles) > 1 and facts is not None:
+        if facts is not None and (len(plans[0].tiles) > 1 or plans[0].needed_bytes > limit_bytes):
             plans += [self._in_strips(height, width, rows, limit_bytes, facts) for rows in _STRIP_OVERHEADS]
         fitting = [plan for plan in plans if plan.needed_bytes <= limit_bytes]
         if fitting:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from srgan.engines import graphs
 from srgan.engines.bfloat16 import in_bfloat16
 from srgan.engines.compiled import CompiledModels
+from srgan.engines.faithful import REACH_LR_PX, made_faithful
 from srgan.engines.probing import measured
 from srgan.engines.protocol import Precision, ReadRows, StripFacts
 from srgan.engines.runtime import openvino
@@ -37,7 +39,9 @@ class OpenVinoEngine:
     all that this process may use. One model is compiled per input shape, because a static shape runs fastest, and
     a few are kept. Any number of threads may call `run`. `blend`: a second model with the same layers, and its
     share of every weight, 0..1. `precision`: one of `precisions(device)`, or "auto": on a processor that computes
-    bfloat16 that, for models whose last sum can stay in float32, else float32 where the device has it.
+    bfloat16 that, for models whose last sum can stay in float32, else float32 where the device has it. `faithful`:
+    whether results are corrected until they reduce to what they were made from (`faithful.py`); None for yes where
+    the model says it was trained on clean pictures.
     Raises WeightsError if the file is no such model, or the second one has other layers; UsageError for a halo of
     a model that has its own, or if there is no such device, or not this precision of it or of the model.
     """
@@ -52,6 +56,7 @@ class OpenVinoEngine:
         halo_lr_px: int | None = None,
         device: str = "cpu",
         precision: str = "fp32",
+        faithful: bool | None = False,
     ) -> None:
         source = str(model) if isinstance(model, Path) else name
         self._model = graphs.read_graph(model, source)
@@ -67,6 +72,10 @@ class OpenVinoEngine:
         self.metadata = self._metadata(source, halo_lr_px)
         self.precision = self._chosen(precision, available, device, source)
         self._settings = _settings(self._device, self.precision, threads)
+        self.faithful = self.metadata.of_clean_pictures if faithful is None else faithful
+        if self.faithful:
+            made_faithful(self._model, self.metadata.scale)
+            self.metadata = replace(self.metadata, halo_lr_px=self.metadata.halo_lr_px + REACH_LR_PX)
 
     def _chosen(self, precision: str, available: tuple[Precision, ...], device: str, source: str) -> Precision:
         """Return in what to compute, with the graph made ready for it."""

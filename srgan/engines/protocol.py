@@ -41,6 +41,12 @@ def precision_of(engine: object) -> Precision:
     return precision
 
 
+def is_faithful(engine: object) -> bool:
+    """Return whether an engine, or one behind it, corrects its results until they reduce to what they are of."""
+    faithful: bool = getattr(engine, "faithful", False)
+    return faithful
+
+
 @runtime_checkable
 class DeviceEngine(Engine, Protocol):
     """An engine with memory of its own, that may run in half precision: `run` can raise PrecisionError."""

@@ -160,7 +160,12 @@ class _Rewriting:
         """Rewrite all and return the result."""
         self._put(self.lr.output(0), _Place(1, 0))
         self._put(self.edges.output(0), _Place(1, 0))
-        steps = {"Convolution": self._convolution, "Pad": self._pad, "DepthToSpace": self._shuffle}
+        steps = {
+            "Convolution": self._convolution,
+            "Pad": self._pad,
+            "DepthToSpace": self._shuffle,
+            "SpaceToDepth": self._unshuffle,
+        }
         for op in self.model.get_ordered_ops():
             kind = op.get_type_name()
             if kind in ("Constant", "Parameter", "Result"):
@@ -222,6 +227,15 @@ class _Rewriting:
     def _shuffle(self, op: Node) -> None:
         place, factor = self._place(op.input_value(0)), op.get_attributes()["block_size"]
         self._put(op.output(0), _Place(place.scale * factor, place.lag * factor))
+
+    def _unshuffle(self, op: Node) -> None:
+        source, factor = op.input_value(0), op.get_attributes()["block_size"]
+        place = self._place(source)
+        if place.scale % factor:
+            raise UnsuitableGraphError(f"{op.get_friendly_name()}: smaller than the picture")
+        if late := -place.lag % factor:  # squares begin at whole rows of the smaller size
+            op.input(0).replace_source_output(self._held_back(source, late))
+        self._put(op.output(0), _Place(place.scale // factor, (place.lag + late) // factor))
 
     def _pixelwise(self, op: Node) -> None:
         ports = [port for port in range(op.get_input_size()) if self._key(op.input_value(port)) in self.places]

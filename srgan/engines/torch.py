@@ -9,6 +9,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srgan.engines.faithful import REACH_LR_PX, kernels
 from srgan.engines.probing import measured_part
 from srgan.engines.protocol import Precision
 from srgan.errors import EngineError, OutOfMemoryError, PrecisionError, UsageError, WeightsError
@@ -58,7 +60,9 @@ class TorchEngine:
     called `name`, whose halo is measured unless `halo_lr_px` says it. `precision`: "fp32", "fp16" or "bf16"; in
     the latter two the convolutions are in half precision, with sums in float32, and what decides grey levels, the
     bicubic skip and the last sum, is in float32. `blend`: a second file of the same architecture, and its share
-    of every weight, 0..1.
+    of every weight, 0..1. `faithful`: whether results are corrected until they reduce to what they were made from
+    (`faithful.py`), in float32; None for yes where the model says it was trained on clean
+    pictures.
     On CUDA the network is run once for each form of its last convolution, and the form that does best is taken;
     `bytes_per_lr_px` is then what a tile was seen to take of the device's memory, else None.
     Any number of threads may call `run`; they take turns, so that memory is needed once. Raises UsageError if
@@ -74,6 +78,7 @@ class TorchEngine:
         blend: tuple[Path, float] | None = None,
         name: str = "the model",
         halo_lr_px: int | None = None,
+        faithful: bool | None = False,
     ) -> None:
         if precision not in _HALF_TYPES:
             raise UsageError(f"PyTorch runs in {', '.join(_HALF_TYPES)}, not in {precision}")
@@ -84,20 +89,29 @@ class TorchEngine:
         self._lock = threading.Lock()
         self._copies = _Copies(self._device)
         self._network: nn.Module
+        self._correct: _BackProjection | None = None
         if isinstance(source, ForeignNetwork):
             self._layout = torch.contiguous_format  # not all of its layers may take another
             self._network = self._placed(source)
             self.metadata = self._measured(source, name, halo_lr_px)
+            self._make_faithful(faithful)
             self._learn_costs(lambda _: self._network, (TailForm(),), _PROBED_SIDES_OF_OTHERS_LR_PX)
         else:
             self._layout = torch.channels_last  # how tensor cores and processors want their convolutions
             network, self.metadata = _blended(source, blend)
             network.eval()
+            self._make_faithful(faithful)
             self._learn_costs(
                 lambda form: self._placed(deployed(network, form)),
                 tails.forms(network, half=self._half is not None),
                 _PROBED_SIDES_LR_PX,
             )
+
+    def _make_faithful(self, faithful: bool | None) -> None:
+        self.faithful = self.metadata.of_clean_pictures if faithful is None else faithful
+        if self.faithful:
+            self._correct = _BackProjection(self.metadata.scale, self._device)
+            self.metadata = replace(self.metadata, halo_lr_px=self.metadata.halo_lr_px + REACH_LR_PX)
 
     def _placed(self, network: nn.Module) -> nn.Module:
         placed: nn.Module = network.to(self._device).to(memory_format=self._layout)
@@ -111,7 +125,10 @@ class TorchEngine:
             self._network = arranged(TailForm())
             return
         weights = sum(parameter.numel() for parameter in arranged(forms[0]).parameters())
-        key = (str(self._device), self.precision, str(self.metadata.architecture), str(weights))
+        key = (
+            *(str(self._device), self.precision, str(self.metadata.architecture), str(weights)),
+            str(self._correct is not None),
+        )
         if key not in _learnt:
             _learnt[key] = self._probed(arranged, forms, sides)
         form, self.bytes_per_lr_px = _learnt[key]
@@ -235,6 +252,9 @@ class TorchEngine:
             )
         # Not finite where any value is not; the largest of a batch, for each of its tiles must follow.
         distances = (F.avg_pool2d(sr, scale) - on_device).abs().mean(dim=(1, 2, 3))
+        if self._correct is not None:  # behind what is judged: it would hide that a network has collapsed
+            with torch.backends.cudnn.flags(allow_tf32=False):
+                sr = self._correct(sr, on_device)
         return sr, distances.amax()
 
     def _moved(self, lr: Tensor) -> Tensor:
@@ -258,6 +278,35 @@ class TorchEngine:
         sr, distance = self._sr(lr, self._half)
         channels = (sr[:, 0] + sr[:, 1] + sr[:, 2]) / 3 if grey else sr.permute(0, 2, 3, 1)
         return (channels.clamp(0, 1) * peak).round().to(levels.dtype).contiguous(), distance
+
+
+class _BackProjection(nn.Module):
+    """What `faithful.made_faithful` adds to a graph: SR (N,3,sH,sW), corrected by LR (N,3,H,W)."""
+
+    def __init__(self, scale: int, device: torch.device) -> None:
+        super().__init__()
+        self._scale = scale
+        kernel = kernels(scale)
+        self._reduce, self._inside, self._enlarge, *self._corrections = (
+            [torch.from_numpy(weight).to(device) for weight in weights]
+            for weights in (kernel.reduce, kernel.inside, kernel.enlarge, *kernel.corrections)
+        )
+
+    def forward(self, sr: Tensor, lr: Tensor) -> Tensor:
+        """Return `sr`, not clamped, such that it reduces to `lr`."""
+        inside = _convolved(torch.ones_like(lr), self._inside)
+        corrected = F.pixel_unshuffle(sr, self._scale)
+        for correction in self._corrections:
+            corrected = corrected.clamp(0, 1)
+            reduced = _convolved(corrected, self._reduce).div(inside).clamp(0, 1)
+            corrected = corrected + _convolved(_convolved(lr - reduced, correction), self._enlarge)
+        return F.pixel_shuffle(corrected, self._scale)
+
+
+def _convolved(tensor: Tensor, weights: list[Tensor]) -> Tensor:
+    for weight in weights:
+        tensor = F.conv2d(tensor, weight, padding="same")
+    return tensor
 
 
 class _Copies:

@@ -114,6 +114,7 @@ class _Bench:
         need = decision.memory
         with self._room.taken(need.held + need.working) if self._room else contextlib.nullcontext():
             made = make(decision, self._upscaler, self._tell, self._turn(stopwatch))
+            options.write_map(made, target)
             write_result(temporary, target, made.content)
             self._desk.put(temporary, target, job, begun)
             return options.report(job, target, decision, made)

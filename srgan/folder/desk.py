@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from srgan.errors import PictureError, UsageError
-from srgan.files import open_new, removed_on_error
+from srgan.files import open_new, removed_on_error, write_atomically
 from srgan.folder.making import Decision, Made, Order
 from srgan.folder.manifest import Manifest, Origin, explained
 from srgan.folder.planning import Job, Plan
 from srgan.folder.reporting import FileReport
-from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture, guarded
+from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture, encode, format_of_suffix, guarded
 from srgan.pictures.consistency import consistency
 from srgan.upscale import Upscaler
 
@@ -35,7 +35,8 @@ class Options:
     `overwrite`: make again what is finished, and replace files that are not results of an earlier run.
     `fail_fast`: begin no further file when one has failed. `measured`: compare each result with its source.
     `max_megapixels`: a source that promises more, all its frames together, is refused before it is decoded.
-    `accept_damaged`: of a file that is damaged or cut short, take what is there, and say so.
+    `accept_damaged`: of a file that is damaged or cut short, take what is there, and say so. `map`: where the map
+    of what is invented goes, if one is ordered; its one picture is made again if it is finished.
     Raises UsageError for a limit out of range.
     """
 
@@ -45,9 +46,17 @@ class Options:
     measured: bool = False
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
     accept_damaged: bool = False
+    map: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
+        if self.map is not None:
+            if format_of_suffix(self.map.suffix) is None:
+                raise UsageError(f"{self.map}: {self.map.suffix or 'no suffix'} cannot be written; choose .png")
+            if self.map.is_dir() or (self.map.exists() and not self.overwrite):
+                raise UsageError(f"{self.map}: exists; give the map another name, or --overwrite to replace it")
+            if not self.map.parent.is_dir():
+                raise UsageError(f"{self.map.parent}: there is no such folder for the map")
         if not 0 < self.max_megapixels < math.inf:
             raise UsageError(f"a limit of {self.max_megapixels:g} megapixels is none: give more than 0")
 
@@ -58,6 +67,16 @@ class Options:
     def decode(self, source: Path | bytes) -> Picture:
         """Return the picture in a file, or in the bytes of one; raises as `guarded.decode`."""
         return guarded.decode(source, max_megapixels=self.max_megapixels, accept_damaged=self.accept_damaged)
+
+    def write_map(self, made: Made, target: Path) -> None:
+        """Write the map that was ordered of a result at `target`; raises what `manifest.explained` does."""
+        if self.map is None or made.invention is None:
+            return
+        if self.map.resolve() == target.resolve():
+            raise PictureError(f"{target}: the result and its map cannot have one name")
+        content = encode(made.invention.drawn(), format_of_suffix(self.map.suffix) or "png")
+        with explained(self.map):
+            write_atomically(self.map, content)
 
     def report(self, job: Job, target: Path, decision: Decision, made: Made) -> FileReport:
         """Return the report of a file that was made."""
@@ -70,6 +89,7 @@ class Options:
             model=decision.model,
             source_size=(source.width, source.height),
             size=(result.width, result.height),
+            invented_levels=None if made.invention is None else round(made.invention.rms_levels, 2),
         )
         if not self.measured:
             return report
@@ -95,7 +115,7 @@ class Desk:
         """Return the source as it is, or a report if its result is there; PictureError if it must not be made."""
         manifest = self._opened(job.root)
         origin = _origin(job.source)
-        if not self.options.overwrite:
+        if not self.options.overwrite and self.options.map is None:
             finished = manifest.finished(job.target, origin, self._fingerprint(job))
             if finished is not None:
                 return FileReport(job.source, finished, "skipped")

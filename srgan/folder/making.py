@@ -15,16 +15,19 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from srgan.errors import FormatError, UsageError
-from srgan.pictures import FORMATS, Picture, costs, format_of_suffix, guarded, losses, why_not
+from srgan.pictures import FORMATS, Invention, Picture, costs, format_of_suffix, guarded, losses, why_not
 from srgan.pictures.guarded import GuardedDecoder
 from srgan.upscale import AnyUpscaler, MemoryNeed, Request, model_of
 
 AUTO = "auto"  # the format of the input
+
+# The partner's result, at most 16 bits of four channels, and what differs.
+_MAP_BYTES_PER_PX = 16
 
 # Of a colour profile; the largest in use, of printing presses, have two or three megabytes.
 _MAX_ICC_BYTES = 4 * 2**20
@@ -36,24 +39,28 @@ class Order:
 
     `format`: a key of `pictures.FORMATS`, or `AUTO` for that of the picture, and PNG where that cannot hold the
     result. `quality`: 1..100 for lossy formats, None for their default. `metadata`: "strip" leaves out what the
-    picture's file says beside its pixels and their colours. Raises UsageError for a value out of range.
+    picture's file says beside its pixels and their colours. `map`: whether it is told how much is invented; that
+    changes nothing of the result, and takes as long again. Raises UsageError for a value out of range.
     """
 
     request: Request = field(default_factory=Request)
     format: str = AUTO
     quality: int | None = None
     metadata: Literal["keep", "strip"] = "keep"
+    map: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality {self.quality} is out of range: choose one from 1 to 100")
+        if self.map and self.request.region is not None:
+            raise UsageError("a map is of a whole result: leave the region away")
         if self.format != AUTO and self.format not in FORMATS:
             raise UsageError(f"unknown format {self.format!r}: choose {AUTO}, {', '.join(FORMATS)}")
 
     def settings(self, model_scale: int) -> dict[str, object]:
         """Return all of it, fit for JSON; to ask for `model_scale`, the model's own, is to ask for none."""
-        settings = {**asdict(self.request), "format": self.format, "quality": self.quality}
+        settings = {**self.request.settings(), "format": self.format, "quality": self.quality}
         if settings["scale"] == model_scale:
             settings["scale"] = None
         # Absent where it is kept, so that results of before there was a choice are still known.
@@ -95,25 +102,34 @@ class Decision:
 
 @dataclass(frozen=True)
 class Made:
-    """A result: the `picture`, and the `content` of its file in `format`. `warnings`: what is not as it was."""
+    """A result: the `picture`, and the `content` of its file in `format`. `warnings`: what is not as it was.
+
+    `invention`: how much of it is invented, if a map was ordered.
+    """
 
     picture: Picture
     content: bytes
     format: str
     warnings: tuple[str, ...]
+    invention: Invention | None = None
 
 
 def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
     """Return how the result of `order` for `picture` will be written.
 
-    Raises FormatError if it cannot be, UsageError for a size out of range or a result that takes more memory than
-    the upscaler may, PictureTooLargeError for one above its limit.
+    Raises FormatError if it cannot be, UsageError for a size, region or mask that does not fit, for a model
+    without the partner that a mask or a map needs, or a result that takes more memory than the upscaler may,
+    PictureTooLargeError for one above its limit.
     """
+    if order.map or order.request.protect is not None:
+        upscaler.partner()
     size = upscaler.output_size(picture, order.request)
     format, warnings = _format(picture, order, size)
     request, scale = order.request, upscaler.scale
     sizes = [request.output_size(frame.height, frame.width, scale) for frame in picture.frames]
     encoding_bytes = costs.encoding_bytes(picture, format, sizes)
+    if order.map:
+        encoding_bytes += _MAP_BYTES_PER_PX * sizes[0][0] * sizes[0][1]
     memory = upscaler.memory(picture, request, beside_bytes=encoding_bytes)
     model = model_of(upscaler, picture)
     return Decision(picture, order, format, warnings, model=model, memory=memory, encoding_bytes=encoding_bytes)
@@ -146,15 +162,18 @@ def make(
     fails, PictureError if the result cannot be encoded.
     """
     order = decision.order
+    told = None
     with turn or contextlib.nullcontext():
         result = upscaler.upscale(decision.picture, order.request, progress, beside_bytes=decision.encoding_bytes)
+        if order.map:
+            told = upscaler.invented(decision.picture, result, order.request, progress)
     if order.metadata == "strip":
         result = stripped(result)
     check = None if progress is None else functools.partial(progress, 1.0)
     encode = guarded.encode if coder is None else coder.encode
     content = encode(result, decision.format, quality=order.quality, check=check)
     warnings = dict.fromkeys([*result.warnings, *decision.warnings, *losses(result, decision.format)])
-    return Made(result, content, decision.format, tuple(warnings))
+    return Made(result, content, decision.format, tuple(warnings), told)
 
 
 def stripped(picture: Picture) -> Picture:

@@ -30,6 +30,7 @@ class FileReport:
     `status`: "skipped" if the result was there already. `model`: the name of the one that made it. `source_size`
     and `size`: (width, height) in pixels, before and after. `seconds`: of work on it, without waiting for others.
     `lr_psnr_db`, `colour_shift_levels`: as `consistency` measures them, None if it was not asked to.
+    `invented_levels`: as `Invention` has it, None without a map.
     """
 
     source: Path
@@ -43,6 +44,7 @@ class FileReport:
     seconds: float = 0.0
     lr_psnr_db: float | None = None
     colour_shift_levels: float | None = None
+    invented_levels: float | None = None
 
 
 class JsonReport:

@@ -84,6 +84,7 @@ def _made(job: Job, upscaler: Upscaler, options: Options, progress: Progress | N
     picture = options.decode(_received() if job.source == STREAM else job.source)
     decision = decide(picture, options.order_of(job), upscaler)
     made = make(decision, upscaler, progress)
+    options.write_map(made, job.target)
     return options.report(job, job.target, decision, made), made.content
 
 

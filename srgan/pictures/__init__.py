@@ -6,8 +6,11 @@ format of the result can hold it, and what is not is told.
     decode     a file, or the bytes of one, to a `Picture`: reading.py, planes.py, formats/; errors: faults.py
     encode     a `Picture` to the bytes of a file: writing.py, with formats/
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
-    resized    a `Picture` at another size: resampling.py
+    resized    a `Picture` at another size: resampling.py; `back_project`: one kept true to its original
     from_pil, to_pil, from_array, to_array   of a `Picture`: what other libraries hold: interchange.py
+    Region     a part of a result, and what it takes of the picture: regions.py
+    mixed      two results by a `Mask`: masks.py
+    invention  what of a result its picture does not say, as a number and a map: invention.py
     flattened  a `Picture` as 8-bit RGB without transparency: flattening.py
     guarded    decoding of files that may be hostile, in a process with limits
 """
@@ -15,6 +18,8 @@ format of the result can hold it, and what is not is told.
 from srgan.pictures.flattening import flattened
 from srgan.pictures.formats.jpeg import jpeg_quality
 from srgan.pictures.interchange import PillowImage
+from srgan.pictures.invention import Invention, invention
+from srgan.pictures.masks import Mask, mixed
 from srgan.pictures.picture import (
     FORMATS,
     PICTURE_SUFFIXES,
@@ -26,7 +31,8 @@ from srgan.pictures.picture import (
 )
 from srgan.pictures.planes import without_tint
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
-from srgan.pictures.resampling import resized, scaled_dpi
+from srgan.pictures.regions import Region, Window
+from srgan.pictures.resampling import back_project, resized, scaled_dpi
 from srgan.pictures.signatures import NO_PICTURE, START_BYTES, format_of_start, looks_like_picture
 from srgan.pictures.writing import encode
 
@@ -37,16 +43,23 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "START_BYTES",
     "Format",
+    "Invention",
+    "Mask",
     "Picture",
     "PillowImage",
+    "Region",
+    "Window",
+    "back_project",
     "decode",
     "encode",
     "flattened",
     "format_of_start",
     "format_of_suffix",
+    "invention",
     "jpeg_quality",
     "looks_like_picture",
     "losses",
+    "mixed",
     "resized",
     "scaled_dpi",
     "why_not",

@@ -9,6 +9,9 @@ from PIL import Image
 
 from srgan.pictures.picture import Picture
 
+# Enlarging and reducing keep all of a flat area and a third of the finest detail: so this takes most of both.
+_STEP = np.float32(1.4)
+
 
 def resized(picture: Picture, height: int, width: int) -> Picture:
     """Return `picture` at another size by bicubic resampling (a = -0.5), antialiased when it gets smaller.
@@ -20,6 +23,21 @@ def resized(picture: Picture, height: int, width: int) -> Picture:
     alpha = None if picture.alpha is None else _resized(picture.alpha, height, width)
     pixels = _resized(picture.pixels, height, width)
     return replace(picture, pixels=pixels, alpha=alpha, dpi=scaled_dpi(picture, height, width))
+
+
+def back_project(levels: np.ndarray, source: np.ndarray) -> None:
+    """Bring `levels`, (H,W) or (H,W,3) uint8 or uint16, nearer to what reduces to `source`, in place.
+
+    `source`: the same of another size. One round of back-projection: what `levels`, reduced by bicubic with
+    antialiasing, lack of it is enlarged and added.
+    """
+    (height, width), (source_height, source_width) = levels.shape[:2], source.shape[:2]
+    peak = np.iinfo(levels.dtype).max
+    planes = (np.moveaxis(array.reshape(*array.shape[:2], -1), -1, 0) for array in (levels, source))
+    for plane, reduced in zip(*planes, strict=True):
+        again = _resized_floats(plane.astype(np.float32), source_height, source_width).clip(0, peak)
+        missing = _resized_floats(reduced.astype(np.float32) - again, height, width)
+        plane[:] = np.rint((plane + _STEP * missing).clip(0, peak))
 
 
 def scaled_dpi(picture: Picture, height: int, width: int) -> tuple[float, float] | None:
@@ -37,7 +55,11 @@ def _resized(levels: np.ndarray, height: int, width: int) -> np.ndarray:
     channels = levels.reshape(*levels.shape[:2], -1)
     out = np.empty((height, width, channels.shape[2]), levels.dtype)
     for index in range(channels.shape[2]):
-        channel = Image.fromarray(channels[..., index].astype(np.float32))
-        floats = np.asarray(channel.resize((width, height), Image.Resampling.BICUBIC))
+        floats = _resized_floats(channels[..., index].astype(np.float32), height, width)
         out[..., index] = np.rint(floats).clip(0, np.iinfo(levels.dtype).max)
     return out.reshape(height, width, *levels.shape[2:])
+
+
+def _resized_floats(plane: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return (H,W) float32 as the same of another size."""
+    return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))

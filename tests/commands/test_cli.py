@@ -218,6 +218,17 @@ def test_a_terminal_gets_a_bar_and_other_readers_do_not(tmp_path: Path, tiny_mod
         (["a.png", "--device", "tpu"], 2, "device 'tpu' is not understood"),
         (["a.png", "--precision", "int8"], 2, "precision 'int8' is not understood"),
         (["a.png", "--balance", "2"], 2, "balance 2 is out of range"),
+        (["a.png", "--region", "1,2,3"], 2, "region '1,2,3' is not understood: give X,Y,W,H in pixels"),
+        (["a.png", "--region", "20,0,9,9"], 1, "region 20,0,9,9 lies outside the result"),
+        (["a.png", "--region", "0,0,9,9", "--map", "m.png"], 2, "a map is of a whole result"),
+        (["a.png", "b.png", "--map", "m.png"], 2, "--map is of one picture"),
+        (["--watch", "a.png", "--region", "0,0,9,9"], 2, "--region is of one picture"),
+        (["a.png", "--map", "m.exe"], 2, "m.exe: .exe cannot be written"),
+        (["a.png", "--map", "a.png"], 2, "is the name of another file of this run"),
+        (["a.png", "--map", "nowhere/m.png"], 2, "no such folder for the map"),
+        (["a.png", "--map", "m.png"], 1, "tiny-x4 has no partner"),
+        (["a.png", "--protect", "gone.png"], 2, "--protect: gone.png"),
+        (["a.png", "--faithful", "maybe"], 2, "faithful 'maybe' is not understood: choose on or off"),
         (["a.png", "--balance", "0.5", "-n", "srgan-x4"], 2, "leave -n srgan-x4 away"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
         (["a.png", "-f", "psd"], 2, "unknown format 'psd'"),
@@ -338,6 +349,44 @@ def test_warnings_are_said_and_no_failure(tmp_path: Path, capsys: pytest.Capture
     code, _, err = called("upscale", source, capsys=capsys)
     assert code == 0
     assert err.startswith(f"srgan: warning: {source}: the file is in truth PNG")
+
+
+# What is invented, protected, or a part
+
+
+def test_a_map_a_mask_and_a_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(60, 200, (14, 12, 3), np.uint8)
+    mask = np.zeros((14, 12), np.uint8)
+    mask[:, :6] = 255
+    for name, levels in (("a", pixels), ("mask", mask)):
+        (tmp_path / f"{name}.png").write_bytes(encode(Picture(levels), "png"))
+    fixed = ("--precision", "fp32", "-n", "srgan-x4", "--json", tmp_path / "r.json")
+    asked = ("upscale", tmp_path / "a.png", *fixed, "--map", tmp_path / "map.png")
+    code, out, err = called(*asked, capsys=capsys)
+    assert (code, err) == (0, "")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["faithful"]
+    levels_rms = report["files"][0]["invented_levels"]
+    assert out.rstrip().endswith(f"invented: {levels_rms:.1f} levels rms")
+    assert decode(tmp_path / "map.png").pixels.shape[0] == 14 * 4 + 44
+    code, out, err = called(*asked, capsys=capsys)
+    assert (code, out) == (2, "")  # the map is in the way
+    assert "map.png: exists" in err
+    (tmp_path / "map.png").unlink()
+    assert called(*asked, capsys=capsys)[0] == 0  # made again for its map
+    whole = decode(tmp_path / "a_x4.png").pixels
+    assert called("upscale", tmp_path / "a.png", *fixed, "--region", "10,8,20,30", capsys=capsys)[0] == 0
+    np.testing.assert_array_equal(decode(tmp_path / "a_x4_20x30+10+8.png").pixels, whole[8:38, 10:30])
+    protect = ("--protect", tmp_path / "mask.png", "-o", tmp_path / "p.png")
+    assert called("upscale", tmp_path / "a.png", *fixed, *protect, capsys=capsys)[0] == 0
+    protected = decode(tmp_path / "p.png").pixels
+    np.testing.assert_array_equal(protected[:, 26:], whole[:, 26:])
+    assert (protected[:, :22] != whole[:, :22]).any()
+    small = ("--protect", tmp_path / "a_x4.png", "-o", tmp_path / "q.png")
+    code, _, err = called("upscale", tmp_path / "a.png", *fixed, *small, capsys=capsys)
+    assert code == 1
+    assert "the mask has 48x56 pixels and the picture 12x14" in err
+    assert not (tmp_path / "q.png").exists()
 
 
 # The report

@@ -20,6 +20,7 @@ def lines() -> list[str]:
 
 def test_no_line_is_in_the_way_of_another(tmp_path: Path) -> None:
     picture(tmp_path / "photo.jpg", width=200, height=20)
+    picture(tmp_path / "faces.png", width=200, height=20)
     picture(tmp_path / "photo.png"), picture(tmp_path / "holiday" / "a.jpg")
     command = tmp_path / "bin" / "srgan"
     command.parent.mkdir()

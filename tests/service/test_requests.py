@@ -226,8 +226,54 @@ def test_a_balance_is_that_of_the_command_line(running: Running) -> None:
             assert with_model.status_code == 200
         assert server.service.models.loaded_balances == [0.1, 0.2, 0.3, 0.4]
         problem(server.client.post("/v1/upscale?balance=1.1", content=content), 422, "invalid-parameter")
+        listed = {model["name"]: model["faithful"] for model in server.client.get("/v1/models").json()["models"]}
+        assert listed == {"srresnet-x4": True, "srgan-x4": True, "srgan-x4-photo": False}
+        results = {
+            faithful: upscaled(server.client.post(f"/v1/upscale?faithful={faithful}", content=content)).astype(int)
+            for faithful in ("on", "off")
+        }
+        for faithful, pixels in results.items():
+            expected = Upscaler("srgan-x4", faithful=faithful == "on").upscale(decode(content)).pixels
+            assert np.abs(pixels - expected).max() <= 1
+        assert np.abs(results["on"] - results["off"]).max() > 5
     document = problem(running.client.post("/v1/upscale?balance=0.5", content=content), 422, "invalid-parameter")
     assert "no two models" in document["detail"]
+
+
+def test_a_region_is_that_of_the_command_line(running: Running) -> None:
+    content = png(20, 16)
+    whole = upscaled(running.client.post("/v1/upscale", content=content))
+    answer = running.client.post("/v1/upscale?region=8,4,24,12", content=content)
+    np.testing.assert_array_equal(upscaled(answer), whole[4:16, 8:32])
+    assert 'x4_24x12+8+4.png"' in answer.headers["content-disposition"]
+    outside = running.client.post("/v1/upscale?region=60,0,5,5", content=content)
+    assert "lies outside the result" in problem(outside, 422, "invalid-parameter")["detail"]
+
+
+def test_a_map_and_a_mask_are_those_of_the_command_line(running: Running) -> None:
+    content, mask = png(20, 16), np.zeros((20, 16, 3), np.uint8)
+    mask[:, :8] = 255
+    files = {"image": ("a.png", content), "protect": ("mask.png", encode(Picture(mask), "png"))}
+    with serving(settings_of(model="srgan-x4", precision="fp32")) as server:
+        sharp, true = (Upscaler(model, precision="fp32") for model in ("srgan-x4", "srresnet-x4"))
+        picture = decode(content)
+        result = sharp.upscale(picture)
+        expected = sharp.invented(picture, result)
+        answer = server.client.post("/v1/upscale?map=true", content=content)
+        assert float(answer.headers["x-invented-levels"]) == pytest.approx(expected.rms_levels, abs=0.1)
+        assert 'x4_map.png"' in answer.headers["content-disposition"]
+        assert np.abs(upscaled(answer).astype(int) - expected.drawn().pixels)[:80, :64].mean() < 2
+        both = upscaled(server.client.post("/v1/upscale", files=files)).astype(int)
+        assert np.abs(both[:, :30] - true.upscale(picture).pixels[:, :30]).max() <= 1
+        assert np.abs(both[:, 34:] - result.pixels[:, 34:]).max() <= 1
+        small = files | {"protect": ("mask.png", png(3, 3))}
+        detail = problem(server.client.post("/v1/upscale", files=small), 422, "invalid-parameter")["detail"]
+        assert "the mask has 3x3 pixels and the picture 16x20" in detail
+        assert server.client.post("/v1/upscale?map=true&model=srgan-x4-photo", content=content).status_code == 200
+    twice = [("image", ("a.png", content)), ("image", ("b.png", content))]
+    problem(running.client.post("/v1/upscale", files=twice), 400, "malformed-request")
+    alone = {"protect": ("mask.png", content)}
+    problem(running.client.post("/v1/upscale", files=alone), 400, "no-picture")
 
 
 def test_what_is_no_profile_is_not_sent_back() -> None:
@@ -275,6 +321,11 @@ REFUSED = {
     "two sizes": (png(), {}, "?scale=2&width=7", 422, "invalid-parameter"),
     "too large a side": (png(), {}, "?width=9000", 422, "invalid-parameter"),
     "unknown parameter": (png(), {}, "?scales=2", 422, "invalid-parameter"),
+    "faithful by another word": (png(), {}, "?faithful=true", 422, "invalid-parameter"),
+    "a region of three numbers": (png(), {}, "?region=1,2,3", 422, "invalid-parameter"),
+    "a region without pixels": (png(), {}, "?region=1,2,0,3", 422, "invalid-parameter"),
+    "a map of a part": (png(), {}, "?region=1,2,3,3&map=true", 422, "invalid-parameter"),
+    "a map of a model alone": (png(), {}, "?map=true", 422, "invalid-parameter"),
     "unknown format": (png(), {}, "?format=exe", 422, "invalid-parameter"),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from srgan_service.http.parameters import Wish
+from srgan_service.http.parameters import MASK_FIELD, Wish
 from srgan_service.http.problems import ProblemDocument
 from srgan_service.work.models import Models
 from srgan_service.work.service import Service
@@ -54,6 +54,10 @@ def picture_body() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "image": {**_FILE, "description": "The picture; `file` is understood, too."},
+            MASK_FIELD: {
+                **_FILE,
+                "description": "A mask of the picture's size: white stays true, black is sharp.",
+            },
             **_parameters(),
         },
         "required": ["image"],
@@ -67,6 +71,7 @@ def jobs_body() -> dict[str, Any]:
     """Return the request body of a job: one picture as for `picture_body`, or several files in a form."""
     body = picture_body()
     form = body["requestBody"]["content"]["multipart/form-data"]["schema"]
+    del form["properties"][MASK_FIELD]
     form["properties"]["image"] = {"type": "array", "items": dict(_FILE), "minItems": 1}
     return body
 
@@ -82,6 +87,10 @@ def picture_responses() -> dict[int | str, dict[str, Any]]:
             "description": "What of the upload is not as it was: a list of strings (RFC 9651). Absent if all is.",
             "schema": {"type": "string"},
             "example": '"GIF holds no partial transparency, so edges became hard"',
+        },
+        "X-Invented-Levels": {
+            "description": "Of a map: by how many grey levels the result is invented, root mean square.",
+            "schema": {"type": "number"},
         },
         "Content-Disposition": {"schema": {"type": "string"}},
     }

@@ -10,12 +10,13 @@ from starlette.datastructures import UploadFile
 
 from srgan.errors import UsageError
 from srgan.folder.making import Order, known_format
-from srgan.pictures import FORMATS
+from srgan.pictures import FORMATS, Mask, Region
 from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request
 from srgan_service.http.problems import Problem
 
 FormatName = Literal["auto", "png", "jpg", "webp", "avif", "tiff", "gif", "bmp", "ppm"]
 _PICTURE_FIELDS = ("image", "file")
+MASK_FIELD = "protect"  # a file beside the picture, of a request alone
 
 # Their own headers and quotes included: nothing that a form says beside its pictures is long.
 MAX_FIELDS = 32
@@ -61,21 +62,47 @@ class Wish(BaseModel):
     strength: Annotated[
         float, Field(ge=0, le=1, description="1 is the generator's result, 0 bicubic interpolation.")
     ] = 1.0
+    faithful: Annotated[
+        Literal["on", "off"] | None,
+        Field(description="Whether the result, reduced again, is the upload; default: as `/v1/models` says."),
+    ] = None
+    region: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[0-9]{1,7}(,[0-9]{1,7}){3}$",
+            description="The part of the result that is made alone: X,Y,WIDTH,HEIGHT in its pixels.",
+            examples=["0,0,512,512"],
+        ),
+    ] = None
+    map: Annotated[
+        bool,
+        Field(description="Answer with a map, as PNG, of what is invented; `X-Invented-Levels` says how much."),
+    ] = False
     metadata: Annotated[
         Literal["strip", "keep"],
         Field(description="Whether what the upload says of place, time and camera stays in the result."),
     ] = "strip"
 
-    def order(self) -> Order:
-        """Return what decides on the result beside the model. Raises UsageError for two sizes that contradict."""
+    @property
+    def is_faithful(self) -> bool | None:
+        """What "on" and "off" stand for; None for what suits the model."""
+        return None if self.faithful is None else self.faithful == "on"
+
+    def order(self, protect: Mask | None = None) -> Order:
+        """Return what decides on the result beside the model, and the mask of a form.
+
+        Raises UsageError for two sizes that contradict, or a region that is none.
+        """
         request = Request(
             scale=self.scale,
             long_side_px=self.long_side,
             width_px=self.width,
             height_px=self.height,
             strength=self.strength,
+            protect=protect,
+            region=None if self.region is None else Region.parsed(self.region),
         )
-        return Order(request, format=self.format, quality=self.quality, metadata=self.metadata)
+        return Order(request, format=self.format, quality=self.quality, metadata=self.metadata, map=self.map)
 
 
 assert set(FormatName.__args__) == {"auto", *FORMATS}  # type: ignore[attr-defined]  # noqa: S101
@@ -117,12 +144,15 @@ def is_picture_field(name: str) -> bool:
     return name in _PICTURE_FIELDS
 
 
-def text_fields(items: list[tuple[str, str | UploadFile]]) -> dict[str, str]:
-    """Return a form's parameters. Raises Problem for one that comes twice or is a file."""
+def text_fields(items: list[tuple[str, str | UploadFile]], *, mask: bool = False) -> dict[str, str]:
+    """Return a form's parameters. Raises Problem for one that comes twice or is a file.
+
+    `mask`: whether a file in the field of the mask may be there.
+    """
     fields: dict[str, str] = {}
     for name, value in items:
         if isinstance(value, UploadFile):
-            if is_picture_field(name):
+            if is_picture_field(name) or (mask and name == MASK_FIELD):
                 continue
             raise Problem("malformed-request", "a file in a field other than image or file")
         if is_picture_field(name):

@@ -93,21 +93,24 @@ async def upscale(
     """Answer with the picture itself, larger.
 
     The body is the picture, or a form with it in `image` or `file`; parameters may stand in the query or the form.
+    A form may have a mask in `protect`, a picture of the same size: where that is white, the result is that of the
+    model trained for content alone.
     """
     settings = service.settings
     limits = BodyLimits(settings.limit_bytes, settings.body_timeout_s, settings.body_bytes_per_s)
     body = Body(request, limits, lambda count: service.gate.add_bytes(ticket, count))
-    content, name, wish = await service.cancellation.upload(one_picture(body, request.headers, wish))
+    upload = await service.cancellation.upload(one_picture(body, request.headers, wish))
     answer = await service.cancellation.run(
-        request, service.works.answer(ticket, content, wish), settings.deadline_s
+        request, service.works.answer(ticket, upload.content, upload.wish, upload.mask), settings.deadline_s
     )
     return WatchedResponse(
         answer.content,
         answer.media_type,
         {
-            "Content-Disposition": disposition("inline", result_name(name, wish, answer)),
+            "Content-Disposition": disposition("inline", result_name(upload.name, upload.wish, answer)),
             "X-Model": quote(answer.model, safe=_PLAIN),
             **warnings_header(answer.warnings),
+            **({} if answer.invented_levels is None else {"X-Invented-Levels": f"{answer.invented_levels:.2f}"}),
         },
         timeout_s=settings.write_timeout_s,
         bytes_per_s=settings.body_bytes_per_s,
@@ -146,6 +149,9 @@ class Model(BaseModel):
     description: str
     scale: int = Field(description="Times larger, when nothing else is asked for.")
     default: bool = Field(description="Whether it is used when a request names none.")
+    faithful: bool = Field(
+        description="Whether its results, reduced again, are the upload, unless a request says otherwise."
+    )
     precision: Precision | None = Field(
         description="In what it computes: fp32, bf16 or fp16; null until it is first used.", examples=["bf16"]
     )
@@ -178,6 +184,7 @@ async def models(service: AService, holder: AHolder) -> ModelList:
             description=model.description,
             scale=model.scale,
             default=model.is_default,
+            faithful=model.is_faithful,
             precision=service.models.precision(model.name),
         )
         for model in service.models.listed

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from srgan.pictures import NO_PICTURE, looks_like_picture
 from srgan_service.http.parameters import (
+    MASK_FIELD,
     MAX_FIELD_BYTES,
     MAX_FIELDS,
     Wish,
@@ -175,15 +176,30 @@ def is_form(headers: Headers) -> bool:
     return headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-async def one_picture(body: Body, headers: Headers, wish: Wish) -> tuple[bytes, str, Wish]:
-    """Return the picture of a body, raw or in a form, its name, and the wish with what the form adds to it."""
+@dataclass(frozen=True)
+class PictureUpload:
+    """The picture of a request, called `name`, with its wish. `mask`: the file of a mask, None for none."""
+
+    content: bytes
+    name: str
+    wish: Wish
+    mask: bytes | None = None
+
+
+async def one_picture(body: Body, headers: Headers, wish: Wish) -> PictureUpload:
+    """Return the picture of a body, raw or in a form, with what the form adds to the wish, and its mask."""
     if not is_form(headers):
-        return check_kind(await body.raw()), "", wish
-    async with body.form(max_files=1, spool_bytes=2**62) as items:
-        wish = with_form(wish, text_fields(items))
-        for name, value in items:
-            if isinstance(value, UploadFile) and is_picture_field(name):
-                return check_kind(await value.read()), value.filename or "", wish
+        return PictureUpload(check_kind(await body.raw()), "", wish)
+    async with body.form(max_files=2, spool_bytes=2**62) as items:
+        wish = with_form(wish, text_fields(items, mask=True))
+        files = [(name, value) for name, value in items if isinstance(value, UploadFile)]
+        masks = [check_kind(await value.read()) for name, value in files if name == MASK_FIELD]
+        pictures = [value for name, value in files if is_picture_field(name)]
+        if len(pictures) > 1 or len(masks) > 1:
+            raise Problem("malformed-request", "a request is of one picture, and may have one mask")
+        if pictures:
+            content = check_kind(await pictures[0].read())
+            return PictureUpload(content, pictures[0].filename or "", wish, masks[0] if masks else None)
     raise Problem("no-picture", "the form has no file in a field named image or file")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts, precision_of
+from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts, is_faithful, precision_of
 from srgan.errors import EngineError
 from srgan.weights import ModelMetadata
 from srgan_service.work.fair import FairQueue, Flow, Stopped
@@ -187,6 +187,7 @@ class _SharedEngine:
         self._device = device
         self._engine = engine
         self.precision = precision_of(engine)
+        self.faithful = is_faithful(engine)
 
     @property
     def metadata(self) -> ModelMetadata:

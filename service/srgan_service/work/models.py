@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +23,16 @@ from srgan.weights import (
     is_file_name,
     lossy_rule,
     name_of_file,
+    partner_of,
 )
 from srgan_service.work.device import Device
 
-# Generators between two models that are kept loaded; every balance is one.
-_MOST_BALANCED = 4
+# Generators that are kept loaded beside the models themselves: every balance is one, and a model that is faithful
+# where it is not by itself, or the other way round.
+_MOST_VARIANTS = 4
+
+# Of a model: the balance, and whether it is faithful where that is not as it is by itself.
+_Variant = tuple[str, float | None, bool | None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class ServedModel:
     description: str
     scale: int
     is_default: bool
+    is_faithful: bool = False
 
 
 class Models:
@@ -65,7 +72,7 @@ class Models:
         self._max_output_megapixels = max_output_megapixels
         self._sources: dict[str, str | Path] = {}
         self._loaded: dict[str, AnyUpscaler] = {}
-        self._balanced: dict[float, AnyUpscaler] = {}
+        self._variants: dict[_Variant, AnyUpscaler] = {}
         self.balance: tuple[str, str] | None = None
         self._lossy: LossyRule | None = None
         self._lock = threading.Lock()
@@ -74,7 +81,8 @@ class Models:
         self.ready = False
         if upscaler is not None:
             metadata = upscaler.metadata
-            self.serve_only({ServedModel(metadata.name, "", metadata.scale, is_default=True): upscaler})
+            served = ServedModel(metadata.name, "", metadata.scale, is_default=True)
+            self.serve_only({served: upscaler})
         else:
             self._find(default)
 
@@ -92,7 +100,8 @@ class Models:
         """
         self._listed = list(upscalers)
         self._loaded = {model.name: upscaler for model, upscaler in upscalers.items()}
-        self.balance, self._balanced = balance, dict(balanced or {})
+        self.balance = balance
+        self._variants = {self._variant(None, share): upscaler for share, upscaler in (balanced or {}).items()}
         self._lossy = lossy
 
     def _find(self, default: str | None) -> None:
@@ -101,14 +110,18 @@ class Models:
             name = name_of_file(file)
             self._sources[name] = file
             # Loaded at once: of some files this alone tells what they are.
-            self._loaded[name] = upscaler = self._upscaler(file, None)
-            self._listed.append(ServedModel(name, "", upscaler.scale, is_default=True))
+            self._loaded[name] = upscaler = self._upscaler(file)
+            self._listed.append(
+                ServedModel(name, "", upscaler.scale, is_default=True, is_faithful=upscaler.faithful)
+            )
         for model in bundled_models():
             if model.name in self._sources:
                 continue
             is_default = file is None and (model.is_default if default is None else model.name == default)
             self._sources[model.name] = model.name
-            self._listed.append(ServedModel(model.name, model.description, model.scale, is_default))
+            self._listed.append(
+                ServedModel(model.name, model.description, model.scale, is_default, model.is_faithful)
+            )
         self.balance = balance_models()
         if default is None:
             self._lossy = lossy_rule()
@@ -123,7 +136,7 @@ class Models:
     @property
     def loaded_balances(self) -> list[float]:
         """The balances whose generators are kept, those asked for first first."""
-        return list(self._balanced)
+        return [balance for _, balance, _ in self._variants if balance is not None]
 
     @property
     def default(self) -> str:
@@ -153,34 +166,59 @@ class Models:
         takes = self._lossy.takes(picture.format, picture.lossy_quality)
         return self._lossy.model if takes else None
 
-    def loaded(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler | None:
+    def loaded(
+        self, name: str | None = None, balance: float | None = None, faithful: bool | None = None
+    ) -> AnyUpscaler | None:
         """Return what `get` would if it is loaded already, else None; waits for nobody."""
-        name = self.check(name, balance).name
-        return self._loaded.get(name) if balance is None else self._balanced.get(balance)
+        variant = self._variant(name, balance, faithful)
+        return self._loaded.get(variant[0]) if variant[1:] == (None, None) else self._variants.get(variant)
 
     def precision(self, name: str) -> Precision | None:
         """Return in what a model computes, or None if it is not loaded yet, so that nobody knows."""
         upscaler = self._loaded.get(name)
         return None if upscaler is None else precision_of(upscaler)
 
-    def get(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler:
-        """Return the upscaler of a model, or of a point between two, loading it if it is the first time."""
-        source = self.check(name, balance).name
-        with self._lock:
-            if (known := self.loaded(name, balance)) is not None:
-                return known
-            if balance is None:
-                self._loaded[source] = self._upscaler(self._sources[source], None)
-                return self._loaded[source]
-            while len(self._balanced) >= _MOST_BALANCED:
-                self._balanced.pop(next(iter(self._balanced)))
-            self._balanced[balance] = self._upscaler(None, balance)
-            return self._balanced[balance]
+    def get(
+        self, name: str | None = None, balance: float | None = None, faithful: bool | None = None
+    ) -> AnyUpscaler:
+        """Return the upscaler of a model, or of a point between two, loading it if it is the first time.
 
-    def _upscaler(self, source: str | Path | None, balance: float | None) -> Upscaler:
-        engine, _ = load_engine(source, device=self._on, precision=self._precision, balance=balance)
+        `faithful`: whether its results are to be so; None for as it is by itself.
+        """
+        variant = source, *unusual = self._variant(name, balance, faithful)
+        with self._lock:
+            if (known := self.loaded(name, balance, faithful)) is not None:
+                return known
+            if unusual == [None, None]:
+                self._loaded[source] = self._upscaler(self._sources[source])
+                return self._loaded[source]
+            while len(self._variants) >= _MOST_VARIANTS:
+                self._variants.pop(next(iter(self._variants)))
+            self._variants[variant] = self._upscaler(
+                self._sources[source] if balance is None else None, balance, variant[2]
+            )
+            return self._variants[variant]
+
+    def _variant(self, name: str | None, balance: float | None, faithful: bool | None = None) -> _Variant:
+        """Return the key of a model; of all that lies between the two of a balance, the first is it."""
+        model = self.check(name, balance)
+        if balance is not None and self.balance is not None:
+            model = self.check(self.balance[0])
+        return model.name, balance, None if faithful == model.is_faithful else faithful
+
+    def _upscaler(
+        self, source: str | Path | None, balance: float | None = None, faithful: bool | None = None
+    ) -> Upscaler:
+        engine, _ = load_engine(
+            source, device=self._on, precision=self._precision, balance=balance, faithful=faithful
+        )
+        partner = None
+        named = partner_of(source) if source is None or isinstance(source, str) else None
+        if named is not None:
+            partner = functools.partial(self.get, named, None, faithful)
         return Upscaler(
             engine=self._device.share(engine),
+            partner=partner,
             tile_lr_px=self._tile_lr_px,
             working_bytes=self._memory_bytes,
             max_output_megapixels=self._max_output_megapixels,

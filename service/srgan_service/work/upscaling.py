@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from srgan.errors import SrganError
 from srgan.folder.making import Decision, decide, make
-from srgan.pictures import FORMATS, Picture
+from srgan.pictures import FORMATS, Mask, Picture
 from srgan.pictures.guarded import GuardedDecoder
 from srgan.room import Room
 from srgan.upscale import AnyUpscaler
@@ -50,7 +50,7 @@ class Answer:
     """A result as a file. `format`: a key of `srgan.pictures.FORMATS`. `width` and `height`: in pixels.
 
     `label`: the size in a word, as names of files have it. `warnings`: what of the upload is not as it was, each
-    in a few words.
+    in a few words. `invented_levels`: of a map, which is then what is answered with.
     """
 
     content: bytes
@@ -60,6 +60,7 @@ class Answer:
     model: str
     label: str
     warnings: tuple[str, ...] = ()
+    invented_levels: float | None = None
 
     @property
     def media_type(self) -> str:
@@ -109,20 +110,26 @@ class Works:
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, ticket: Ticket, content: bytes, wish: Wish) -> Answer:
-        """Return the result of an upload. If this is cancelled, the work ends after the tile at hand.
+    async def answer(self, ticket: Ticket, content: bytes, wish: Wish, mask: bytes | None = None) -> Answer:
+        """Return the result of an upload, with its `mask`. If this is cancelled, it ends after the tile at hand.
 
         Raises Problem for whatever is wrong with the picture or the wish, or if there is no room for it.
         """
         with _problems():
             order = wish.order()
             self._models.check(wish.model, wish.balance)
+        if mask is not None:
+            painted = await self._decoded(ticket, mask)
+            order = wish.order(Mask.of(painted))
         picture = await self._decoded(ticket, content)
         wish = wish.model_copy(update={"model": self._models.suited(wish.model, wish.balance, picture)})
         upscaler = await self._upscaler(ticket, wish)
+        if order.map or mask is not None:
+            async with self._loading.turn(ticket):
+                await self._until_stopped(ticket, self._workers, upscaler.partner)
         with _problems():
             decision = decide(picture, order, upscaler)
-        cost_px = sum(frame.width * frame.height * (1 if frame.alpha is None else 2) for frame in picture.frames)
+            cost_px = upscaler.lr_px(picture, order.request) * (1 + order.map)
         self._refuse_if_too_much(decision)
         is_small = (
             cost_px <= self._settings.small_megapixels * 1e6
@@ -148,7 +155,8 @@ class Works:
             order = wish.order()
             self._models.check(wish.model, wish.balance)
             picture = self._decode(content)
-            upscaler = self._models.get(self._models.suited(wish.model, wish.balance, picture), wish.balance)
+            name = self._models.suited(wish.model, wish.balance, picture)
+            upscaler = self._models.get(name, wish.balance, wish.is_faithful)
             decision = decide(picture, order, upscaler)
         self._refuse_if_too_much(decision)
         return self._work(ticket, upscaler, decision, self._rooms["large"], progress)
@@ -158,11 +166,11 @@ class Works:
             return await self._until_stopped(ticket, self._decoders, lambda: self._decode(content))
 
     async def _upscaler(self, ticket: Ticket, wish: Wish) -> AnyUpscaler:
-        if (loaded := self._models.loaded(wish.model, wish.balance)) is not None:
+        if (loaded := self._models.loaded(wish.model, wish.balance, wish.is_faithful)) is not None:
             return loaded
         async with self._loading.turn(ticket):  # one after the other, so that who needs none to be loaded goes on
             return await self._until_stopped(
-                ticket, self._workers, lambda: self._models.get(wish.model, wish.balance)
+                ticket, self._workers, lambda: self._models.get(wish.model, wish.balance, wish.is_faithful)
             )
 
     def _work(
@@ -183,17 +191,26 @@ class Works:
         waiting = functools.partial(report, 0.0)
         with _problems(), room.taken(decision.memory.held, waiting), self._device.shared_by(ticket.flow):
             made = make(decision, upscaler, report, coder=self.coder)
+            content, format, result, label = (
+                made.content,
+                made.format,
+                made.picture,
+                decision.order.request.label(upscaler.scale),
+            )
+            if made.invention is not None:
+                result, format, label = made.invention.drawn(), "png", f"{label}_map"
+                content = self.coder.encode(result, format)
         self._metrics.pixels_in.inc(sum(frame.width * frame.height for frame in decision.picture.frames))
         self._metrics.pixels_out.inc(sum(frame.width * frame.height for frame in made.picture.frames))
-        result = made.picture
         return Answer(
-            content=made.content,
-            format=made.format,
+            content=content,
+            format=format,
             width=result.width,
             height=result.height,
             model=upscaler.metadata.name,
-            label=decision.order.request.label(upscaler.scale),
+            label=label,
             warnings=made.warnings,
+            invented_levels=None if made.invention is None else made.invention.rms_levels,
         )
 
     async def _until_stopped(self, ticket: Ticket, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
