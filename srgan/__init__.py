@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from srgan.errors import SrganError
 
 if TYPE_CHECKING:
+    from srgan.client import AsyncClient, Client
     from srgan.engines.openvino import OpenVinoEngine
     from srgan.engines.protocol import Engine
     from srgan.pictures import Picture, decode, encode
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Engine",
     "OpenVinoEngine",
     "Picture",
@@ -36,6 +39,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncClient": "srgan.client",
+    "Client": "srgan.client",
     "Engine": "srgan.engines.protocol",
     "OpenVinoEngine": "srgan.engines.openvino",
     "Picture": "srgan.pictures",

@@ -28,6 +28,7 @@ from srgan.weights import bundled_models, find_weights
 _FOR = {
     "train": "srgan train, evaluate, export, import and more",
     "service": "srgan serve",
+    "client": "srgan.Client",
     "heic": "the pictures of telephones",
     "watch": "srgan upscale --watch",
     "cluster": "srgan upscale --runner ray",

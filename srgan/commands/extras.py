@@ -16,6 +16,7 @@ PACKAGES = {
     },
     "cuda": {"torch"},
     "models": {"spandrel"},
+    "client": {"httpx"},
     "heic": {"pillow_heif"},
     "watch": {"watchfiles"},
     "cluster": {"ray", "pyarrow", "pandas"},
