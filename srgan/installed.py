@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,8 +28,15 @@ def remedy(extra: str) -> str:
     if place is not None and place.exists():
         if origin.get("dir_info", {}).get("editable"):
             return f'pip install -e "{place}[{extra}]"'
-        return f'pip install "srgan[{extra}] @ {url}"'
+        return f'{_installer()} "srgan[{extra}] @ {url}"'
     return " ".join(["pip install", *(f'"{entry}"' for entry in _requirements(program, extra))])
+
+
+def _installer() -> str:
+    """Return what installs into the environment of this process: of a tool, it makes that anew."""
+    if (Path(sys.prefix) / "uv-receipt.toml").exists():
+        return "uv tool install"
+    return "pipx install --force" if (Path(sys.prefix) / "pipx_metadata.json").exists() else "pip install"
 
 
 def _requirements(program: Distribution | None, extra: str) -> list[str]:
