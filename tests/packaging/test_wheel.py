@@ -202,7 +202,7 @@ def test_what_the_source_brings(sdist: Path, wheel: Path, tmp_path: Path) -> Non
     assert {"README.md", "LICENSE", "Makefile", "docs", "tests", "weights"} <= {
         path.name for path in root.iterdir()
     }
-    assert not [path for path in root.rglob("*") if "cache" in path.name]
+    assert not [path for path in root.rglob("*") if path.name == "__pycache__" or path.name.endswith("_cache")]
     command = [
         sys.executable,
         "-m",
