@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from srgan.errors import SrganError
 
 if TYPE_CHECKING:
+    from srgan.client import AsyncClient, Client
     from srgan.engines.openvino import OpenVinoEngine
     from srgan.engines.protocol import Engine
     from srgan.pictures import Mask, Picture, Region, decode, encode
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Engine",
     "Mask",
     "OpenVinoEngine",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncClient": "srgan.client",
+    "Client": "srgan.client",
     "Engine": "srgan.engines.protocol",
     "Mask": "srgan.pictures",
     "OpenVinoEngine": "srgan.engines.openvino",

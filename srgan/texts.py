@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 
 
 def one_line(text: str) -> str:
@@ -33,3 +35,9 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes / 60 / 24:.1f} days"
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return "; did you mean 'fp16'?" for the one of `choices` that `word` comes close to, "" if none does."""
+    near = difflib.get_close_matches(word.lower(), choices, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.files import write_atomically
-from srgan.texts import first_line
+from srgan.texts import did_you_mean, first_line
 
 MANIFEST = "manifest.json"  # in the folder of the weights: what lies there and the hash of each file
 METADATA_KEY = "srgan"  # of the ONNX file's metadata_props and of the safetensors header
@@ -381,6 +381,7 @@ def _bundled_file(model: str | Path | None, kind: str = "onnx") -> tuple[str, Pa
         names = ", ".join(manifest["models"])
         raise UnknownModelError(
             f"no model {name!r}: choose one of {names}, or give the path of a file (.onnx, .safetensors, .pth)"
+            f"{did_you_mean(name, manifest['models'])}"
         )
     try:
         listed = manifest["models"][name]["files"][kind]

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from srgan.commands.cli import app
+from srgan.commands.cli import command
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 100  # columns of the help, whatever terminal this runs in
@@ -37,7 +35,7 @@ def help_texts(command: Any, path: str) -> Iterator[tuple[str, str]]:
 
 def commands_page() -> str:
     """Return docs/commands.md."""
-    texts = help_texts(typer.main.get_command(app), "srgan")
+    texts = help_texts(command(), "srgan")
     return "\n".join([COMMANDS_HEAD, *(f"## {path}\n\n```text\n{text}\n```\n" for path, text in texts)])
 
 

@@ -22,7 +22,7 @@ from srgan_service import logs
 from srgan_service.http import job_routes, openapi, routes
 from srgan_service.http.job_routes import JobDesk
 from srgan_service.http.middleware import RequestMiddleware
-from srgan_service.http.origins import Origins
+from srgan_service.http.origins import Cors, Origins
 from srgan_service.http.parameters import describe_errors
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.jobs import Jobs
@@ -76,6 +76,8 @@ def create_app(
         limit_header_bytes=settings.limit_header_bytes,
         origins=Origins(settings, service.keys),
     )
+    if settings.origins:
+        app.add_middleware(Cors, origins=settings.origins)
     return app
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import structlog
 
+from srgan.texts import one_line
+
 # Whatever a client sent is cut to this, in characters; a whole line stays below 4 KB.
 _MOST_CHARACTERS = 500
 _MOST_TRACE_CHARACTERS = 2500
@@ -22,10 +24,10 @@ _SHARED = (
 
 
 def configure(level: str = "INFO") -> None:
-    """Send this process's logging, uvicorn's included, to standard error as JSON lines."""
+    """Send this process's logging, uvicorn's included, to standard error: as JSON lines, or for who looks on."""
     use_logging()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter())
+    handler.setFormatter(formatter(for_person=sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
@@ -46,15 +48,16 @@ def use_logging() -> None:
     )
 
 
-def formatter() -> structlog.stdlib.ProcessorFormatter:
-    """Return what turns records of `logging` into JSON lines."""
+def formatter(*, for_person: bool = False) -> structlog.stdlib.ProcessorFormatter:
+    """Return what turns records of `logging` into JSON lines, or into lines `for_person`."""
+    # ASCII alone: line separators and marks of direction are escaped like all the rest.
+    as_json = structlog.processors.JSONRenderer(ensure_ascii=True, default=str)
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=list(_SHARED),
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             _shortened,
-            # ASCII alone: line separators and marks of direction are escaped like all the rest.
-            structlog.processors.JSONRenderer(ensure_ascii=True, default=str),
+            _in_words if for_person else as_json,
         ],
     )
 
@@ -68,3 +71,12 @@ def _shortened(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> M
             else:
                 event[name] = text[:_MOST_CHARACTERS]
     return event
+
+
+def _in_words(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    """Return a line such as "09:30:12 answered  method GET, path /, status 200"."""
+    at, level, name = (str(event.pop(key, "")) for key in ("timestamp", "level", "event"))
+    trace = event.pop("exception", "")
+    facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("request_id", "logger"))
+    loud = f"{level} " if level not in ("info", "debug") else ""
+    return "\n  ".join(one_line(text) for text in [f"{at[11:19]} {loud}{name}  {facts}", *str(trace).splitlines()])

@@ -56,7 +56,10 @@ def serve(settings: Settings) -> None:
         # uvicorn raises the signal again when all is done; then it has been obeyed.
         with signals_taken(lambda number: None):
             _raise_file_limit(settings.connections)
-            _log.info("listening", urls=[_url(entry) for entry in sockets])
+            urls = [_url(entry) for entry in sockets]
+            _log.info("listening", urls=urls)
+            if sys.stderr.isatty():
+                print(f"\nOpen {urls[0]}  (Ctrl-C ends it)\n", file=sys.stderr)
             server.run(sockets)
 
 
@@ -111,8 +114,18 @@ def _listening(host: str, port: int) -> Iterator[list[socket.socket]]:
             if absent is not None and not sockets:
                 raise absent
         except OSError as error:
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+            raise UsageError(_no_listening(host, port, error)) from error
         yield sockets
+
+
+def _no_listening(host: str, port: int, error: OSError) -> str:
+    """Return why nothing can be listened on there, and what to do."""
+    if error.errno != errno.EADDRINUSE:
+        return f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+    for free in range(port + 1, min(port + 20, 65536)):
+        with contextlib.suppress(UsageError), _listening(host, free):
+            return f"port {port} of {host} is in use by another program: end that, or take --port {free}"
+    return f"port {port} of {host} is in use by another program: end that, or choose another --port"
 
 
 def refuse_open_door(settings: Settings) -> None:

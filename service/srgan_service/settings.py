@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from srgan.errors import UsageError
@@ -31,6 +32,10 @@ class Settings(BaseSettings):
         "", description="Names beside localhost by which a service without keys is asked; separated by commas."
     )
 
+    cors_origins: str = Field(
+        "", description="Pages elsewhere that may use the service, as https://photos.example; separated by commas."
+    )
+
     model: str | None = Field(
         None, description="Bundled model or file (.onnx, .pth, ...) used when a request names none."
     )
@@ -47,10 +52,14 @@ class Settings(BaseSettings):
     )
 
     limit_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of one upload.")
-    limit_megapixels: float = Field(16.0, gt=0, description="Pixels of one upload.")
+    limit_megapixels: float | None = Field(
+        None,
+        gt=0,
+        description="Pixels of one upload; by default 25, where 8 GB of memory are free, and 16 elsewhere.",
+    )
     limit_side_px: int = Field(16_384, ge=1, description="Longer side of one upload.")
     limit_frames: int = Field(100, ge=1, description="Of an animation, or pages; together within the pixels.")
-    limit_output_megapixels: float = Field(256.0, gt=0, description="Pixels of one result.")
+    limit_output_megapixels: float = Field(400.0, gt=0, description="Pixels of one result.")
 
     queue_requests: int = Field(64, ge=1, description="Requests inside at once, their uploads included.")
     queue_megapixels: float = Field(64.0, gt=0, description="Decoded and not yet answered, in all.")
@@ -95,6 +104,19 @@ class Settings(BaseSettings):
     job_poll_s: float = Field(0.5, gt=0, description="How often the database is asked for jobs to do.")
     lease_s: float = Field(15.0, gt=0, description="After this long without a sign of life, others take over.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        for origin in filter(None, map(str.strip, text.split(","))):
+            if not re.fullmatch(r"https?://[^/\s*?#@]+", origin):
+                raise ValueError(f"{origin!r} is no origin: write it as https://photos.example, without a path")
+        return text
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """`cors_origins`, as browsers spell them."""
+        return frozenset(filter(None, (origin.strip().lower() for origin in self.cors_origins.split(","))))
 
 
 def refuse_misspelt(environment: Iterable[str] | None = None) -> None:

@@ -13,27 +13,31 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from srgan.commands.extras import needs
 from srgan.commands.options import HALO_HELP, EvaluateOptions, TrainOptions, UpscaleOptions, taking
 from srgan.commands.terminal import FAILED, INTERRUPTED, USAGE, say, taken
+from srgan.commands.wording import Commands, MisunderstoodError, explained
 from srgan.errors import OutputError, SrganError, UsageError
 from srgan.isolated import leave_folder_at_hand
-from srgan.texts import one_line
+from srgan.texts import did_you_mean, one_line
 
 app = typer.Typer(
     help="Photographs four times larger, by SRGAN.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # plain help: rich costs as much start-up time as everything else together
     pretty_exceptions_enable=False,
 )
 
 
-data = typer.Typer(help="Look at training pictures before training.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(
+    help="Look at training pictures before training.", no_args_is_help=True, cls=Commands, rich_markup_mode=None
+)
 app.add_typer(data, name="data")
 
 
@@ -49,7 +53,13 @@ def main() -> None:
     try:
         _refuse_what_is_no_path(sys.argv[1:])
         with _flushed():
-            app(prog_name="srgan")
+            sys.exit(command()(prog_name="srgan", standalone_mode=False) or 0)
+    except MisunderstoodError as error:
+        if not sys.argv[1:] or sys.argv[1:] == ["data"]:  # no_args_is_help
+            error.show()
+        else:
+            say("error", explained(error))
+        sys.exit(USAGE)
     except SrganError as error:
         say("error", str(error))
         sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
@@ -58,6 +68,13 @@ def main() -> None:
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def command() -> Any:
+    """Return the program as click has it; completion is had by `srgan completion`, not by options."""
+    made = typer.main.get_command(app)
+    made.params = [parameter for parameter in made.params if not str(parameter.name).endswith("_completion")]
+    return made
 
 
 @contextlib.contextmanager
@@ -149,6 +166,27 @@ def models() -> None:
 
 
 @app.command()
+def doctor() -> None:
+    """Say what is installed here and works, what is missing, and how to get it."""
+    from srgan.commands.doctor import doctor as examine
+
+    if not examine():
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", show_default=False)],
+) -> None:
+    """Print what lets a shell complete commands, options and models: eval "$(srgan completion bash)"."""
+    shells = ("bash", "zsh", "fish")
+    if shell not in shells:
+        raise UsageError(f"no completion for {shell!r}: choose {', '.join(shells)}{did_you_mean(shell, shells)}")
+    os.environ["_SRGAN_COMPLETE"] = f"source_{shell}"  # how typer's programs are asked for it
+    command()(prog_name="srgan")
+
+
+@app.command()
 @taking(TrainOptions)
 def train(options: TrainOptions) -> None:
     """Train a generator on folders of pictures."""
@@ -185,6 +223,7 @@ def export(
             "--to",
             metavar="KIND",
             help="onnx, openvino or safetensors; may be given again. Default: onnx and safetensors.",
+            autocompletion=lambda: ["onnx", "openvino", "safetensors"],
         ),
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, half the size.")] = False,

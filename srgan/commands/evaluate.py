@@ -21,6 +21,7 @@ from srgan.evaluation.tables import BASELINE, SCALE, Luma, Mean, Measured, Proto
 from srgan.files import write_atomically
 from srgan.pages.gallery import Gallery, evaluation_page
 from srgan.pages.layout import write_page
+from srgan.texts import did_you_mean
 from srgan.upscale import Upscaler
 from srgan.weights import is_file_name
 
@@ -78,7 +79,9 @@ def evaluate_command(
 
 def _refuse_bad_protocol(border: int | None, luma: str, perceptual_border: int) -> None:
     if luma not in get_args(Luma):
-        raise UsageError(f"--luma {luma!r}: choose {', '.join(get_args(Luma))}")
+        raise UsageError(
+            f"--luma {luma!r}: choose {', '.join(get_args(Luma))}{did_you_mean(luma, get_args(Luma))}"
+        )
     if (border or 0) < 0 or perceptual_border < 0:
         raise UsageError("a border is a number of pixels, 0 or more")
 

@@ -12,7 +12,7 @@ from srgan.errors import UsageError
 from srgan.networks import reading
 from srgan.networks.generator import Generator
 from srgan.networks.residual import ResidualNetwork
-from srgan.texts import one_line
+from srgan.texts import did_you_mean, one_line
 from srgan.training import checkpoint
 from srgan.weights import ModelMetadata, bundled_tensors, usable_name
 
@@ -33,7 +33,8 @@ def export(
     """
     unknown = set(kinds) - set(KINDS)
     if unknown:
-        raise UsageError(f"--to {unknown.pop()}: choose from {', '.join(KINDS)}")
+        kind = unknown.pop()
+        raise UsageError(f"--to {kind}: choose from {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
     kinds = list(dict.fromkeys(kinds)) or ["safetensors", "onnx"]
     if opset is not None and "onnx" not in kinds:
         raise UsageError("--opset is for --to onnx")

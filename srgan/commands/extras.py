@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from srgan.errors import UsageError
+from srgan.installed import remedy
 
 # What only training and evaluation, or the service, need; where one of them is missing, the extra is.
 PACKAGES = {
@@ -13,6 +14,10 @@ PACKAGES = {
         *("jinja2", "lightning", "lpips", "markupsafe", "onnx", "onnxscript", "skimage", "tensorboard"),
         *("torch", "torchmetrics", "torchvision"),
     },
+    "cuda": {"torch"},
+    "models": {"spandrel"},
+    "client": {"httpx"},
+    "heic": {"pillow_heif"},
     "watch": {"watchfiles"},
     "cluster": {"ray", "pyarrow", "pandas"},
     "service": {
@@ -31,4 +36,4 @@ def needs(extra: str) -> Iterator[None]:
         missing = (error.name or "").partition(".")[0]
         if missing not in PACKAGES[extra]:
             raise
-        raise UsageError(f'this needs {missing}, which is not installed: pip install "srgan[{extra}]"') from error
+        raise UsageError(f"this needs {missing}, which is not installed: {remedy(extra)}") from error

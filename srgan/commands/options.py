@@ -20,6 +20,13 @@ HALO_HELP = "Context of a tile, in pixels of the input, for a network of another
 Record = TypeVar("Record")
 
 
+def _models() -> list[str]:
+    """Return the bundled models, for a shell to complete."""
+    from srgan.weights import bundled_models
+
+    return [model.name for model in bundled_models()]
+
+
 def taking(record: type[Record]) -> Callable[[Callable[[Record], None]], Callable[..., None]]:
     """Make a command for typer of a function of one `record`, a dataclass whose fields are annotated options."""
     hints = typing.get_type_hints(record, include_extras=True)
@@ -59,7 +66,10 @@ class UpscaleOptions:
     model: Annotated[
         str | None,
         typer.Option(
-            "-n", "--model", help="Bundled model (see `srgan models`), or the path of a file (.onnx, ...)."
+            "-n",
+            "--model",
+            help="Bundled model (see `srgan models`), or the path of a file (.onnx, ...).",
+            autocompletion=_models,
         ),
     ] = None
     scale: Annotated[
@@ -89,6 +99,7 @@ class UpscaleOptions:
             "--device",
             metavar="auto|cpu|cuda[:N]|mps|gpu[:N]|npu",
             help="Where to compute; cuda and mps need torch, gpu and npu are Intel's.",
+            autocompletion=lambda: ["auto", "cpu", "cuda", "mps", "gpu", "npu"],
         ),
     ] = "auto"
     precision: Annotated[
@@ -97,6 +108,7 @@ class UpscaleOptions:
             "--precision",
             metavar="auto|fp32|bf16|fp16",
             help="Of the computation; auto is what the device is fast at, fp32 the same everywhere.",
+            autocompletion=lambda: ["auto", "fp32", "bf16", "fp16"],
         ),
     ] = "auto"
     balance: Annotated[
@@ -133,7 +145,10 @@ class UpscaleOptions:
     format: Annotated[
         str,
         typer.Option(
-            "-f", "--format", help="auto (that of the input), png, jpg, webp, avif, tiff, gif, bmp or ppm."
+            "-f",
+            "--format",
+            help="auto (that of the input), png, jpg, webp, avif, tiff, gif, bmp or ppm.",
+            autocompletion=lambda: ["auto", "png", "jpg", "webp", "avif", "tiff", "gif", "bmp", "ppm"],
         ),
     ] = "auto"
     quality: Annotated[int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")] = (
@@ -166,11 +181,21 @@ class UpscaleOptions:
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what became of each file; - for stdout.")
     ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but warnings and errors.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what was decided and what was skipped, too.")] = (
+        False
+    )
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with what appears in the folder, until Ctrl-C.")
     ] = False
     runner: Annotated[
-        str, typer.Option("--runner", metavar="local|ray", help="Work here, or on a Ray cluster.")
+        str,
+        typer.Option(
+            "--runner",
+            metavar="local|ray",
+            help="Work here, or on a Ray cluster.",
+            autocompletion=lambda: ["local", "ray"],
+        ),
     ] = "local"
     address: Annotated[
         str | None, typer.Option("--address", help="Of the Ray cluster; default: one on this machine alone.")
@@ -219,6 +244,7 @@ class TrainOptions:
         typer.Argument(
             help="tiny, srresnet_x4, srgan_x4, srgan_x4_best, srgan_x4_photo or the path of a TOML file.",
             show_default=False,
+            autocompletion=lambda: ["tiny", "srresnet_x4", "srgan_x4", "srgan_x4_best", "srgan_x4_photo"],
         ),
     ]
     data: Annotated[
@@ -259,7 +285,8 @@ class EvaluateOptions:
         typer.Option("--lr", metavar="DIR", help="Their low-resolution versions; default: made by bicubic."),
     ] = None
     models: Annotated[
-        list[str] | None, typer.Option("-n", "--model", help="Model to measure; may be given again.")
+        list[str] | None,
+        typer.Option("-n", "--model", help="Model to measure; may be given again.", autocompletion=_models),
     ] = None
     sr: Annotated[
         list[str] | None,

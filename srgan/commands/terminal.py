@@ -6,10 +6,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from srgan.errors import OutputError
-from srgan.texts import one_line
+from srgan.texts import duration, one_line
 
 # Exit codes beside 0: something failed, the request made no sense, Ctrl-C.
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -18,21 +19,55 @@ if TYPE_CHECKING:
     from srgan.folder.reporting import FileReport
 
 
-def tell(report: FileReport, stream: TextIO) -> None:
-    """Print what became of a file: a result on `stream`, warnings and errors on standard error."""
-    for warning in report.warnings:
-        say("warning", f"{report.source}: {warning}")
-    if report.error is not None:
-        say("error", report.error)
-    if report.size is not None and report.source_size is not None:
-        before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
-        speed = report.size[0] * report.size[1] / 1e6 / report.seconds
-        line = f"{report.source} -> {report.target}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
-        if report.model:
-            line += f"  {report.model}"
-        if report.invented_levels is not None:
-            line += f"  invented: {report.invented_levels:.1f} levels rms"
-        put(line, stream)
+@dataclass(frozen=True)
+class Voice:
+    """How much is told of a run over files, and whether results go to standard error, like all else.
+
+    `quiet`: warnings and errors alone. `verbose`: what is decided, and what is skipped, too.
+    """
+
+    to_stderr: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def tell(self, report: FileReport) -> None:
+        """Print what became of a file."""
+        for warning in report.warnings:
+            say("warning", f"{report.source}: {warning}")
+        if report.error is not None:
+            say("error", report.error)
+        if report.status == "skipped":
+            self.note(f"{report.source}: finished before as {report.target}")
+        if report.size is not None and report.source_size is not None:
+            before, after = ("x".join(map(str, size)) for size in (report.source_size, report.size))
+            speed = report.size[0] * report.size[1] / 1e6 / report.seconds
+            names = f"{report.source} -> {report.target}"
+            line = f"{names}  {before} -> {after}  {report.seconds:.2f} s  {speed:.2f} MP/s"
+            if report.model:
+                line += f"  {report.model}"
+            if report.invented_levels is not None:
+                line += f"  invented: {report.invented_levels:.1f} levels rms"
+            self.line(line)
+
+    def line(self, text: str) -> None:
+        """Print one line of what was asked for; raises OutputError if it is not taken."""
+        if not self.quiet:
+            # Looked up now: while a bar is drawn, rich stands in for both, so that lines go above it.
+            put(text, sys.stderr if self.to_stderr else sys.stdout)
+
+    def note(self, text: str) -> None:
+        """Print one line for who wants to know more."""
+        if self.verbose:
+            say("note", text)
+
+    @contextlib.contextmanager
+    def bar(self, total: int | None) -> Iterator[Bar]:
+        """Yield a bar for `total` files, drawn on standard error if that is a terminal and there is an end."""
+        if self.quiet or total is None or not sys.stderr.isatty():
+            yield Bar()
+            return
+        with _drawn_bar(total) as bar:
+            yield bar
 
 
 def put(line: str, stream: TextIO) -> None:
@@ -70,33 +105,43 @@ class Bar:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int) -> Iterator[Bar]:
-    """Yield a bar for `total` files; it is drawn on standard error."""
-    if not sys.stderr.isatty():
-        yield Bar()
-        return
+def _drawn_bar(total: int) -> Iterator[Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn
+    from rich.text import Text
 
-    columns = BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    class InWords(ProgressColumn):
+        finished = 0
+
+        def render(self, task: Task) -> Text:
+            """Return "7 of 30 done, about 3 min left"."""
+            return Text(progress_in_words(self.finished, total, task.time_remaining))
+
+    words = InWords()
+    # Lines go above the bar as they are: a long name is for the terminal to break, so that it can be copied whole.
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+    # A line printed to a file or a pipe must stay in it.
+    on_terminal = sys.stdout.isatty()
     with Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # a line printed to a file or a pipe must stay in it
+        BarColumn(), TaskProgressColumn(), words, console=console, transient=True, redirect_stdout=on_terminal
     ) as progress:
         task = progress.add_task("", total=total)
 
         class Drawn(Bar):
-            finished = 0
-
             def within_file(self, fraction: float) -> None:
                 # Files that are through with inference are still to be written, so this may be behind by some.
                 shown = progress.tasks[0].completed
-                progress.update(task, completed=max(shown, self.finished + fraction))
+                progress.update(task, completed=max(shown, words.finished + fraction))
 
             def file_done(self) -> None:
-                self.finished += 1
-                progress.update(task, completed=self.finished)
+                words.finished += 1
+                progress.update(task, completed=words.finished)
 
         yield Drawn()
+
+
+def progress_in_words(finished: int, total: int, left_s: float | None) -> str:
+    """Return how far a run over `total` files is; `left_s`: the time that it still needs, if known."""
+    counted = [f"{finished} of {total} done"] if total > 1 else []
+    left = [f"about {duration(left_s)} left"] if left_s else []
+    return ", ".join([*counted, *left])

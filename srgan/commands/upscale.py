@@ -9,10 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import Any
 
 from srgan.commands.options import UpscaleOptions
-from srgan.commands.terminal import FAILED, INTERRUPTED, Bar, progress_bar, put, say, tell
+from srgan.commands.terminal import FAILED, INTERRUPTED, Voice, say
 from srgan.engines.inference import Progress
 from srgan.errors import OutputError, PictureError, UsageError
 from srgan.folder import batch, planning, streams
@@ -20,8 +20,9 @@ from srgan.folder.desk import Options
 from srgan.folder.making import Order, known_format
 from srgan.folder.reporting import FileReport, JsonReport
 from srgan.interrupts import interruptible
+from srgan.machine import available_cores
 from srgan.pictures import Mask, Region, guarded
-from srgan.texts import one_line
+from srgan.texts import did_you_mean, one_line
 from srgan.upscale import Request, Upscaler
 
 RUNNERS = ("local", "ray")
@@ -66,13 +67,22 @@ def upscale(options: UpscaleOptions) -> int:
     }
     log = JsonReport(options.json_path, facts)
     to_stderr = picture_to_stdout or options.json_path == streams.STREAM
-    return _carried_out(start, total, log, sys.stderr if to_stderr else sys.stdout, passed_over)
+    voice = Voice(to_stderr, quiet=options.quiet, verbose=options.verbose)
+    voice.note(_decided(upscaler))
+    return _carried_out(start, total, log, voice, passed_over)
 
 
-def _put(line: str, lines: TextIO) -> str | None:
+def _decided(upscaler: Upscaler) -> str:
+    """Return with what the work is done, where that was left to the program."""
+    memory = upscaler.memory_bytes
+    within = "as much memory as there is" if memory is None else f"{memory / 1e9:.2g} GB of memory"
+    return f"{upscaler.metadata.name} in {upscaler.precision}, with {available_cores()} cores and {within}"
+
+
+def _put(line: str, voice: Voice) -> str | None:
     """Print a line after the work; return what went wrong, which has been said."""
     try:
-        put(line, lines)
+        voice.line(line)
     except OutputError as problem:
         say("error", str(problem))
         return str(problem)
@@ -154,10 +164,14 @@ def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_
         raise UsageError("the picture and the report cannot both go to standard output; give --json a file")
     if is_stream and (options.watch or options.runner != "local"):
         raise UsageError("- is one picture: leave --watch and --runner away")
+    if options.quiet and options.verbose:
+        raise UsageError("--quiet and --verbose contradict each other; leave one of them away")
     if options.balance is not None and options.model is not None:
         raise UsageError(f"--balance lies between two models and takes no third; leave -n {options.model} away")
     if options.runner not in RUNNERS:
-        raise UsageError(f"unknown runner {options.runner!r}: choose local or ray")
+        raise UsageError(
+            f"unknown runner {options.runner!r}: choose local or ray{did_you_mean(options.runner, RUNNERS)}"
+        )
     if options.address is not None and options.runner != "ray":
         raise UsageError("--address is that of a cluster: add --runner ray")
 
@@ -216,9 +230,7 @@ def _watch(
     return start
 
 
-def _carried_out(
-    start: _Start, total: int | None, log: JsonReport, lines: TextIO, passed_over: _PassedOver
-) -> int:
+def _carried_out(start: _Start, total: int | None, log: JsonReport, voice: Voice, passed_over: _PassedOver) -> int:
     """Tell of each file as it is finished, close the log whatever the end is, and return the exit code.
 
     `total`: None if there is no end but an interrupt, which is then as good as any.
@@ -228,13 +240,13 @@ def _carried_out(
         try:
             # Closed at once, not some time later: it holds threads and folders.
             with (
-                progress_bar(total) if total is not None else contextlib.nullcontext(Bar()) as bar,
+                voice.bar(total) as bar,
                 contextlib.closing(start(bar.within_file, interrupt.stop)) as reports,
             ):
                 for report in reports:
                     log.add(report)
                     bar.file_done()
-                    tell(report, lines)
+                    voice.tell(report)
         except OutputError as problem:
             error = str(problem)
             say("error", error)
@@ -249,7 +261,7 @@ def _carried_out(
             counted += f", {left} left" * bool(left)
             if over.count:
                 counted += f", {over.count} passed over ({one_line(str(over))})"
-            error = error or _put(counted, lines)
+            error = error or _put(counted, voice)
         if interrupt.exit_code is not None and (total is not None or abandoned):
             error = error or "interrupted"
             say("interrupted", f"{left} of {total} not done; the same command goes on" if total else "in its work")

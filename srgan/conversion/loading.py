@@ -12,10 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 from srgan.conversion.trial import tried
-from srgan.engines.openvino import OpenVinoEngine
+from srgan.engines.openvino import OpenVinoEngine, listed_devices
 from srgan.engines.protocol import Engine, Precision, is_faithful
 from srgan.errors import UnknownModelError, UsageError
+from srgan.installed import remedy
 from srgan.machine import has_graphics_driver
+from srgan.texts import did_you_mean
 from srgan.weights import (
     TENSOR_SUFFIXES,
     ModelMetadata,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from srgan.networks.foreign import ForeignNetwork
 
+_DEVICES = ("auto", "cpu", "cuda", "mps", "gpu", "npu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # those of `Precision` that an engine here computes in
 
 
@@ -63,9 +66,13 @@ def load_engine(
     if not re.fullmatch(r"auto|cpu|(cuda|gpu)(:\d+)?|mps|npu", device):
         raise UsageError(
             f"device {device!r} is not understood: choose auto, cpu, cuda, cuda:N, mps, gpu, gpu:N or npu"
+            f"{did_you_mean(device, _DEVICES)}"
         )
     if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}")
+        raise UsageError(
+            f"precision {precision!r} is not understood: choose {', '.join(PRECISIONS)}"
+            f"{did_you_mean(precision, PRECISIONS)}"
+        )
     if balance is None and is_weights_alone(model):
         return _of_weights_alone(Path(str(model)), device, precision, halo_lr_px, faithful)
     blend: tuple[Weights, float] | None = None
@@ -137,12 +144,21 @@ def _best_device() -> str:
     return device or "cpu"
 
 
+def devices() -> dict[str, str]:
+    """Return all devices of this machine that can be asked for, and what each is."""
+    listed = listed_devices()
+    if importlib.util.find_spec("torch") is None:
+        return listed | {"cuda, mps": f"only with PyTorch, which is not installed: {remedy('cuda')}"}
+    name = _torch_engines().accelerator()
+    return listed | ({name: "by PyTorch"} if name else {"cuda, mps": "none that PyTorch could use"})
+
+
 def _torch_engines() -> ModuleType:
     """Return the module of PyTorch's engine, which takes a second to import and may lack its library."""
     try:
         from srgan.engines import torch as torch_engines
     except ModuleNotFoundError as error:
-        raise UsageError('this device needs PyTorch, which is not installed: pip install "srgan[cuda]"') from error
+        raise UsageError(f"this device needs PyTorch, which is not installed: {remedy('cuda')}") from error
     return torch_engines
 
 
@@ -156,7 +172,7 @@ def _read_weights(path: Path) -> tuple[torch.nn.Module, ModelMetadata] | Foreign
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{path}: weights alone need {error.name}, which is not installed: "
-            'pip install "srgan[train]", or "srgan[models]" for networks of other architectures'
+            f"{remedy('train')}; for networks of other architectures, the extra `models`"
         ) from error
     return read_network(path)
 

@@ -217,6 +217,15 @@ def precisions(device: str = "cpu") -> tuple[Precision, ...]:
     return ("fp32", "fp16") if "FP32" in capabilities else ("fp16",)
 
 
+def listed_devices() -> dict[str, str]:
+    """Return the devices that OpenVINO could use ("cpu", "gpu:1") and what each is called by who makes it."""
+    names = core().available_devices
+    return {
+        name.lower().replace(".", ":"): str(core().get_property(name, "FULL_DEVICE_NAME")).strip()
+        for name in names
+    }
+
+
 def _listed(device: str) -> str:
     """Return OpenVINO's name of a device: "CPU", "GPU", "GPU.1", "NPU"."""
     name = device.upper().replace(":", ".")

@@ -155,7 +155,7 @@ class Desk:
         with self._lock:
             self._users[root] += 1
             if root not in self._manifests:
-                self._manifests[root] = Manifest(root)
+                self._manifests[root] = Manifest(root, begins=not self._plan.is_one_file)
             self._manifests.move_to_end(root)
             return self._manifests[root]
 

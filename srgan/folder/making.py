@@ -22,6 +22,7 @@ from typing import Literal
 from srgan.errors import FormatError, UsageError
 from srgan.pictures import FORMATS, Invention, Picture, costs, format_of_suffix, guarded, losses, why_not
 from srgan.pictures.guarded import GuardedDecoder
+from srgan.texts import did_you_mean
 from srgan.upscale import AnyUpscaler, MemoryNeed, Request, model_of
 
 AUTO = "auto"  # the format of the input
@@ -56,7 +57,7 @@ class Order:
         if self.map and self.request.region is not None:
             raise UsageError("a map is of a whole result: leave the region away")
         if self.format != AUTO and self.format not in FORMATS:
-            raise UsageError(f"unknown format {self.format!r}: choose {AUTO}, {', '.join(FORMATS)}")
+            raise UsageError(_unknown_format(self.format))
 
     def settings(self, model_scale: int) -> dict[str, object]:
         """Return all of it, fit for JSON; to ask for `model_scale`, the model's own, is to ask for none."""
@@ -191,8 +192,13 @@ def known_format(name: str) -> str:
         return name
     format = format_of_suffix(f".{name}")
     if not format:
-        raise UsageError(f"unknown format {name!r}: choose {AUTO}, {', '.join(FORMATS)}")
+        raise UsageError(_unknown_format(name))
     return format
+
+
+def _unknown_format(name: str) -> str:
+    choices = (AUTO, *FORMATS)
+    return f"unknown format {name!r}: choose {', '.join(choices)}{did_you_mean(name, choices)}"
 
 
 def format_of_name(out: Path, format: str) -> str:

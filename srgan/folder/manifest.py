@@ -59,11 +59,13 @@ class Origin:
 class Manifest:
     """The results in the folder `root`. Nothing is made there before `temporary` is called. Any thread may call.
 
-    Raises OutputError if what is known of the folder cannot be read.
+    `begins`: whether a hidden folder is made where there is none. Without, nothing is known of what is made; what
+    another run's knows is heeded, and added to. Raises OutputError if what is known of the folder cannot be read.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, begins: bool = True) -> None:
         self.root = root
+        self._begins = begins
         self._hidden = root / FOLDER
         self._lock = threading.RLock()
         self._folders: set[Path] = set()
@@ -126,7 +128,9 @@ class Manifest:
                         return
                     raise PictureError(f"{target}: another model or other settings made it; {remedy}")
                 raise PictureError(f"{target}: is the result of {row.origin.path}; {remedy}")
-        raise PictureError(f"{target}: exists, and is not as this program left it; {remedy}")
+        if self._keeps():
+            raise PictureError(f"{target}: exists, and is not as this program left it; {remedy}")
+        raise PictureError(f"{target}: exists already; {remedy}")
 
     def temporary(self, target: Path) -> Path:
         """Return a name for what will become `target`, whose folder is made.
@@ -135,15 +139,16 @@ class Manifest:
         """
         folder = target.parent
         with self._lock:
-            database = self._begun()
+            database = self._begun() if self._keeps() else None
             if folder not in self._folders:
                 with explained(target):
                     folder.mkdir(parents=True, exist_ok=True)
                 if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.root)):
                     raise PictureError(f"{folder}: a symbolic link leads out of {self.root}; remove it")
-                with self._explained():
-                    row = self._run, self._name(folder)
-                    database.execute("INSERT OR IGNORE INTO folders VALUES (?, ?)", row)
+                if database is not None:
+                    with self._explained():
+                        row = self._run, self._name(folder)
+                        database.execute("INSERT OR IGNORE INTO folders VALUES (?, ?)", row)
                 if len(self._folders) > 1000:
                     self._folders.clear()
                 self._folders.add(folder)
@@ -154,6 +159,9 @@ class Manifest:
     def put(self, temporary: Path, target: Path, planned: Path, origin: Origin, settings: str) -> None:
         """Rename `temporary` to `target` and know it from then on; raises what `explained` does."""
         with removed_on_error(temporary), self._lock, explained(target):
+            if not self._keeps():
+                put_in_place(temporary, target)
+                return
             made = temporary.lstat()
             row = _Result(
                 target=self._name(target),
@@ -168,6 +176,9 @@ class Manifest:
                     "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row.flat()
                 )
             put_in_place(temporary, target)
+
+    def _keeps(self) -> bool:
+        return self._begins or self._database is not None
 
     def _begun(self) -> sqlite3.Connection:
         """Return the database after the hidden folder is made and this run has its lock."""

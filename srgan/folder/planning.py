@@ -100,7 +100,9 @@ def plan(
     if out is not None:
         refuse_impossible(out)
     made = Plan()
-    if out is not None and _names_a_picture(out):
+    names_a_picture = out is not None and _names_a_picture(out)
+    made.is_one_file = len(inputs) == 1 and not inputs[0].is_dir() and (out is None or names_a_picture)
+    if out is not None and names_a_picture:
         made.add(0, _job_with_named_target(inputs, out, format))
     elif out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file, neither a folder nor the name of a picture; give another -o")
@@ -176,15 +178,18 @@ class Plan:
     """All jobs, in the order of the inputs and their names; iterate over it as often as you like.
 
     `unreadable`: folders that could not be listed, each with the reason. `links_left`: how many symbolic links
-    were not followed. `passed_over`: files in folders that are no pictures. Jobs that cannot be carried out are
-    not among the others, but `refused`. The jobs lie in a temporary database, so that a hundred thousand of them
-    take no memory, are sorted, and are compared with each other by whoever does that best. Any thread may call.
+    were not followed. `passed_over`: files in folders that are no pictures. `is_one_file`: whether one picture was
+    named and no folder, neither for it nor for its result: then no record is begun beside it. Jobs that cannot be
+    carried out are not among the others, but `refused`. The jobs lie in a temporary database, so that a hundred
+    thousand of them take no memory, are sorted, and are compared with each other by whoever does that best. Any
+    thread may call.
     """
 
     def __init__(self) -> None:
         self.unreadable: tuple[tuple[Path, str], ...] = ()
         self.links_left = 0
         self.passed_over = PassedOver()
+        self.is_one_file = False
         # An empty name: a file of SQLite's own that goes when the connection does.
         self._database = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._lock = threading.Lock()

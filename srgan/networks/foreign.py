@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from srgan.errors import UsageError, WeightsError
+from srgan.installed import remedy
 from srgan.networks.layouts import LAYOUTS
 
 MAX_MULTIPLE_LR_PX = 256
@@ -56,7 +57,7 @@ def foreign_network(state: dict[str, Tensor], source: Path) -> ForeignNetwork:
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{source}: not a generator of {known}; for ESRGAN, SwinIR, SPAN, Compact and others: "
-            'pip install "srgan[models]"'
+            f"{remedy('models')}"
         ) from error
     try:
         with warnings.catch_warnings():  # their code calls torch by its old argument names

@@ -22,6 +22,7 @@ from pydantic import (
 
 from srgan.errors import RecipeError
 from srgan.networks.generator import GeneratorRecipe
+from srgan.texts import did_you_mean
 from srgan.weights import model_name
 
 log = logging.getLogger(__name__)
@@ -494,7 +495,10 @@ def bundled_recipes() -> list[str]:
 def recipe_text(name: str) -> str:
     """Return the TOML of a bundled recipe. Raises RecipeError for another name."""
     if name not in bundled_recipes():
-        raise RecipeError(f"no recipe {name!r}: give a .toml file or one of {', '.join(bundled_recipes())}")
+        names = bundled_recipes()
+        raise RecipeError(
+            f"no recipe {name!r}: give a .toml file or one of {', '.join(names)}{did_you_mean(name, names)}"
+        )
     return (resources.files("srgan.training") / "recipes" / f"{name}.toml").read_text("utf-8")
 
 
@@ -551,7 +555,9 @@ def _plain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "recipe"
     if problem["type"] == "extra_forbidden":
         known = _keys_beside(problem["loc"])
-        return f"unknown key {key!r}" + (f" (known: {', '.join(known)})" if known else "")
+        return f"unknown key {key!r}{did_you_mean(str(problem['loc'][-1]), known)}" + (
+            f" (known: {', '.join(known)})" if known else ""
+        )
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
 
 

@@ -42,13 +42,28 @@ def test_finished_files_are_skipped_and_nothing_is_computed(tmp_path: Path) -> N
     assert statuses(made(source, out, overwrite=True)) == ["written"] * 4
 
 
-def test_a_single_file_is_treated_alike(tmp_path: Path) -> None:
+def test_nothing_lies_beside_a_single_file_but_its_result(tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png")
+    for target, result in ((None, "a_x4.png"), (tmp_path / "named.png", "named.png")):
+        assert statuses(made(source, target)) == ["written"]
+        (again,) = made(source, target)
+        assert (again.status, f"{tmp_path / result}: exists already" in str(again.error)) == ("failed", True)
+        assert statuses(made(source, target, overwrite=True)) == ["written"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_x4.png", "named.png"]
+
+
+def test_a_single_file_keeps_to_the_record_that_is_there(tmp_path: Path) -> None:
+    source, _ = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    with contextlib.closing(Manifest(tmp_path)) as kept:
+        kept.temporary(tmp_path / "any.png")
     assert statuses(made(source, None)) == ["written"]
     assert statuses(made(source, None)) == ["skipped"]
-    assert statuses(made(source, None, overwrite=True)) == ["written"]
-    assert statuses(made(source, tmp_path / "named.png")) == ["written"]
-    assert statuses(made(source, tmp_path / "named.png")) == ["skipped"]
+
+
+def test_a_folder_of_one_picture_is_gone_on_with(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    for status in ("written", "skipped"):
+        assert statuses(made(tmp_path / "in", None)) == [status]
 
 
 @pytest.mark.parametrize("change", ["source", "touched source", "missing result"])

@@ -202,7 +202,7 @@ def test_without_the_packages_for_it_a_file_of_weights_is_refused_with_the_remed
     modules = __import__("sys").modules
     monkeypatch.delitem(modules, "srgan.conversion.importing")
     monkeypatch.setitem(modules, "torch", None)
-    with pytest.raises(UsageError, match=r'need torch, which is not installed: pip install "srgan\[train\]"'):
+    with pytest.raises(UsageError, match=r"need torch, which is not installed: pip install .*\[train\]"):
         Upscaler(tmp_path / "x.pth")
 
 

@@ -25,6 +25,7 @@ NO_SUCH_JOB = "a" * 32
 # Operation: its method and address, and what a request needs that succeeds.
 REQUESTS: dict[str, tuple[str, str]] = {
     "upscale": ("POST", "/v1/upscale"),
+    "list_limits": ("GET", "/v1/limits"),
     "list_models": ("GET", "/v1/models"),
     "create_job": ("POST", "/v1/jobs"),
     "list_jobs": ("GET", "/v1/jobs"),

@@ -264,3 +264,9 @@ def test_equal_names_get_numbers() -> None:
 
 def test_quotes_and_percents_are_not_taken_for_more() -> None:
     assert disposition("inline", "50%_x4.png") == "inline; filename=\"50__x4.png\"; filename*=UTF-8''50%25_x4.png"
+
+
+def test_jobs_are_done_in_their_order(running: Running) -> None:
+    places = [left(running, content=png(seed=seed)) for seed in range(4)]
+    started = [ended(running, place)["started_at"] for place in places]
+    assert started == sorted(started)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from srgan_service.http.keys import Keys
 from srgan_service.http.origins import Origins
+from srgan_service.settings import Settings
 from support.serving import QUICK, Running, answer_on, ended, left, png, problem, serving, settings_of
 
 ALICE = "alice-alice-alice-alice-1"
@@ -110,3 +111,33 @@ def test_a_proxy_hands_on_the_name_that_was_asked_for() -> None:
     """Or the page's Origin would be another one than its Host."""
     configuration = Path(__file__).parents[2] / "service" / "deploy" / "nginx.conf"
     assert "proxy_set_header Host $http_host;" in configuration.read_text()
+
+
+# Pages elsewhere that may
+
+
+ELSEWHERE = "https://photos.example"
+
+
+def test_a_page_that_is_named_may_use_the_service_and_no_other() -> None:
+    with serving(cors_origins=f"{ELSEWHERE}, https://other.example") as server:
+        asked = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
+        preflight = server.client.options(
+            "/v1/upscale", headers=asked | {"Access-Control-Request-Headers": "content-type,x-api-key"}
+        )
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ELSEWHERE)
+        assert "X-API-Key" in preflight.headers["access-control-allow-headers"]
+        answer = server.client.post("/v1/upscale", content=png(), headers={"Origin": ELSEWHERE})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ELSEWHERE)
+        assert "X-Warnings" in answer.headers["access-control-expose-headers"]
+        assert "Origin" in answer.headers["vary"]
+        for strange in ("https://evil.example", "https://photos.example.evil", "http://photos.example", "null"):
+            refusal = server.client.post("/v1/upscale", content=png(), headers={"Origin": strange})
+            problem(refusal, 403, "foreign-origin")
+            assert "access-control-allow-origin" not in refusal.headers
+
+
+@pytest.mark.parametrize("text", ["*", "photos.example", "https://photos.example/path", "https://*.example"])
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no origin"):
+        Settings(cors_origins=text)

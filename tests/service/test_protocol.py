@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import httpx
 import pytest
 import uvicorn
 from srgan_service.http.protocol import configured
+from srgan_service.logs import formatter
 from srgan_service.settings import Settings, refuse_misspelt
 from support.serving import Blocked, Running, answer_on, free_port, head, png, problem, serving, until
 
@@ -451,8 +454,35 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path, tiny_model
         command = [sys.executable, "-m", "srgan", "serve", "--port", str(port), "--model", str(tiny_model)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    said = f"srgan: error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port\n"
-    assert done.stderr == said
+    told = f"srgan: error: port {port} of 127.0.0.1 is in use by another program: end that, or take --port "
+    assert done.stderr.startswith(told)
+    assert int(done.stderr.removeprefix(told)) > port
+
+
+def test_a_person_at_a_terminal_is_told_what_to_open(tmp_path: Path, tiny_model: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in OF_TESTS}
+    port = free_port()
+    command = [sys.executable, "-m", "srgan", "serve", "--port", str(port), "--model", str(tiny_model)]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs) as server:
+        os.close(theirs)
+        try:
+            told = ""
+            with open(ours, encoding="utf-8") as terminal:  # noqa: PTH123  # a descriptor
+                while "Ctrl-C" not in told:
+                    told += terminal.readline()
+        finally:
+            server.kill()
+    assert f"Open http://127.0.0.1:{port}  (Ctrl-C ends it)" in told
+    assert "{" not in told
+
+
+def test_lines_for_a_person_cannot_be_forged() -> None:
+    record = logging.LogRecord("any", logging.WARNING, "", 0, "odd\nforged \x1b[31m", None, None)
+    line = formatter(for_person=True).format(record)
+    assert line.splitlines() == [line]
+    assert "\x1b" not in line
+    assert "warning odd\\nforged" in line
 
 
 def test_what_the_library_and_others_read_is_no_misspelt_setting() -> None:

@@ -20,6 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from srgan_service.http.routes import warnings_header
+from srgan_service.settings import Settings
+from srgan_service.work.service import upload_megapixels
 from support.serving import Blocked, Running, answer_on, head, levels, png, problem, serving, settings_of, until
 
 from srgan.errors import GuardError
@@ -665,3 +667,41 @@ def test_a_model_may_have_a_name_beyond_latin_1(tmp_path: Path, tiny_model: Path
         answer = running.client.post("/v1/upscale", content=png())
     assert answer.status_code == 200
     assert answer.headers["X-Model"] == "%E6%A8%A1%E5%9E%8B 100%25"
+
+
+# What is published, and what is told once
+
+
+def test_limits_formats_and_scales_are_published(running: Running) -> None:
+    running.client.post("/v1/upscale", content=png())
+    limits = running.client.get("/v1/limits").json()
+    assert limits["upload"] == {
+        "bytes": 1_000_000,
+        "megapixels": 0.01,
+        "side_px": 500,
+        "frames": 100,
+        "output_megapixels": 400.0,
+    }
+    assert (limits["jobs"], limits["deadline_s"], limits["scales"]) == (None, 60.0, [1.0, 16.0])
+    assert (
+        {"png", "jpg", "webp", "avif", "tiff", "gif"}
+        <= set(limits["formats_written"])
+        <= set(limits["formats_read"])
+    )
+    assert limits["precisions"] == ["fp32"]
+
+
+@pytest.mark.parametrize(("free_gb", "megapixels"), [(4, 16.0), (8, 25.0), (64, 25.0)])
+def test_todays_telephones_are_let_in_where_there_is_memory(free_gb: int, megapixels: float) -> None:
+    assert upload_megapixels(Settings(), free_gb * 10**9) == megapixels
+    assert upload_megapixels(Settings(limit_megapixels=3), free_gb * 10**9) == 3
+    assert 5712 * 4284 < 25e6
+
+
+def test_what_is_wrong_with_a_picture_is_told_once(running: Running) -> None:
+    answer = running.client.post("/v1/upscale", content=png()[:60])
+    detail = problem(answer, 422, "damaged-picture")["detail"]
+    assert detail.startswith("it is damaged or incomplete")
+    assert "the picture" not in detail.lower()
+    other = running.client.post("/v1/upscale", content=b"hello")
+    assert "the picture" not in problem(other, 415, "unsupported-format")["detail"].lower()

@@ -348,13 +348,10 @@ async def delete_job(id: AnId, holder: AHolder, desk: ADesk) -> JobState | Respo
     responses={
         200: {
             "description": "The picture, or an archive of them.",
-            "content": {
-                **openapi.picture_responses()[200]["content"],
-                "application/zip": {"schema": {"type": "string", "format": "binary"}},
-            },
+            "content": openapi.binary("application/zip"),
             "headers": {"ETag": {"schema": {"type": "string"}}, "Accept-Ranges": {"schema": {"type": "string"}}},
         },
-        206: {"description": "The part that Range asks for."},
+        206: {"description": "The part that Range asks for.", "content": openapi.binary("application/zip")},
         304: {"description": "What If-None-Match names is still right."},
         **documented(*JOB_PROBLEMS, "conflict", "range-not-satisfiable"),
     },

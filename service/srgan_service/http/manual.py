@@ -25,6 +25,7 @@ _CURL = {
     "watch_job": 'curl -N "{url}/v1/jobs/ID/events"',
     "get_result": 'curl -OJ "{url}/v1/jobs/ID/result"',
     "delete_job": 'curl -X DELETE "{url}/v1/jobs/ID"',
+    "list_limits": 'curl "{url}/v1/limits"',
     "list_models": 'curl "{url}/v1/models"',
 }
 

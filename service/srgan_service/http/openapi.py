@@ -16,7 +16,9 @@ from srgan_service.work.models import Models
 from srgan_service.work.service import Service
 from srgan_service.work.upscaling import MEDIA_TYPES
 
-_UPLOADS = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/tiff", "image/gif", "image/bmp")
+# Of any kind of picture, whatever it is: programs that are made from this document know only this one as bytes.
+_BYTES = "application/octet-stream"
+_BINARY = {"type": "string", "format": "binary"}
 _USE = (
     "Send a picture to `/v1/upscale` and get it back larger, or to `/v1/jobs` if it takes long. Every error is a "
     "problem document (RFC 9457) with a stable `code`; 429 and 503 say in `Retry-After` when to try again."
@@ -63,8 +65,9 @@ def picture_body() -> dict[str, Any]:
         "required": ["image"],
         "additionalProperties": False,
     }
-    raw = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in _UPLOADS}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}}}
+    content = {"multipart/form-data": {"schema": form}, _BYTES: {"schema": dict(_BINARY)}}
+    about = "A form, or the bytes of the picture alone, as `application/octet-stream` or as what they are."
+    return {"requestBody": {"description": about, "required": True, "content": content}}
 
 
 def jobs_body() -> dict[str, Any]:
@@ -94,10 +97,12 @@ def picture_responses() -> dict[int | str, dict[str, Any]]:
         },
         "Content-Disposition": {"schema": {"type": "string"}},
     }
-    content = {
-        media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()
-    }
-    return {200: {"description": "The upscaled picture.", "content": content, "headers": headers}}
+    return {200: {"description": "The upscaled picture.", "content": binary(), "headers": headers}}
+
+
+def binary(*further: str) -> dict[str, Any]:
+    """Return the content of an answer that is a picture of any kind, or one of `further` media types."""
+    return {media_type: {"schema": dict(_BINARY)} for media_type in (*MEDIA_TYPES.values(), *further, _BYTES)}
 
 
 def finish(app: FastAPI) -> None:
@@ -107,6 +112,8 @@ def finish(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = get_openapi(
                 title=app.title,
+                license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+                servers=[{"url": "/", "description": "Where this document is."}],
                 version=app.version,
                 summary=app.summary,
                 description=_USE,
@@ -117,11 +124,16 @@ def finish(app: FastAPI) -> None:
             schemas["Problem"] = ProblemDocument.model_json_schema()
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
-            components["securitySchemes"] = {
-                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "bearer": {"type": "http", "scheme": "bearer"},
-            }
             service: Service = app.state.service
+            document["security"] = []
+            if service.keys:
+                components["securitySchemes"] = {
+                    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                    "bearer": {"type": "http", "scheme": "bearer"},
+                }
+            for schema in schemas.values():
+                for example in schema.get("examples", []):
+                    _complete(example, schema, schemas)
             for operations in document["paths"].values():
                 for operation in operations.values():
                     _finish_operation(operation, needs_key=bool(service.keys))
@@ -130,6 +142,15 @@ def finish(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
+
+
+def _complete(example: dict[str, Any], schema: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Say null in an example again where it has to be said: FastAPI leaves it out."""
+    for name in schema.get("required", []):
+        value = example.setdefault(name, None)
+        items = schema["properties"][name].get("items", {})
+        for item in value if isinstance(value, list) and "$ref" in items else []:
+            _complete(item, schemas[items["$ref"].rpartition("/")[2]], schemas)
 
 
 def _finish_operation(operation: dict[str, Any], needs_key: bool) -> None:

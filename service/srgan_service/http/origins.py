@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from starlette.types import Scope
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from srgan_service.http.keys import Keys, is_loopback
 from srgan_service.http.problems import Problem
@@ -25,6 +26,7 @@ class Origins:
     def __init__(self, settings: Settings, keys: Keys) -> None:
         self._hosts = frozenset(filter(None, (name.strip().lower() for name in settings.allowed_hosts.split(","))))
         self._is_open = bool(keys)
+        self._pages = settings.origins
         self._takes_any_host = settings.insecure and not self._hosts
 
     def refusal(self, scope: Scope) -> Problem | None:
@@ -39,8 +41,11 @@ class Origins:
                 "without API keys this machine alone is served, as localhost or 127.0.0.1; "
                 "SRGAN_ALLOWED_HOSTS names others",
             )
-        if any(not self._is_page_of(host, origin) for origin in origins):
-            return Problem("foreign-origin", "without API keys the service's own pages alone may use it")
+        if any(not self._is_page_of(host, origin) for origin in origins if origin not in self._pages):
+            return Problem(
+                "foreign-origin",
+                "without API keys the service's own pages alone may use it; SRGAN_CORS_ORIGINS names others",
+            )
         return None
 
     def _is_ours(self, host: str) -> bool:
@@ -56,6 +61,35 @@ class Origins:
             return bool(place)
         # This server by another of its names.
         return is_loopback(_name(place)) and is_loopback(_name(host)) and _port(place) == _port(host)
+
+
+class Cors(CORSMiddleware):
+    """Lets the pages of `origins` use the service from a browser; for all others nothing changes."""
+
+    def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=[
+                "X-API-Key",
+                "Authorization",
+                "Idempotency-Key",
+                "X-Request-Id",
+                "Range",
+                "If-None-Match",
+            ],
+            expose_headers=[
+                *("X-Model", "X-Warnings", "X-Request-Id", "Location", "Retry-After"),
+                *("Content-Disposition", "Content-Range", "ETag", "Idempotency-Replayed"),
+            ],
+        )
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the question of a browser before its request, and allow the answer to be read."""
+        is_asked = scope["type"] == "http" and bool(self._origins.intersection(_values(scope, b"origin")))
+        await (super().__call__ if is_asked else self.app)(scope, receive, send)
 
 
 def _values(scope: Scope, wanted: bytes) -> list[str]:

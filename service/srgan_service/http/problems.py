@@ -117,7 +117,9 @@ def too_long(limit_bytes: int) -> Problem:
 
 def problem_of(error: SrganError) -> Problem:
     """Return what an error of the library means to a client."""
-    detail = str(error)
+    # Of an upload: its title names the picture, so this says only what is wrong with it.
+    detail = str(error).removeprefix("the picture: ")
+    detail = f"it {detail}" if detail.startswith(("is ", "has ", "cannot ")) else detail
     match error:
         case PictureTooLargeError():
             return Problem("too-many-pixels", detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Sequence
+from importlib.util import find_spec
 from typing import Annotated
 from urllib.parse import quote
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from srgan.engines.protocol import Precision
+from srgan.pictures import FORMATS
+from srgan.upscale import MAX_SCALE, MIN_SCALE
 from srgan_service.http import manual, openapi
 from srgan_service.http.cancellation import WatchedResponse
 from srgan_service.http.keys import Holder
@@ -167,6 +170,39 @@ class ModelList(BaseModel):
     )
 
 
+class UploadLimits(BaseModel):
+    """What an upload may have; more is refused with 413."""
+
+    bytes: int
+    megapixels: float
+    side_px: int
+    frames: int = Field(description="Of an animation, or pages; together within the megapixels.")
+    output_megapixels: float = Field(description="Of the result.")
+
+
+class JobLimits(BaseModel):
+    """What a job may have."""
+
+    files: int
+    bytes: int
+
+
+class LimitList(BaseModel):
+    """What can be asked for here."""
+
+    upload: UploadLimits
+    jobs: JobLimits | None = Field(description="null if no jobs are taken.")
+    deadline_s: float = Field(description="What takes longer than this belongs to `/v1/jobs`.")
+    formats_read: list[str] = Field(examples=[["png", "jpg"]])
+    formats_written: list[str] = Field(examples=[["png", "jpg"]])
+    scales: tuple[float, float] = Field(
+        description="The least and the most, with all between.", examples=[[1, 16]]
+    )
+    precisions: list[Precision] = Field(
+        description="In what the models that were used compute.", examples=[["fp32"]]
+    )
+
+
 class State(BaseModel):
     """How the service is."""
 
@@ -190,6 +226,34 @@ async def models(service: AService, holder: AHolder) -> ModelList:
         for model in service.models.listed
     ]
     return ModelList(models=listed, balance=service.models.balance)
+
+
+@pictures.get(
+    "/v1/limits",
+    summary="What can be asked for",
+    operation_id="list_limits",
+    responses=documented("unauthorized"),
+)
+async def limits(service: AService, holder: AHolder) -> LimitList:
+    """Answer with what uploads and jobs may have, and with formats, scales and precisions."""
+    settings = service.settings
+    return LimitList(
+        upload=UploadLimits(
+            bytes=settings.limit_bytes,
+            megapixels=service.limit_megapixels,
+            side_px=settings.limit_side_px,
+            frames=settings.limit_frames,
+            output_megapixels=settings.limit_output_megapixels,
+        ),
+        jobs=JobLimits(files=settings.job_files, bytes=settings.job_bytes) if settings.jobs else None,
+        deadline_s=settings.deadline_s,
+        formats_read=[*FORMATS, *(["heic"] if find_spec("pillow_heif") else [])],
+        formats_written=list(FORMATS),
+        scales=(MIN_SCALE, MAX_SCALE),
+        precisions=sorted(
+            {known for model in service.models.listed if (known := service.models.precision(model.name))}
+        ),
+    )
 
 
 @watching.get("/healthz", summary="Whether the process is alive", operation_id="health", responses=documented())

@@ -48,10 +48,17 @@ def working_bytes(settings: Settings, free_bytes: int) -> int:
     return min(settings.memory_bytes, max(_LEAST_WORKING_BYTES, int(free_bytes * _WORKING_SHARE)))
 
 
+def upload_megapixels(settings: Settings, free_bytes: int) -> float:
+    """Return how many pixels an upload may have: those of today's telephones, where their results have room."""
+    if settings.limit_megapixels is not None:
+        return settings.limit_megapixels
+    return 25.0 if free_bytes >= 8 * 10**9 else 16.0  # 5712×4284 are 24.5; ×4 in RGB they are 1.2 GB
+
+
 def room_bytes(settings: Settings, free_bytes: int) -> int:
     """Return how much of `free_bytes` is left for results and their encoding: what nothing else may take."""
     others = WARM_ENGINES * working_bytes(settings, free_bytes) + settings.queue_bytes + _PROCESS_BYTES
-    decoding = 2 * settings.limit_megapixels * _DECODING_BYTES_PER_PX
+    decoding = 2 * upload_megapixels(settings, free_bytes) * _DECODING_BYTES_PER_PX
     queue = settings.queue_megapixels * _QUEUE_BYTES_PER_PX
     return max(0, free_bytes - int(others + 1e6 * (decoding + queue)))
 
@@ -64,6 +71,7 @@ class Service:
     ) -> None:
         free_bytes = available_bytes()  # before anything of this program is there
         self.settings = settings
+        self.limit_megapixels = upload_megapixels(settings, free_bytes)
         self.metrics = Metrics()
         self.jobs_not_ready: Callable[[], str | None] = lambda: None  # set by whoever has jobs
         self._shortage: str | None = None
@@ -89,7 +97,7 @@ class Service:
         )
         self.cancellation = Cancellation()
         limits = Limits(
-            max_megapixels=settings.limit_megapixels,
+            max_megapixels=self.limit_megapixels,
             max_side_px=settings.limit_side_px,
             max_frames=settings.limit_frames,
         )

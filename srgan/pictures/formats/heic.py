@@ -46,7 +46,7 @@ def open_first(file: BinaryIO) -> First:
         import pillow_heif
     except ImportError as error:
         raise UnsupportedPictureError(
-            "HEIC is read with the package pillow-heif: install it by `pip install 'srgan[heic]'`"
+            "HEIC is read with the package pillow-heif, which is not installed: pip install pillow-heif"
         ) from error
     opened = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
     warnings = (
