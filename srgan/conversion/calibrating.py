@@ -38,8 +38,8 @@ def int8_form(onnx: bytes, name: str, crops: Sequence[np.ndarray]) -> Int8Form:
 def lr_crops(folder: Path, scale: int) -> list[np.ndarray]:
     """Return crops, (1,3,48,48) float32 in [0,1], of the pictures below `folder`, reduced `scale` times.
 
-    They are 120, less the share of pictures that are too small. The same folder gives the same crops. Raises UsageError if there is no picture that is large enough, else what
-    the decoder raises.
+    They are 120, less the share of pictures that are too small. The same folder gives the same crops. Raises
+    UsageError if there is no picture that is large enough, else what the decoder raises.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give --calibrate a folder of photographs")
