@@ -147,7 +147,8 @@ class Model(BaseModel):
     scale: int = Field(description="Times larger, when nothing else is asked for.")
     default: bool = Field(description="Whether it is used when a request names none.")
     precision: Precision | None = Field(
-        description="In what it computes: fp32, bf16, fp16 or int8; null until it is first used.", examples=["bf16"]
+        description="In what it computes: fp32, bf16, fp16 or int8; null until it is first used.",
+        examples=["bf16"],
     )
 
 
