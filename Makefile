@@ -31,7 +31,7 @@ test-slow: $(DEV)/installed
 		|| echo "PostgreSQL is not here and cannot be installed: its tests will be skipped"
 	$(DEV)/bin/pytest -m slow
 
-# 20 minutes on two idle cores. PARTS="engine load" measures these alone.
+# Half an hour on two idle cores. PARTS="engine load" measures these alone.
 bench: $(DEV)/installed
 	$(DEV)/bin/python benchmarks/bench.py $(PARTS)
 

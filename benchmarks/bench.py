@@ -1,6 +1,6 @@
 """Measure everything that is said about speed and memory, and write it down: what `make bench` runs.
 
-    python benchmarks/bench.py                    # all parts, 20 minutes on two idle cores
+    python benchmarks/bench.py                    # all parts, half an hour on two idle cores
     python benchmarks/bench.py engine training    # these parts; the others keep their figures
     python benchmarks/bench.py --quick            # everything small, into build/bench: does it still run?
     python benchmarks/bench.py --render           # nothing is measured: the page from the figures that are there
@@ -75,7 +75,12 @@ PARTS = (
         ("--steps", "3", "--rounds", "3", "--workers", "0"),
         ("--recipe", "tiny", "--steps", "1", "--rounds", "1", "--workers", "0"),
     ),
-    Part("load", "load.py", ("--seconds", "45"), ("--seconds", "4", "--clients", "4", "--pictures", "4")),
+    Part(
+        "load",
+        "load.py",
+        ("--seconds", "45", "--precisions", "auto", "fp32", "int8"),
+        ("--seconds", "4", "--clients", "4", "--pictures", "4", "--precisions", "auto", "fp32"),
+    ),
 )
 
 

@@ -112,12 +112,13 @@ def text_of(place: Path) -> str:
 class Server:
     """`srgan serve` in a process of its own."""
 
-    def __init__(self, model: str | None, scratch: str) -> None:
+    def __init__(self, model: str | None, precision: str, scratch: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._scratch = Path(scratch)
         own = {"SRGAN_JOBS": "false", "SRGAN_LOG_LEVEL": "ERROR", "SRGAN_QUEUE_REQUESTS": "80", "TMPDIR": scratch}
+        own["SRGAN_PRECISION"] = precision
         if model:
             own["SRGAN_MODEL"] = model
         command = [sys.executable, "-m", "srgan", "serve", "--port", str(self.port)]
@@ -421,17 +422,17 @@ def report(found: dict[str, Any]) -> None:
         print(f"{name:15} {first} before, {last} after")
 
 
-def measured(options: argparse.Namespace, scratch: str) -> dict[str, Any]:
+def measured(options: argparse.Namespace, precision: str, scratch: str) -> dict[str, Any]:
     """Start the server, load it between two looks at the engine alone, and return the figures."""
     files = pictures(options.pictures, options.sides)
     decoded = [decode(file) for file in files]
-    upscaler, alone_s = Upscaler(options.model), min(20, options.seconds / 4)
+    upscaler, alone_s = Upscaler(options.model, precision=precision), min(20, options.seconds / 4)
     right = [upscaler.upscale(picture).pixels for picture in decoded]  # and everything is compiled now
     before, after = Alone(), Alone()
     places = [Path(scratch, name) for name in ("server", "answers", "warm")]
     for place in places:
         place.mkdir()
-    server = Server(options.model, str(places[0]))
+    server = Server(options.model, precision, str(places[0]))
     # A prober of its own process: in this one it would wait for the clients' turn.
     prober = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     with server.running(), prober:
@@ -466,13 +467,19 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--sides", type=int, nargs="+", default=[96, 128, 160, 192])
     parser.add_argument("--model", default=None)
+    parser.add_argument("--precisions", nargs="+", default=["auto"], help="one after the other")
     parser.add_argument("--json", type=Path, default=None, help="file for the figures")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        found = measured(options, scratch)
-    report(found)
-    write_figures(options.json, found)
-    sys.exit(bool(found["wrong"] or set(found["statuses"]) - {"200", "429", "503"}))
+    found = {}
+    for precision in options.precisions:
+        with tempfile.TemporaryDirectory() as scratch:
+            found[precision] = measured(options, precision, scratch)
+        print(f"precision     {precision}")
+        report(found[precision])
+    first, *others = options.precisions
+    write_figures(options.json, found[first] | {"others": {precision: found[precision] for precision in others}})
+    wrong = [set(each["statuses"]) - {"200", "429", "503"} or each["wrong"] for each in found.values()]
+    sys.exit(any(wrong))
 
 
 if __name__ == "__main__":

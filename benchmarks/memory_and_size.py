@@ -29,6 +29,7 @@ from srgan.pictures import Picture
 from srgan.upscale import Upscaler
 
 SIZES = ["128x128", "256x256", "500x500", "1000x1000", "2000x1500", "4000x3000"]
+PRECISIONS = ("fp32", "int8")  # beside what `auto` takes
 SHARE_OF_FREE_MEMORY = 0.8
 
 
@@ -40,11 +41,12 @@ def main() -> None:
     parser.add_argument("--reference", default="500x500", metavar="WxH", help="what ours are compared with")
     parser.add_argument("--memory", type=float, help="bytes that inference may take; default: the program's own")
     parser.add_argument("--model", help="bundled name or an .onnx file")
+    parser.add_argument("--precision", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--one", choices=["ours", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one == "ours":
-        print(json.dumps(measure(options.sizes[0], options.memory, options.model)))
+        print(json.dumps(measure(options.sizes[0], options.memory, options.model, options.precision)))
         return
     if options.one == "plain":
         print(json.dumps(measure_plain(options.sizes[0])))
@@ -53,6 +55,8 @@ def main() -> None:
     given = ["--memory", str(options.memory)] if options.memory else []
     given += ["--model", options.model] if options.model else []
     found = {"ours": [in_a_process("ours", size, given) for size in options.sizes]}
+    for kind in PRECISIONS:
+        found[kind] = [in_a_process("ours", size, [*given, "--precision", kind]) for size in options.sizes]
     found["plain"] = []
     for size in options.plain:
         found["plain"].append(too_large(size, found["plain"]) or in_a_process("plain", size, []))
@@ -87,9 +91,9 @@ def too_large(size: str, before: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"size": size, "missing": f"not tried: it would need about {needed / 1e9:.0f} GB"}
 
 
-def measure(size: str, memory: float | None, model: str | None) -> dict[str, float]:
+def measure(size: str, memory: float | None, model: str | None, precision: str) -> dict[str, float]:
     """Upscale noise of that size; return seconds per output megapixel and peak bytes less those of the result."""
-    upscaler = Upscaler(model, working_bytes=int(memory) if memory else None, device="cpu")
+    upscaler = Upscaler(model, working_bytes=int(memory) if memory else None, device="cpu", precision=precision)
     levels = noise(size)
     wall, cpu = time.perf_counter(), sum(os.times()[:2])
     result = upscaler.upscale(Picture(levels))

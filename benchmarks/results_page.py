@@ -87,7 +87,8 @@ def engine(figures: Figures) -> Section:
     """Runtimes on one generator, at each size; the plot and what is repeated are of the last one."""
     section = Section(
         [
-            f"Float32, {figures['threads']} threads{', CPU seconds' if figures['cpu_time'] else ''}. GFLOP/s are "
+            f"Float32, but for lines that name another precision; {figures['threads']} threads"
+            f"{', CPU seconds' if figures['cpu_time'] else ''}. GFLOP/s are "
             "those of the network as published; the share is of the fastest float32 matrix product that three "
             "libraries reach here.",
         ]
@@ -134,7 +135,7 @@ def folder(figures: Figures) -> Section:
             wall = [run["wall"] for run in runs]
             peak = statistics.median(run["peak_bytes"] for run in runs) / 1e6
             cpu = statistics.median(run["cpu"] for run in runs)
-            works = name in ("srgan upscale", "plain script")
+            works = name.startswith("srgan upscale") or name == "plain script"
             rate = f"{case['pictures'] / statistics.median(wall):.2f}" if works else ""
             compared = "" if name == "srgan upscale" else spread(ratios(wall, ours), 2)
             rows.append([case["name"], name, spread(wall, 2), rate, f"{cpu:.1f}", f"{peak:.0f}", compared])
@@ -172,8 +173,9 @@ def memory(figures: Figures) -> Section:
     """Memory and time against size."""
     reference = next((row for row in figures["ours"] if row["size"] == figures["reference"]), None)
     rows, lines_drawn, short = [], {}, []
-    for how, label in (("ours", "srgan"), ("plain", "PyTorch, whole picture")):
-        for row in figures[how]:
+    labels = {"ours": "srgan", "fp32": "srgan, fp32", "int8": "srgan, int8", "plain": "PyTorch, whole picture"}
+    for how, label in labels.items():
+        for row in figures.get(how, []):
             if "missing" in row:
                 rows.append([row["size"], label, f"not measured: {row['missing']}", "", "", "", ""])
                 continue
@@ -182,7 +184,7 @@ def memory(figures: Figures) -> Section:
                 compared = f"{row['wall'] / reference['wall']:.2f}"
             size = [row["size"], label, f"{row['megapixels']:.1f}", f"{row['wall']:.2f}", f"{row['cpu']:.2f}"]
             rows.append([*size, compared, f"{row['peak'] / 1e9:.2f}"])
-        measured = [row for row in figures[how] if "peak" in row]
+        measured = [row for row in figures.get(how, []) if "peak" in row]
         lines_drawn[label] = [(row["megapixels"] / 16, row["peak"] / 1e9) for row in measured]
         if measured:
             last = measured[-1]
@@ -284,6 +286,13 @@ def load(figures: Figures) -> Section:
         ["`/healthz` p50, p99, max", _latencies(health)],
         ["resident memory, highest", f"{resident['highest']} MiB"],
     ]
+    for precision, other in figures.get("others", {}).items():
+        rows += [
+            [f"in {precision}: throughput over that of the engine alone", f"{other['ratio']:.3f}"],
+            [f"in {precision}: thousand pixels of input per second", f"{other['service_lr_px_per_s'] / 1e3:.1f}"],
+            [f"in {precision}: latency p50, p99, max", _latencies(other["latency_s"])],
+            [f"in {precision}: resident memory, highest", f"{other['resident_mib']['highest']} MiB"],
+        ]
     curve = {"MiB": [(second, mib) for second, mib in resident["curve"]]}
     plot = plots.curves("The server's resident memory under load", curve, x_name="seconds", y_name="MiB")
     lines = [f"Clients without a pause for {figures['seconds']:.0f} s.", "", *table(["", ""], rows)]

@@ -4,7 +4,7 @@
     python benchmarks/speed_engine.py --sizes 128 --rounds 3
     python benchmarks/speed_engine.py --threads 1 --cpu-time     # on a machine that has other work, too
 
-Every contender computes the bundled generator in float32, but for this engine's own bfloat16, and before
+Every contender computes the bundled generator in float32, but for this engine's own bfloat16 and int8, and before
 anything is timed its result is compared with the engine's. "As published" has the last convolution after the
 last shuffle, as in Ledig et al. 2017; all others have it before, as the bundled ONNX file. Each lives in a
 process of its own, with at most half of the free memory, and they take turns, so that a busy moment of the
@@ -34,19 +34,21 @@ import plain_folder
 import torch
 from measuring import ROOT, in_turns, timed, write_figures
 
+from srgan.engines.int8 import Int8Form
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.engines.runtime import openvino, opset13
 from srgan.machine import available_bytes, available_cores
 from srgan.networks.generator import Generator
 from srgan.networks.layers import deployed as for_inference
 from srgan.texts import first_line
+from srgan.weights import find_weights, int8_of
 
 MODEL = ROOT / "weights" / "srgan-x4.onnx"
 MATMUL_SIDE = 2048
 PAUSE_S = 0.25  # before each turn: threads that have just worked may wait actively for more
 LARGEST_DIFFERENCE = 1e-3  # of a range of 1: a quarter of a grey level
-LARGEST_IN_BFLOAT16 = 0.03  # on noise, where all of it is 56 dB from float32
-BFLOAT16 = "OpenVINO, this engine, bfloat16"
+BFLOAT16, INT8 = "OpenVINO, this engine, bfloat16", "OpenVINO, this engine, int8"
+LARGEST_LESS_PRECISE = {BFLOAT16: 0.03, INT8: 0.8}  # in a pixel of noise; in the mean 0.036 for int8
 
 Run = Callable[[], np.ndarray]
 Build = Callable[[np.ndarray, int], Run]
@@ -120,7 +122,7 @@ class Worker:
             raise BenchmarkError(f"its process died; it had {most}") from None
         except Exception as error:  # whatever a runtime raises is its reason for being absent
             raise BenchmarkError(f"{type(error).__name__}: {first_line(error)}") from error
-        if difference > (LARGEST_IN_BFLOAT16 if self._name == BFLOAT16 else LARGEST_DIFFERENCE):
+        if difference > LARGEST_LESS_PRECISE.get(self._name, LARGEST_DIFFERENCE):
             raise BenchmarkError(f"its result differs by {difference:.2g} of the range")
         return difference
 
@@ -159,7 +161,9 @@ def _turn(cpu_time: bool) -> float:
 
 def openvino_engine(lr: np.ndarray, threads: int, precision: str = "fp32") -> Run:
     """The engine of this package."""
-    engine = OpenVinoEngine(MODEL, threads=threads, precision=precision)
+    form = int8_of(find_weights(MODEL)) if precision == "int8" else None
+    int8 = None if form is None else Int8Form.from_json(form, MODEL.name)
+    engine = OpenVinoEngine(MODEL, threads=threads, precision=precision, int8=int8)
     return lambda: engine.run(lr)
 
 
@@ -237,6 +241,7 @@ def deployed() -> torch.nn.Module:
 CONTENDERS: dict[str, Build] = {
     "OpenVINO, this engine": openvino_engine,
     BFLOAT16: partial(openvino_engine, precision="bf16"),
+    INT8: partial(openvino_engine, precision="int8"),
     "ONNX Runtime": onnx_runtime,
     "ncnn": ncnn_net,
     "PyTorch eager, NCHW, as published": lambda lr, _: eager(plain_folder.load(), lr, torch.contiguous_format),

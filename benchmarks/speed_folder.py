@@ -27,6 +27,7 @@ from measuring import in_turns, photographs, write_figures
 
 PLAIN = Path(__file__).parent / "plain_folder.py"
 THUMBNAIL = (120, 90)
+PRECISIONS = ("fp32", "int8")  # beside what `auto` takes
 
 
 def main() -> None:
@@ -61,7 +62,11 @@ def measure(
     """Return wall and CPU seconds and peak bytes of every run over `folder`; `alone`: starting torch beside it."""
     results = folder.parent / "out"
     ours = [sys.executable, "-m", "srgan", "upscale", str(folder), "-o", str(results), "-f", "png"]
-    commands = {"srgan upscale": ours, "plain script": [sys.executable, str(PLAIN), str(folder), str(results)]}
+    commands = {
+        "srgan upscale": ours,
+        **{f"srgan upscale --precision {kind}": [*ours, "--precision", kind] for kind in PRECISIONS},
+        "plain script": [sys.executable, str(PLAIN), str(folder), str(results)],
+    }
 
     def over_the_folder(command: list[str]) -> Callable[[], dict[str, float]]:
         def once() -> dict[str, float]:
@@ -116,7 +121,7 @@ def report(case: dict[str, Any]) -> None:
         peak = statistics.median(one["peak_bytes"] for one in runs)
         median = statistics.median(wall)
         rate = case["pictures"] / median
-        print(f"  {name:28}{median:8.2f} s{rate:8.2f} files/s{ratio:7.2f}x{peak / 1e6:8.0f} MB", flush=True)
+        print(f"  {name:32}{median:8.2f} s{rate:8.2f} files/s{ratio:7.2f}x{peak / 1e6:8.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,22 @@ def has_graphics_driver() -> bool:
     return Path(drivers.get(sys.platform, "/dev/nvidiactl")).exists()
 
 
+def bfloat16_pays(root: Path = Path("/")) -> bool:
+    """Return whether a processor that computes bfloat16 is faster in it than in float32.
+
+    Intel's are with AMX; by AVX512-BF16 alone they multiply no more numbers in a cycle, and converting costs.
+    Where the system does not say what there is, and on other makers' processors, it is taken to pay. oneDNN, which
+    computes, keeps from AMX where its own variable says so. `root`: where the system's /proc is.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    try:
+        processor = (root / "proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return True
+    has_amx = "amx_bf16" in processor and (limit in ("ALL", "DEFAULT") or "AMX" in limit)
+    return has_amx or "GenuineIntel" not in processor
+
+
 def available_bytes(root: Path = Path("/")) -> int:
     """Return how much memory may be taken: what is free, within the limits of this process's control groups.
 

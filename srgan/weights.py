@@ -23,6 +23,8 @@ TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
 
 MAX_BYTES = 2 * 2**30  # a training checkpoint of the largest networks in use, and all that ONNX can hold
 
+_MOST_INT8_BYTES = 2**30  # 37 KB for our generators
+
 # Files are called so, with a suffix of up to 12 bytes, and file systems take 255.
 _MOST_NAME_BYTES = 200
 _OTHER_PLACES = re.compile(r'[/\\:*?"<>|]|^[.~-]|^\s|[.\s]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
@@ -227,6 +229,26 @@ def tensors_of(weights: Weights) -> Path:
     return path
 
 
+def int8_path(path: Path) -> Path:
+    """Return where the int8 form of the ONNX file `path` lies: NAME.int8.json beside NAME.onnx."""
+    return path.with_suffix(".int8.json")
+
+
+def int8_of(weights: Weights) -> bytes | None:
+    """Return the int8 form of a model as it lies beside its ONNX file, or None if none does.
+
+    Raises WeightsError if it cannot be read, or a bundled one is not what the manifest says.
+    """
+    path = int8_path(weights.path)
+    if not path.is_file():
+        return None
+    content, sha256 = read_file(path, _MOST_INT8_BYTES), None
+    if path.resolve().parent == bundled_folder().resolve():
+        _, _, sha256 = _bundled_file(weights.name, "int8")
+    _check_sha256(path, content, sha256)
+    return content
+
+
 def bundled_tensors(name: str) -> Path:
     """Return the safetensors file of a bundled model. Raises what `find_weights` raises."""
     return tensors_of(find_weights(name))
@@ -306,10 +328,10 @@ def add_to_manifest(
 ) -> None:
     """Write or replace the entry of `name` in the manifest of `folder`, from its files there.
 
-    The files are `NAME.onnx`, which must exist, and `NAME.safetensors`, which may. `default`: make it the model
-    that is used when none is named; the first model of a new manifest always is. The manifest is written whole
-    or not at all. Raises WeightsError if there is no ONNX file, the existing manifest cannot be read, or `name`
-    is none that a model may have.
+    The files are `NAME.onnx`, which must exist, `NAME.safetensors` and `NAME.int8.json`, which may. `default`:
+    make it the model that is used when none is named; the first of a new manifest always is. The manifest is
+    written whole or not at all. Raises WeightsError if there is no ONNX file, the existing manifest cannot be
+    read, or `name` is none that a model may have.
     """
     try:
         model_name(name)
@@ -323,8 +345,8 @@ def add_to_manifest(
     if default:
         manifest["default"] = name
     files = {}
-    for kind in ("onnx", "safetensors"):
-        path = folder / f"{name}.{kind}"
+    for kind, suffix in (("onnx", "onnx"), ("safetensors", "safetensors"), ("int8", "int8.json")):
+        path = folder / f"{name}.{suffix}"
         if path.is_file():
             content = read_file(path)
             files[kind] = {

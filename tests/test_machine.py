@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from srgan.machine import available_bytes, available_cores
+from srgan.machine import available_bytes, available_cores, bfloat16_pays
 
 MIB = 2**20
 UNLIMITED_V1 = 9223372036854771712
@@ -176,3 +176,26 @@ def test_available_bytes_are_plausible() -> None:
 
 def bound_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.mark.parametrize(
+    ("processor", "limit", "pays"),
+    [
+        ("GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", None, True),
+        ("GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", "AVX512_CORE_BF16", False),
+        ("GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", "avx512_core_amx", True),
+        ("GenuineIntel\nflags : avx512_bf16", None, False),  # AMX hidden from a virtual machine, Cooper Lake
+        ("AuthenticAMD\nflags : avx512_bf16", None, True),  # Zen 4
+        (None, None, True),  # not Linux
+    ],
+)
+def test_bfloat16_pays_by_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processor: str | None, limit: str | None, pays: bool
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    if processor is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/cpuinfo").write_text(f"vendor_id : {processor}\n")
+    assert bfloat16_pays(tmp_path) == pays

@@ -30,11 +30,13 @@ from typing import Any
 from blend import blended
 from degrade import degrade
 
+from srgan.conversion.calibrating import lr_crops, write_int8_form
 from srgan.evaluation.measures import MEASURES
 from srgan.files import write_atomically
 from srgan.networks.reading import load_generator
 from srgan.training.checkpoint import checkpoint_path, checkpoints
 from srgan.training.config import STAGES
+from srgan.training.data.sources import parse_source
 from srgan.weights import add_to_manifest
 
 STOPPED = (143, -signal.SIGTERM)  # the exit codes of a run that was ended with a checkpoint, and before it began
@@ -169,6 +171,7 @@ def bundle(trained: dict[Path, Run], data: list[str], benchmarks: Path, out: Pat
         for suffix in (".onnx", ".safetensors"):
             write_atomically(out / f"{name}{suffix}", (first / f"{name}{suffix}").read_bytes())
         _, metadata = load_generator(out / f"{name}.safetensors")
+        write_int8_form(out / f"{name}.onnx", lr_crops(Path(parse_source(data[0]).folder), metadata.scale))
         add_to_manifest(out, name, MODELS[name], metadata, default=name == "srgan-x4")
     card = out / "README.md"
     text = (

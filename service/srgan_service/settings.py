@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         None, ge=16, description="Side of a tile's core, instead of what fits memory_bytes."
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N, gpu, gpu:N or npu.")
-    precision: str = Field("auto", description="auto, fp32, bf16 or fp16.")
+    precision: str = Field("auto", description="auto, fp32, bf16, fp16 or int8.")
     batch_tiles: int | None = Field(
         None, ge=1, le=64, description="Tiles of several requests run together; by default as the device likes it."
     )

@@ -228,12 +228,18 @@ def export(
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, half the size.")] = False,
     opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="Version of ONNX's operators.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="For eight bits, too; needs --calibrate.")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", metavar="DIR", help="Photographs, to measure --int8's ranges.")
+    ] = None,
 ) -> None:
     """Write a generator as files for this and other programs, each checked against the original."""
     with needs("train"):
         from srgan.commands.export import export as export_model
 
-        export_model(model, out, name, kinds or [], fp16, opset)
+        if int8 != (calibrate is not None) or (int8 and fp16):
+            raise UsageError("--int8 goes with --calibrate DIR, a folder of photographs, and without --fp16")
+        export_model(model, out, name, kinds or [], fp16, opset, calibrate)
 
 
 @app.command("import")

@@ -35,6 +35,7 @@ def evaluate_command(
     models: Sequence[str],
     sr: Sequence[str],
     *,
+    precision: str = "auto",
     border: int | None = None,
     luma: str = "studio",
     perceptual_border: int = 0,
@@ -45,15 +46,17 @@ def evaluate_command(
 ) -> None:
     """Print the means over all pictures and write all figures to the files that are given.
 
-    `sr`: folders of pictures that other programs made, as DIR or NAME=DIR. The other options: see
-    `tables.Protocol` and `benchmark.evaluate`. Raises UsageError for what cannot be compared, SrganError if
+    `sr`: folders of pictures that other programs made, as DIR or NAME=DIR. `precision`: of all models, see
+    `load_engine`; the notes say which each has run in. The other options: see `tables.Protocol` and
+    `benchmark.evaluate`. Raises UsageError for what cannot be compared, SrganError if
     a file cannot be written.
     """
     _refuse_bad_protocol(border, luma, perceptual_border)
     folders = dict(_named_folder(text) for text in sr)
     if len(folders) < len(sr):
         raise UsageError("two --sr folders have the same name: give them others, as NAME=DIR")
-    upscalers, notes = _upscalers(models), list[str]()
+    upscalers = _upscalers(models, precision)
+    notes = [f"{name} was computed in {upscaler.precision}" for name, upscaler in upscalers.items()]
     scale = _scale(upscalers, hr, lr, notes)
     protocol = Protocol(scale, scale if border is None else border, cast(Luma, luma), perceptual_border)
     table = Table(protocol, notes=notes)
@@ -86,12 +89,12 @@ def _refuse_bad_protocol(border: int | None, luma: str, perceptual_border: int) 
         raise UsageError("a border is a number of pixels, 0 or more")
 
 
-def _upscalers(models: Sequence[str]) -> dict[str, Upscaler]:
+def _upscalers(models: Sequence[str], precision: str) -> dict[str, Upscaler]:
     """Return the models by what they are called in the table: files by their names, unless two have the same."""
     models = list(dict.fromkeys(models))
     names = [Path(model).name if is_file_name(model) else model for model in models]
     return {
-        name if names.count(name) == 1 else model: Upscaler(model)
+        name if names.count(name) == 1 else model: Upscaler(model, precision=precision)
         for name, model in zip(names, models, strict=True)
     }
 

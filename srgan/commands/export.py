@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from srgan.commands.terminal import say
+from srgan.conversion.calibrating import lr_crops
 from srgan.conversion.exporting import KINDS, exported, write_files
 from srgan.errors import UsageError
 from srgan.networks import reading
@@ -24,12 +25,14 @@ def export(
     kinds: Sequence[str] = (),
     fp16: bool = False,
     opset: int | None = None,
+    calibrate: Path | None = None,
 ) -> None:
     """Write a generator into the folder `out`, as files of `kinds` (by default safetensors and ONNX).
 
     `source`: a run's folder, the best of whose last stage is taken, a checkpoint, a safetensors file of this
     program, or the name of a bundled model. `fp16`: in half precision, NAME-fp16. `opset`: of ONNX's operators.
-    Prints the paths.
+    `calibrate`: a folder of photographs, for the form in eight bits; without ONNX that is called NAME-int8. Prints
+    the paths.
     """
     unknown = set(kinds) - set(KINDS)
     if unknown:
@@ -41,8 +44,10 @@ def export(
     if name is not None:
         usable_name(name)
     network, metadata = _network_of(source)
-    name = metadata.name + ("-fp16" if fp16 else "") if name is None else name
-    contents = exported(network, replace(metadata, name=name), kinds, fp16=fp16, opset=opset)
+    crops = () if calibrate is None else lr_crops(calibrate, metadata.scale)
+    if name is None:
+        name = metadata.name + ("-fp16" if fp16 else "-int8" if crops and "onnx" not in kinds else "")
+    contents = exported(network, replace(metadata, name=name), kinds, fp16=fp16, opset=opset, crops=crops)
     for path in write_files(contents, out, name):
         print(one_line(str(path)))
 

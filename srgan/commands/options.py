@@ -106,7 +106,7 @@ class UpscaleOptions:
         str,
         typer.Option(
             "--precision",
-            metavar="auto|fp32|bf16|fp16",
+            metavar="auto|fp32|bf16|fp16|int8",
             help="Of the computation; auto is what the device is fast at, fp32 the same everywhere.",
             autocompletion=lambda: ["auto", "fp32", "bf16", "fp16"],
         ),
@@ -288,6 +288,9 @@ class EvaluateOptions:
         list[str] | None,
         typer.Option("-n", "--model", help="Model to measure; may be given again.", autocompletion=_models),
     ] = None
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="auto|fp32|bf16|fp16|int8", help="Of the models' computation.")
+    ] = "auto"
     sr: Annotated[
         list[str] | None,
         typer.Option("--sr", metavar="[NAME=]DIR", help="Pictures that another program made; may be given again."),

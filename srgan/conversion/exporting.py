@@ -23,7 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from srgan.conversion.calibrating import int8_form
 from srgan.engines.graphs import openvino_ir
+from srgan.engines.int8 import Int8Form
 from srgan.engines.openvino import OpenVinoEngine, run_openvino_ir
 from srgan.errors import UsageError, WeightsError
 from srgan.files import write_atomically
@@ -34,6 +36,8 @@ from srgan.weights import METADATA_KEY, ModelMetadata, check_file, read_file, us
 
 PARITY_TOLERANCE = 1e-4  # of [0,1]: a fortieth of a grey level, far above float32 rounding and far below sight
 FP16_TOLERANCE = 1 / 255  # a grey level: half precision keeps eleven bits of every sum (docs/decisions.md)
+
+INT8_TOLERANCE = 2 / 255  # in the mean over photographs, where the bundled models differ by a third of it
 
 # Up to the exporter's own version these are the same, but for types that nothing here uses.
 OLDEST_OPSET = 11
@@ -53,12 +57,15 @@ def exported(
     *,
     fp16: bool = False,
     opset: int | None = None,
+    crops: Sequence[np.ndarray] = (),
 ) -> dict[str, bytes]:
     """Return the contents of `network`'s files by suffix.
 
     `kinds`, of `KINDS`: "onnx" takes "lr" (N,3,H,W) float32 in [0,1] to "sr" (N,3,sH,sW), not clamped, for any N,
     H and W; "openvino" is the same as IR, a .bin and an .xml; "safetensors" are the weights. `fp16`: half
     precision, computed so in ONNX, stored so in the others; inputs and outputs stay float32. `opset`: of ONNX.
+    `crops`: of LR, as `calibrating.crops` gives them; with them "openvino" is computed in eight bits, and beside
+    "onnx" comes "int8.json", with which this program does so.
     All have reproduced torch's output within the tolerance. Raises WeightsError if one does not, or if a weight is
     not finite.
     """
@@ -70,7 +77,7 @@ def exported(
     contents: dict[str, bytes] = {}
     for kind in kinds:
         contents |= _WRITERS[kind](network, metadata, fp16, opset)
-    return contents
+    return contents | (_in_int8(network, metadata, contents, crops) if crops else {})
 
 
 def write_files(contents: Mapping[str, bytes], folder: Path, name: str) -> list[Path]:
@@ -111,6 +118,8 @@ def _is_model_of_ours(path: Path, name: str) -> bool:
             return False
         if path.suffix == ".onnx":
             texts = {prop.key: prop.value for prop in onnx.load_model_from_string(read_file(path)).metadata_props}
+        elif path.suffix == ".json":
+            return bool(Int8Form.from_json(read_file(path), str(path)))
         elif path.suffix == ".xml":
             attribute = re.search(f'<{METADATA_KEY} value="([^"]*)"', read_file(path).decode())
             texts = {METADATA_KEY: unescape(attribute[1], {"&quot;": '"'})} if attribute else {}
@@ -246,6 +255,23 @@ def _safetensors(network: nn.Module, metadata: ModelMetadata, fp16: bool, opset:
         difference = np.abs(_by_torch(rounded, lr) - _by_torch(network, lr)).max()
         _check_difference(float(difference), metadata.name, fp16)
     return {"safetensors": save(state, {METADATA_KEY: metadata.to_json()})}
+
+
+def _in_int8(
+    network: nn.Module, metadata: ModelMetadata, contents: Mapping[str, bytes], crops: Sequence[np.ndarray]
+) -> dict[str, bytes]:
+    """Return those of the files that are others in eight bits; raises WeightsError if they differ by too much."""
+    content = contents.get("onnx") or onnx_from(deployed(network), metadata)
+    form = int8_form(content, metadata.name, crops)
+    xml, weights = openvino_ir(content, int8=form)
+    difference = np.mean([np.abs(run_openvino_ir(xml, weights, lr) - _by_torch(network, lr)) for lr in crops[:4]])
+    if not difference <= INT8_TOLERANCE:
+        raise WeightsError(
+            f"{metadata.name}: in eight bits it differs from torch by {difference:.2g} in the mean "
+            f"(allowed {INT8_TOLERANCE:.2g}); nothing was written"
+        )
+    files = {"bin": weights, "xml": xml} if "xml" in contents else {}
+    return files | ({"int8.json": form.to_json().encode()} if "onnx" in contents else {})
 
 
 _WRITERS = {"onnx": _onnx, "openvino": _openvino, "safetensors": _safetensors}

@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
 from srgan.conversion.trial import tried
+from srgan.engines.int8 import Int8Form
 from srgan.engines.openvino import OpenVinoEngine, listed_devices
 from srgan.engines.protocol import Engine, Precision, is_faithful
-from srgan.errors import UnknownModelError, UsageError
+from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.installed import remedy
 from srgan.machine import has_graphics_driver
 from srgan.texts import did_you_mean
@@ -24,6 +25,8 @@ from srgan.weights import (
     Weights,
     balance_models,
     find_weights,
+    int8_of,
+    int8_path,
     is_bundled,
     read_file,
     tensors_of,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from srgan.networks.foreign import ForeignNetwork
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "gpu", "npu")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # those of `Precision` that an engine here computes in
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 def load_engine(
@@ -55,12 +58,12 @@ def load_engine(
     None for the default. Weights alone need PyTorch: those of an SRResNet, ours or another's, are made an ONNX
     file for OpenVINO; other architectures, which spandrel recognises, are run by PyTorch. `device`: "cpu", "gpu",
     "gpu:N" or "npu" (OpenVINO), "cuda", "cuda:N" or "mps" (PyTorch), or "auto" for a graphics processor if PyTorch
-    finds one. `precision`: "fp32", "bf16" or "fp16"; "auto" is fp16 on CUDA, bf16 on a processor that computes it
-    if the model allows, and fp32 elsewhere. `balance`: instead of a model, a point between the bundled pair: 0 is
-    the model trained for content alone, 1 the one trained in the adversarial game. `halo_lr_px`: the context that
-    tiles need, for a foreign network whose own is not to be measured. `faithful`: whether results are corrected
-    until they reduce to what they were made from; None for what suits the model, yes if it was trained on clean
-    pictures.
+    finds one. `precision`: "fp32", "bf16", "fp16" or "int8"; "auto" is fp16 on CUDA, bf16 on a processor that is
+    faster in it if the model allows, and fp32 elsewhere. "int8" is for processors, and models with a form for it.
+    `balance`: instead of a model, a point between the bundled pair: 0 is the model trained for content alone, 1
+    the one trained in the adversarial game. `halo_lr_px`: the context that tiles need, for a foreign network whose
+    own is not to be measured. `faithful`: whether results are corrected until they reduce to what they were made
+    from; None for what suits the model, yes if it was trained on clean pictures.
     Raises UsageError for a combination that cannot be, and what `find_weights` and the engines raise.
     """
     if not re.fullmatch(r"auto|cpu|(cuda|gpu)(:\d+)?|mps|npu", device):
@@ -88,8 +91,10 @@ def load_engine(
         has_tensors = halo_lr_px is None and weights.path.with_suffix(".safetensors").is_file()
         device = _best_device() if has_tensors else "cpu"
     if _is_openvinos(device):
-        runs = _by_openvino(weights, blend, halo_lr_px, device, precision, faithful)
-        return runs, _sha256(weights.sha256, blend, runs.precision, runs.faithful)
+        int8 = _int8_form(weights, blend) if precision == "int8" and device == "cpu" else None
+        runs = _by_openvino(weights, blend, halo_lr_px, device, precision, faithful, int8)
+        exact = runs.precision if int8 is None else f"int8 {int8.to_json()}"
+        return runs, _sha256(weights.sha256, blend, exact, runs.faithful)
     exact = _chosen(precision, "fp16" if device.startswith("cuda") else "fp32")
     engine = _torch_engines().TorchEngine(
         tensors_of(weights),
@@ -189,7 +194,9 @@ def _is_openvinos(device: str) -> bool:
 
 
 def _chosen(precision: str, automatic: Precision) -> Precision:
-    """Return a precision of `PRECISIONS`, `automatic` for "auto"."""
+    """Return a precision that PyTorch's engine has, `automatic` for "auto"."""
+    if precision == "int8":
+        raise UsageError("PyTorch computes in fp32, bf16 and fp16, not in int8; choose --device cpu")
     return automatic if precision == "auto" else cast(Precision, precision)
 
 
@@ -215,6 +222,7 @@ def _by_openvino(
     device: str,
     precision: str,
     faithful: bool | None,
+    int8: Int8Form | None,
 ) -> OpenVinoEngine:
     if blend is not None:
         return _blended(weights, *blend, device, precision, faithful)
@@ -222,8 +230,26 @@ def _by_openvino(
     if not is_bundled(weights.sha256):
         halo_lr_px = tried(weights.onnx, weights.sha256, name, halo_lr_px)
     return OpenVinoEngine(
-        weights.onnx, name=name, halo_lr_px=halo_lr_px, device=device, precision=precision, faithful=faithful
+        weights.onnx,
+        name=name,
+        halo_lr_px=halo_lr_px,
+        device=device,
+        precision=precision,
+        faithful=faithful,
+        int8=int8,
     )
+
+
+def _int8_form(weights: Weights, blend: tuple[Weights, float] | None) -> Int8Form | None:
+    """Return the int8 form that lies beside a model, if one does."""
+    if blend is not None:
+        raise UsageError("between two models there is no int8 form; leave --balance or --precision int8 out")
+    if (content := int8_of(weights)) is None:
+        return None
+    form = Int8Form.from_json(content, int8_path(weights.path).name)
+    if form.sha256 != weights.sha256:
+        raise WeightsError(f"{int8_path(weights.path)}: the int8 form of another model than {weights.path.name}")
+    return form
 
 
 @lru_cache(maxsize=4)
@@ -242,7 +268,7 @@ def _name(weights: Weights, towards: Weights, share: float) -> str:
     return f"{weights.name}+{towards.name}@{share:g}"
 
 
-def _sha256(sha256: str, blend: tuple[Weights, float] | None, precision: Precision, faithful: bool) -> str:
+def _sha256(sha256: str, blend: tuple[Weights, float] | None, precision: str, faithful: bool) -> str:
     """Return the hash of what runs: that of the weights where it is those alone, in float32."""
     if blend is None and precision == "fp32" and not faithful:
         return sha256

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from srgan.engines.runtime import ConstantFolding, Manager, Node, Output, openvino
+from srgan.engines.runtime import ConstantFolding, Input, Manager, Node, Output, openvino
 from srgan.engines.runtime import opset13 as ops
 
 # What may lie between the first convolution and the last sum: what strips can be cut from, but for padding.
@@ -29,23 +29,34 @@ def in_bfloat16(graph: openvino.Model) -> bool:
     It can if it ends in the sum of an enlarged input and a convolution's result, with nothing between the first
     convolution and that one but convolutions and what works on each pixel alone.
     """
+    if (part := residual_part(graph)) is None:
+        return False
+    inner, into_sum = part
+    _Rewriting().retype(inner)
+    into_sum.replace_source_output(ops.convert(into_sum.get_source_output(), "f32").output(0))
+    graph.validate_nodes_and_infer_types()
+    return True
+
+
+def residual_part(graph: openvino.Model) -> tuple[list[Node], Input] | None:
+    """Return what `graph` computes between its first convolution and its last sum, and where the sum takes it.
+
+    The operations come in order. None if there is no such sum, or something that may not be between.
+    """
     folding = Manager()  # biases are reshaped by what the graph computes from its own shapes
     folding.register_pass(ConstantFolding())
     folding.run_passes(graph)
     last = graph.get_results()[0].input_value(0).get_node()
     if last.get_type_name() != "Add":
-        return False
+        return None
     skips = [port for port in (0, 1) if _is_enlarged_input(last.input_value(port).get_node())]
     if len(skips) != 1:
-        return False
-    residual = last.input_value(1 - skips[0])
-    inner = _inner(graph, residual.get_node())
-    if not _ends_in_convolution(residual.get_node()) or not {op.get_type_name() for op in inner} <= _INNER:
-        return False
-    _Rewriting().retype(inner)
-    last.input(1 - skips[0]).replace_source_output(ops.convert(residual, "f32").output(0))
-    graph.validate_nodes_and_infer_types()
-    return True
+        return None
+    residual = last.input_value(1 - skips[0]).get_node()
+    inner = _inner(graph, residual)
+    if not _ends_in_convolution(residual) or not {op.get_type_name() for op in inner} <= _INNER:
+        return None
+    return inner, last.input(1 - skips[0])
 
 
 def _is_enlarged_input(op: Node) -> bool:

@@ -7,7 +7,13 @@ import tempfile
 from pathlib import Path
 
 from srgan.engines import contents
-from srgan.engines.runtime import FrontEndManager, openvino, opset13
+from srgan.engines.int8 import Int8Form, in_int8
+from srgan.engines.runtime import (
+    FrontEndManager,
+    compress_quantize_weights_transformation,
+    openvino,
+    opset13,
+)
 from srgan.errors import WeightsError
 from srgan.weights import METADATA_KEY, ModelMetadata, read_file
 
@@ -89,12 +95,17 @@ def _kind(op: openvino.Node) -> tuple[object, ...]:
     return op.get_type_name(), str(op.get_attributes()), str(op.get_output_partial_shape(0)), inputs
 
 
-def openvino_ir(model: bytes, *, fp16: bool = False) -> tuple[bytes, bytes]:
+def openvino_ir(model: bytes, *, fp16: bool = False, int8: Int8Form | None = None) -> tuple[bytes, bytes]:
     """Return an ONNX model as OpenVINO's own IR: the content of its .xml and of its .bin file.
 
-    `fp16`: weights stored in half the bytes. Raises WeightsError if the model cannot be read.
+    `fp16`: weights stored in half the bytes. `int8`: computed in eight bits, weights in one byte. Raises
+    WeightsError if the model cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
-        openvino.save_model(read_graph(model, "the model"), path, compress_to_fp16=fp16)
+        graph = read_graph(model, "the model")
+        if int8 is not None:
+            in_int8(graph, int8, "the model")
+            compress_quantize_weights_transformation(graph)
+        openvino.save_model(graph, path, compress_to_fp16=fp16)
         return path.read_bytes(), path.with_suffix(".bin").read_bytes()

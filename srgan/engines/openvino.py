@@ -17,12 +17,13 @@ from srgan.engines import graphs
 from srgan.engines.bfloat16 import in_bfloat16
 from srgan.engines.compiled import CompiledModels
 from srgan.engines.faithful import REACH_LR_PX, made_faithful
+from srgan.engines.int8 import Int8Form, in_int8
 from srgan.engines.probing import measured
 from srgan.engines.protocol import Precision, ReadRows, StripFacts
 from srgan.engines.runtime import openvino
 from srgan.engines.strips import StripGraph, StripTask, UnsuitableGraphError, strip_graph
 from srgan.errors import EngineError, OutOfMemoryError, UsageError
-from srgan.machine import available_cores
+from srgan.machine import available_cores, bfloat16_pays
 from srgan.texts import first_line
 from srgan.weights import ModelMetadata, name_of_file
 
@@ -38,10 +39,11 @@ class OpenVinoEngine:
     for one channel is run on red, green and blue apart. `threads`: how many cores one inference uses; by default
     all that this process may use. One model is compiled per input shape, because a static shape runs fastest, and
     a few are kept. Any number of threads may call `run`. `blend`: a second model with the same layers, and its
-    share of every weight, 0..1. `precision`: one of `precisions(device)`, or "auto": on a processor that computes
-    bfloat16 that, for models whose last sum can stay in float32, else float32 where the device has it. `faithful`:
-    whether results are corrected until they reduce to what they were made from (`faithful.py`); None for yes where
-    the model says it was trained on clean pictures.
+    share of every weight, 0..1. `precision`: one of `precisions(device)`, or "auto": on a processor that is faster
+    in bfloat16 that, for models whose last sum can stay in float32, else float32 where the device has it. "int8" is
+    for processors, and models with their form for it, `int8`; it is run in tiles. `faithful`: whether results are
+    corrected until they reduce to what they were made from (`faithful.py`); None for yes where the model says it
+    was trained on clean pictures.
     Raises WeightsError if the file is no such model, or the second one has other layers; UsageError for a halo of
     a model that has its own, or if there is no such device, or not this precision of it or of the model.
     """
@@ -57,6 +59,7 @@ class OpenVinoEngine:
         device: str = "cpu",
         precision: str = "fp32",
         faithful: bool | None = False,
+        int8: Int8Form | None = None,
     ) -> None:
         source = str(model) if isinstance(model, Path) else name
         self._model = graphs.read_graph(model, source)
@@ -70,7 +73,16 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self._channels = graphs.channels_of(self._model, source)
         self.metadata = self._metadata(source, halo_lr_px)
-        self.precision = self._chosen(precision, available, device, source)
+        self.precision: Precision = "int8"
+        if precision == "int8" and device == "cpu":
+            if int8 is None:
+                raise UsageError(
+                    f"{source}: there is no int8 form of it, it runs in {' and '.join(available)}; `srgan export` "
+                    "with --int8 makes one"
+                )
+            in_int8(self._model, int8, source)
+        else:
+            self.precision = self._chosen(precision, available, device, source)
         self._settings = _settings(self._device, self.precision, threads)
         self.faithful = self.metadata.of_clean_pictures if faithful is None else faithful
         if self.faithful:
@@ -80,7 +92,8 @@ class OpenVinoEngine:
     def _chosen(self, precision: str, available: tuple[Precision, ...], device: str, source: str) -> Precision:
         """Return in what to compute, with the graph made ready for it."""
         if precision == "auto":
-            return "bf16" if "bf16" in available and in_bfloat16(self._model) else available[0]
+            half = "bf16" in available and bfloat16_pays() and in_bfloat16(self._model)
+            return "bf16" if half else available[0]
         for known in available:
             if known == precision:
                 if known == "bf16" and not in_bfloat16(self._model):

@@ -16,7 +16,8 @@ if _absent:  # else someone else in this process has imported it, and it has rep
     sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # what Python takes for "not to be imported"
 try:
     import openvino
-    from openvino import Node, Output, PartialShape, opset13
+    from openvino import Input, Node, Output, PartialShape, opset13
+    from openvino._offline_transformations import compress_quantize_weights_transformation
     from openvino.frontend import FrontEndManager
     from openvino.passes import ConstantFolding, Manager
 finally:
@@ -26,10 +27,12 @@ finally:
 __all__ = [
     "ConstantFolding",
     "FrontEndManager",
+    "Input",
     "Manager",
     "Node",
     "Output",
     "PartialShape",
+    "compress_quantize_weights_transformation",
     "openvino",
     "opset13",
 ]

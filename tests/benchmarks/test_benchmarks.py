@@ -202,6 +202,15 @@ def test_a_missing_part_leaves_the_others(records: dict[str, Any]) -> None:
     assert not no_plots
 
 
+def test_other_precisions_have_rows_of_their_own(records: dict[str, Any]) -> None:
+    memory, load = records["memory"]["figures"], records["load"]["figures"]
+    memory["fp32"] = [copy.deepcopy(memory["ours"][0]) | {"wall": 77.25}]
+    load["others"] = {"fp32": copy.deepcopy(load) | {"ratio": 0.875}}
+    page, _ = results_page.render(records)
+    assert re.search(r"\| srgan, fp32 \|.*77\.25", page)
+    assert "| in fp32: throughput over that of the engine alone | 0.875 |" in page
+
+
 def test_every_stage_and_contender_may_be_missing(records: dict[str, Any]) -> None:
     records["training"]["figures"]["stages"] = {"pretrain": {"missing": "no"}}
     contenders = records["engine"]["figures"]["sizes"][0]["contenders"]

@@ -327,6 +327,7 @@ def test_export_from_weights_and_bundled_models(
         ("x.onnx", {}, "ONNX file", UsageError),
         ("srgan-x4", {"kinds": ["tflite"]}, "choose from onnx, openvino, safetensors", UsageError),
         ("srgan-x4", {"kinds": ["openvino"], "opset": 13}, "--to onnx", UsageError),
+        ("srgan-x4", {"calibrate": Path("absent")}, "give --calibrate a folder of photographs", UsageError),
         ("a/missing.pt", {}, "cannot be read", WeightsError),
     ],
 )

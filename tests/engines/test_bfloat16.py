@@ -185,15 +185,23 @@ def test_graphs_that_are_left_as_they_are(name: str, graph: openvino.Model) -> N
 
 
 def test_automatic_is_what_the_processor_computes(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for capabilities, precision in ((["FP32", "BF16"], "bf16"), (["FP32", "FP16"], "fp32")):
+    for capabilities, pays, precision in (
+        (["FP32", "BF16"], True, "bf16"),
+        (["FP32", "BF16"], False, "fp32"),
+        (["FP32", "FP16"], True, "fp32"),
+    ):
         monkeypatch.setattr(engine_module, "core", lambda given=capabilities: FakeCore({"CPU": given}))
+        monkeypatch.setattr(engine_module, "bfloat16_pays", lambda answer=pays: answer)
         assert OpenVinoEngine(tiny_model, precision="auto").precision == precision
+        if "BF16" in capabilities:  # asked for, it is taken
+            assert OpenVinoEngine(tiny_model, precision="bf16").precision == "bf16"
     with pytest.raises(UsageError, match="the cpu runs in fp32, not in bf16"):
         OpenVinoEngine(tiny_model, precision="bf16")
 
 
 @native
-def test_what_runs_is_said_and_part_of_the_hash(tiny_model: Path) -> None:
+def test_what_runs_is_said_and_part_of_the_hash(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "bfloat16_pays", lambda: True)
     engines = {
         precision: load_engine(tiny_model, device="cpu", precision=precision)
         for precision in ("auto", "fp32", "bf16")

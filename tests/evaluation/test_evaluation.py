@@ -167,6 +167,8 @@ def test_what_cannot_be_compared_is_refused_in_a_line(
 def test_what_is_no_contender_is_refused(hr: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match="nonsense"):
         evaluate_command(hr, None, ["nonsense"], [])
+    with pytest.raises(UsageError, match=r"precision 'fp64' is not understood: choose auto, fp32, "):
+        evaluate_command(hr, None, ["srgan-x4"], [], precision="fp64")
     with pytest.raises(UsageError, match="is not a folder: give --sr"):
         list(evaluate({}, hr, sr_folders={"x": tmp_path / "absent"}))
     with pytest.raises(UsageError, match="two contenders are called bicubic"):
@@ -178,6 +180,8 @@ def test_what_is_no_contender_is_refused(hr: Path, tmp_path: Path) -> None:
 class Nearest:
     """Repeats pixels; stands in for a model of any scale."""
 
+    precision = "fp32"
+
     def __init__(self, scale: int) -> None:
         self.scale = scale
 
@@ -188,7 +192,7 @@ class Nearest:
 @pytest.fixture
 def of_any_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models called "x2", "x3" and so on."""
-    monkeypatch.setattr(command, "Upscaler", lambda name: Nearest(int(name[1:])))
+    monkeypatch.setattr(command, "Upscaler", lambda name, precision: Nearest(int(name[1:])))
 
 
 def reduced(hr: Path, scale: int, ending: str = "") -> Path:

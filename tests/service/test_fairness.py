@@ -19,10 +19,13 @@ from srgan_service.work.fair import FairQueue, Flow, Stopped
 from support.serving import Blocked, NearestEngine
 
 from srgan.engines.openvino import OpenVinoEngine
-from srgan.engines.protocol import DeviceEngine, ReadRows, StripEngine
+from srgan.engines.protocol import DeviceEngine, Engine, LevelsEngine, ReadRows, StripEngine
+from srgan.engines.torch import TorchEngine
 from srgan.errors import EngineError
+from srgan.networks.generator import Generator
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
+from srgan.weights import ModelMetadata
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 1000)), max_size=60))
@@ -114,7 +117,7 @@ def device() -> Iterator[Device]:
 
 
 @contextlib.contextmanager
-def busy(device: Device, engine: NearestEngine, blocked: Blocked) -> Iterator[None]:
+def busy(device: Device, engine: Engine, blocked: Blocked) -> Iterator[None]:
     """Keep the device at one tile for as long as the block lasts, so that what is asked for meanwhile waits."""
     first = device.submit(engine, tile())
     assert blocked.entered.acquire(timeout=30)
@@ -218,6 +221,42 @@ def test_a_device_that_likes_batches_gets_them_from_several_requests(device: Dev
         np.testing.assert_array_equal(other.result(30), tile(8, 8, value))
     assert [shape[0] for shape in engine.calls] == [1, 4, 4]
     np.testing.assert_array_equal(shared.run_precisely(tile()), tile(8, 8, 1))
+
+
+class Recorded(TorchEngine):
+    """PyTorch's engine, which says what it was given."""
+
+    def __init__(self, blocked: Blocked) -> None:
+        network = Generator(2, 8).eval()
+        metadata = ModelMetadata("two-x4", 4, network.halo_lr_px, {"blocks": 2, "features": 8})
+        super().__init__((network, metadata), device="cpu")
+        self.given: list[tuple[tuple[int, ...], str]] = []
+        self._blocked = blocked
+
+    def run(self, lr: np.ndarray) -> np.ndarray:
+        self.given.append((lr.shape, str(lr.dtype)))
+        self._blocked()
+        return super().run(lr)
+
+    def submit_levels(self, levels: np.ndarray) -> Callable[[], np.ndarray]:
+        self.given.append((levels.shape, str(levels.dtype)))
+        return super().submit_levels(levels)
+
+
+def test_a_graphics_engine_gets_the_levels_of_pictures_here_as_at_the_command_line() -> None:
+    blocked = Blocked()
+    engine = Recorded(blocked)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 12, 10, 3), np.uint8)
+    with contextlib.closing(Device(batch_tiles=8)) as device:
+        shared = device.share(engine)
+        assert isinstance(shared, LevelsEngine)
+        with busy(device, engine, blocked):
+            waiting = [shared.submit_levels(picture[None]) for picture in pictures]
+        together = np.concatenate([wait() for wait in waiting])
+        assert engine.given[1:] == [((2, 12, 10, 3), "uint8")]
+        alone = [Upscaler(engine=engine).upscale(Picture(picture)).pixels for picture in pictures]
+        np.testing.assert_array_equal(Upscaler(engine=shared).upscale(Picture(pictures[0])).pixels, alone[0])
+    assert np.abs(together.astype(int) - alone).max() <= 1  # in a batch, sums may be in another order
 
 
 def test_a_tile_that_fails_fails_alone() -> None:

@@ -156,7 +156,8 @@ class Model(BaseModel):
         description="Whether its results, reduced again, are the upload, unless a request says otherwise."
     )
     precision: Precision | None = Field(
-        description="In what it computes: fp32, bf16 or fp16; null until it is first used.", examples=["bf16"]
+        description="In what it computes: fp32, bf16, fp16 or int8; null until it is first used.",
+        examples=["bf16"],
     )
 
 

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from srgan.engines.protocol import DeviceEngine, Engine, StripEngine, StripFacts, is_faithful, precision_of
+from srgan.engines.protocol import (
+    DeviceEngine,
+    Engine,
+    LevelsEngine,
+    StripEngine,
+    StripFacts,
+    is_faithful,
+    precision_of,
+)
 from srgan.errors import EngineError
 from srgan.weights import ModelMetadata
 from srgan_service.work.fair import FairQueue, Flow, Stopped
@@ -33,19 +41,20 @@ Strip = tuple[slice, np.ndarray]
 
 @dataclass(eq=False)
 class _Piece:
-    """Something to compute: a tile, which others of its shape may join, or whatever `compute` does."""
+    """Something to compute: of a tile, which others of its shape may join, or whatever `compute` does without."""
 
     engine: Engine
     flow: Flow
     lr_px: int
-    compute: Callable[[], Any]
+    compute: Callable[..., Any]
     tile: np.ndarray | None = None
     done: Future[Any] = field(default_factory=Future)
 
     def goes_with(self, other: _Piece) -> bool:
         if self.tile is None or other.tile is None:
             return False
-        return self.engine is other.engine and self.tile.shape == other.tile.shape
+        alike = self.tile.shape == other.tile.shape and self.tile.dtype == other.tile.dtype
+        return self.engine is other.engine and alike
 
 
 class Device:
@@ -69,6 +78,8 @@ class Device:
 
     def share(self, engine: Engine) -> Engine:
         """Return an engine that does what `engine` does, when its turn comes."""
+        if isinstance(engine, LevelsEngine):
+            return _SharedLevelsEngine(self, engine)
         if isinstance(engine, DeviceEngine):
             return _SharedDeviceEngine(self, engine)
         if isinstance(engine, StripEngine):
@@ -91,7 +102,16 @@ class Device:
     def submit(self, engine: Engine, lr: np.ndarray) -> Future[np.ndarray]:
         """Return at once the future of what `run` returns."""
         lr_px = lr.shape[0] * lr.shape[2] * lr.shape[3]
-        return self._put(_Piece(engine, _flow.get() or Flow(), lr_px, lambda: engine.run(lr), tile=lr))
+        return self._put(_Piece(engine, _flow.get() or Flow(), lr_px, engine.run, tile=lr))
+
+    def submit_levels(self, engine: LevelsEngine, levels: np.ndarray) -> Future[np.ndarray]:
+        """Return at once the future of what `engine.submit_levels(levels)` waits for."""
+
+        def compute(tiles: np.ndarray) -> np.ndarray:
+            return engine.submit_levels(tiles)()
+
+        lr_px = levels.shape[0] * levels.shape[1] * levels.shape[2]
+        return self._put(_Piece(engine, _flow.get() or Flow(), lr_px, compute, tile=levels))
 
     def run_precisely(self, engine: DeviceEngine, lr: np.ndarray) -> np.ndarray:
         """Return what `engine.run_precisely(lr)` does, when its turn comes; raises what that does, or Stopped."""
@@ -220,6 +240,15 @@ class _SharedDeviceEngine(_SharedEngine):
         self._device_engine.forget()
 
 
+class _SharedLevelsEngine(_SharedDeviceEngine):
+    def __init__(self, device: Device, engine: LevelsEngine) -> None:
+        super().__init__(device, engine)
+        self._levels_engine = engine
+
+    def submit_levels(self, levels: np.ndarray) -> Callable[[], np.ndarray]:
+        return self._device.submit_levels(self._levels_engine, levels).result
+
+
 class _SharedStripEngine(_SharedEngine):
     def __init__(self, device: Device, engine: StripEngine) -> None:
         super().__init__(device, engine)
@@ -243,12 +272,12 @@ def _compute(pieces: list[_Piece]) -> None:
     tiles = [piece.tile for piece in pieces if piece.tile is not None]
     if len(tiles) > 1:
         with contextlib.suppress(Exception):
-            together = pieces[0].engine.run(np.concatenate(tiles))
+            together = pieces[0].compute(np.concatenate(tiles))
             for index, piece in enumerate(pieces):
                 piece.done.set_result(together[index : index + 1])
             return
     for piece in pieces:
         try:
-            piece.done.set_result(piece.compute())
+            piece.done.set_result(piece.compute() if piece.tile is None else piece.compute(piece.tile))
         except BaseException as error:  # noqa: BLE001  # handed to the thread that asked
             piece.done.set_exception(error)
