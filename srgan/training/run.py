@@ -366,6 +366,12 @@ class Run:
 
     def _refuse_other_run(self, path: Path, state: dict[str, Any]) -> None:
         then, now = (r.model_dump(mode="json") for r in (validated(state["recipe"], str(path)), self.recipe))
+        scales = then["generator"]["scale"], now["generator"]["scale"]
+        if scales[0] != scales[1]:
+            raise WeightsError(
+                f"{path} is of a x{scales[0]} generator, and the recipe says generator.scale = {scales[1]}: "
+                f"resume it as it was, or begin another --run with start={path}"
+            )
         for section in ("generator", "discriminator", "objective", "seed"):
             if now[section] != then[section]:
                 raise WeightsError(

@@ -121,8 +121,8 @@ def build_cache(
     Unreadable, unmatched and vanished pictures are counted, named in the log and left out. The pixels are stored
     under the hash of their content, the index under that of the paths, sizes and modification times, so a changed
     folder is packed anew. The index is written last and whole, so a kill leaves nothing that is trusted later; one
-    process packs at a time. `scale`: of the shipped LR, and of the runs that the cache is for. Raises UsageError for
-    a folder that does not exist, or if more than `max_bad_share` of the files had to be left out, or all;
+    process packs at a time. `scale`: of the shipped LR, and of the runs that the cache is for. Raises UsageError
+    for a folder that does not exist, or if more than `max_bad_share` of the files had to be left out, or all;
     TrainingError if the cache cannot be written.
     """
     sources = _as_sources(folders)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
 from srgan.machine import available_cores
+from srgan.networks.generator import STEPS
 from srgan.texts import one_line
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,9 @@ def list_files(sources: Sequence[Source], scale: int = 4) -> list[File]:
                 continue  # the LR folder lies inside the HR folder
             stem = _stem(path, source.folder)
             missing = source.lr_folder / f"{stem}{path.suffix}"
-            lr_path = shipped.get(stem) or shipped.get(f"{stem}x{scale}") or missing
+            # One of another scale, last of all, is told as such when it is read.
+            names = (stem, *(f"{stem}x{of}" for of in (scale, *STEPS)))
+            lr_path = next((shipped[name] for name in names if name in shipped), missing)
             files.append(File(path, number, lr_path, scale))
     if runs:
         log.warning(
@@ -140,7 +143,7 @@ def examine(file: File) -> Examined:
         if hr.shape != (file.scale * lr.shape[0], file.scale * lr.shape[1], 3):
             raise PictureError(
                 f"{file.path}: is {hr.shape[1]}x{hr.shape[0]} px, not {file.scale} times its LR picture "
-                f"{file.lr_path.name} of {lr.shape[1]}x{lr.shape[0]} px"
+                f"{file.lr_path.name} of {lr.shape[1]}x{lr.shape[0]} px{_remedy(hr, lr)}"
             )
     green = np.ascontiguousarray(hr[..., 1])  # stands for luma, and is a third of the work
     return Examined(
@@ -151,6 +154,12 @@ def examine(file: File) -> Examined:
         jpeg_quality=(pictures.jpeg_quality(file.path) or 0) if picture.format == "jpg" else 0,
         note=", ".join(notes),
     )
+
+
+def _remedy(hr: Pixels, lr: Pixels) -> str:
+    """Say which scale a pair is of, if it is of one that there is."""
+    scale = next((scale for scale in STEPS if hr.shape[:2] == (scale * lr.shape[0], scale * lr.shape[1])), None)
+    return f": for x{scale} set generator.scale={scale}" if scale else f"; scales are {', '.join(map(str, STEPS))}"
 
 
 def try_examine(file: File) -> Examined | str:
