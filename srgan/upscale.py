@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -287,8 +288,9 @@ class Upscaler:
         which the current frame is taken. `request`: a `Request`, a scale, or None for the model's own scale;
         instead of it, `scale` and `strength` as in a `Request`.
 
-        Frames and pages are upscaled one by one. A size other than the model's is reached by antialiased
-        resampling of the model's result. Greyscale stays greyscale, colours that are grey to a level or two become
+        Frames and pages are upscaled one by one. A smaller size than the model's is reached by antialiased
+        resampling of the model's result, a larger one by the model run again on its result, reduced to what that
+        needs. Greyscale stays greyscale, colours that are grey to a level or two become
         exactly that, and 16 bits stay 16; transparency is upscaled apart from colour; profile and metadata are
         kept. `progress` is called with the finished fraction, 1.0 last; an exception it raises stops the work.
         `beside_bytes`: memory that will be needed afterwards, beside the result. Raises UsageError for a size out
@@ -356,23 +358,42 @@ class Upscaler:
         for frame in picture.frames:
             height, width = request.output_size(frame.height, frame.width, self.scale)
             px_bytes = frame.pixels[:1, :1].nbytes + (0 if frame.alpha is None else frame.alpha.itemsize)
-            own_px, model_px, result_px = (
-                frame.height * frame.width,
-                frame.height * frame.width * self.scale**2,
-                height * width,
-            )
+            own_px, result_px = frame.height * frame.width, height * width
             held += (own_px + result_px) * px_bytes
-            between = max(between, self._between_bytes(request, px_bytes, model_px, result_px))
+            for given, kept in self._passes(frame, height, width):
+                model_px, pass_px = math.prod(given) * self.scale**2, math.prod(kept)
+                own = 0 if given == (frame.height, frame.width) else math.prod(given) * px_bytes
+                own += 0 if kept == (height, width) else pass_px * px_bytes
+                between = max(between, own + self._between_bytes(request, px_bytes, model_px, pass_px))
         held += max(0, between - beside_bytes)  # what is between is gone when the rest follows
         bound = self._memory_bytes
         limit = None if bound is None else max(1, bound - held)
-        working = max(self._inference.needed_bytes(frame.height, frame.width, limit) for frame in picture.frames)
+        working = max(self._inference.needed_bytes(*given, limit) for given in self._given(picture, request))
         if bound is not None and held + working > bound:
             raise UsageError(
                 f"{bound / 1e6:.3g} MB of memory are too little for {picture.width}x{picture.height} pixels: with "
                 f"the result and its file {math.ceil((held + working) / 1e6)} MB are needed"
             )
         return MemoryNeed(held, working)
+
+    def _passes(self, frame: Picture, height: int, width: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Return (height, width) of what each run of the model is given, and of what is kept of its result.
+
+        One does up to the model's own scale. Beyond, the last gives all of its scale, and those before no more than
+        it needs: by LPIPS that beats both a larger result reduced and interpolation, at a third of the time.
+        """
+        runs = 1
+        while self.scale > 1 and self.scale**runs < max(height / frame.height, width / frame.width):
+            runs += 1
+        sizes = [(frame.height, frame.width)]
+        for left in reversed(range(runs)):
+            sizes.append((-(-height // self.scale**left), -(-width // self.scale**left)))
+        return list(itertools.pairwise(sizes))
+
+    def _given(self, picture: Picture, request: Request) -> list[tuple[int, int]]:
+        """Return (height, width) of all that the model is given for `picture`."""
+        sizes = [(frame, request.output_size(frame.height, frame.width, self.scale)) for frame in picture.frames]
+        return [given for frame, size in sizes for given, _ in self._passes(frame, *size)]
 
     def _between_bytes(self, request: Request, px_bytes: int, model_px: int, result_px: int) -> int:
         """Return what is held between the picture and its result: that of the model, and copies for resampling."""
@@ -394,9 +415,17 @@ class Upscaler:
             if smaller:
                 visible = replace(visible, warnings=(*picture.warnings, _REDUCED))
             return resized(visible, height, width)
-        result = self._upscale_whole(visible, report, limit_bytes)
-        if (height, width) != (result.height, result.width):
-            result = resized(result, height, width)
+        passes = self._passes(picture, height, width)
+        whole_px, done_px, result = sum(math.prod(given) for given, _ in passes), 0, visible
+        for given, kept in passes:
+
+            def report_pass(fraction: float, before: int = done_px, share_px: int = math.prod(given)) -> None:
+                report((before + fraction * share_px) / whole_px)
+
+            result = self._upscale_whole(result, report_pass, limit_bytes)
+            if kept != (result.height, result.width):
+                result = resized(result, *kept)
+            done_px += math.prod(given)
         if request.strength == 1:
             return result
         return _blend(result, resized(visible, height, width), request.strength)

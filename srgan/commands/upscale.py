@@ -22,6 +22,7 @@ from srgan.folder.reporting import FileReport, JsonReport
 from srgan.interrupts import interruptible
 from srgan.texts import one_line
 from srgan.upscale import Request, Upscaler
+from srgan.weights import bundled_models, suited
 
 RUNNERS = ("local", "ray")
 
@@ -107,7 +108,7 @@ def _settings(options: UpscaleOptions) -> Options:
 def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
     return functools.partial(
         Upscaler,
-        options.model,
+        _model(options),
         tile_lr_px=options.tile_lr_px,
         memory_bytes=options.memory_bytes,
         device=options.device,
@@ -115,6 +116,15 @@ def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
         balance=options.balance,
         halo_lr_px=options.halo,
     )
+
+
+def _model(options: UpscaleOptions) -> str | None:
+    """Return the model that was asked for, or else the bundled one that suits the scale."""
+    if options.model is not None or options.balance is not None or options.scale is None:
+        return options.model
+    models = bundled_models()
+    default = next(model.name for model in models if model.is_default)
+    return suited(default, {model.name: model.scale for model in models}, options.scale)
 
 
 def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_to_stdout: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -23,14 +22,12 @@ from pydantic import (
 
 from srgan.errors import RecipeError
 from srgan.networks.generator import GeneratorRecipe
-from srgan.weights import model_name
+from srgan.weights import SCALE_IN_NAME, model_name
 
 log = logging.getLogger(__name__)
 
 STAGES = ("pretrain", "adversarial")  # in their order
 
-# The scale that a name of weights says, as in srgan-x4-photo: it follows `generator.scale`.
-_SCALE_IN_NAME = re.compile(r"(?<=-x)\d+(?=-|$)")
 
 # How recipes, and the checkpoints and models that carry one, named a precision before.
 _OLD_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16"}
@@ -436,7 +433,7 @@ class Recipe(_Strict):
             raise ValueError(
                 f"patch_hr_px = {stage.patch_hr_px} must be a multiple of {scale}, which is generator.scale"
             )
-        name = _SCALE_IN_NAME.sub(str(scale), stage.export_name)
+        name = SCALE_IN_NAME.sub(str(scale), stage.export_name)  # what a name says is true
         return _filled(stage, {"patch_hr_px": max(96, 24 * scale)}).model_copy(update={"export_name": name})
 
     @field_validator("discriminator")

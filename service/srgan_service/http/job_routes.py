@@ -289,7 +289,7 @@ def _reader(file: UploadFile) -> Callable[[], bytes]:
 def _refuse_nonsense(wish: Wish, service: Service) -> None:
     try:
         wish.order()
-        service.models.check(wish.model, wish.balance)
+        service.models.check(wish.model, wish.balance, wish.scale)
     except SrganError as error:
         raise problem_of(error) from error
 

@@ -15,7 +15,7 @@ from srgan.engines.protocol import Precision, precision_of
 from srgan.errors import UnknownModelError, UsageError, WeightsError
 from srgan.pictures import Picture
 from srgan.upscale import AnyUpscaler, Upscaler
-from srgan.weights import balance_models, bundled_models, is_file_name, name_of_file
+from srgan.weights import balance_models, bundled_models, is_file_name, name_of_file, suited
 from srgan_service.work.device import Device
 
 # Generators between two models that are kept loaded; every balance is one.
@@ -117,8 +117,8 @@ class Models:
         """The name of the model used when none is named."""
         return next(model.name for model in self._listed if model.is_default)
 
-    def check(self, name: str | None, balance: float | None = None) -> ServedModel:
-        """Return the model of that name, or the default one for None.
+    def check(self, name: str | None, balance: float | None = None, scale: float | None = None) -> ServedModel:
+        """Return the model of that name, or for None the default one, or its like that suits `scale`.
 
         Raises UnknownModelError, or UsageError if there is no `balance` of it.
         """
@@ -126,16 +126,18 @@ class Models:
             raise UsageError("balance: this service has no two models that it could lie between")
         if balance is not None and self.balance is not None and name not in (None, *self.balance):
             raise UsageError(f"balance lies between {' (0) and '.join(self.balance)} (1); leave the model away")
-        name = name or self.default
+        name = name or suited(self.default, {model.name: model.scale for model in self._listed}, scale)
         for model in self._listed:
             if model.name == name:
                 return model
         names = ", ".join(model.name for model in self._listed)
         raise UnknownModelError(f"there is no such model; choose one of {names}")
 
-    def loaded(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler | None:
+    def loaded(
+        self, name: str | None = None, balance: float | None = None, scale: float | None = None
+    ) -> AnyUpscaler | None:
         """Return what `get` would if it is loaded already, else None; waits for nobody."""
-        name = self.check(name, balance).name
+        name = self.check(name, balance, scale).name
         return self._loaded.get(name) if balance is None else self._balanced.get(balance)
 
     def precision(self, name: str) -> Precision | None:
@@ -143,11 +145,13 @@ class Models:
         upscaler = self._loaded.get(name)
         return None if upscaler is None else precision_of(upscaler)
 
-    def get(self, name: str | None = None, balance: float | None = None) -> AnyUpscaler:
+    def get(
+        self, name: str | None = None, balance: float | None = None, scale: float | None = None
+    ) -> AnyUpscaler:
         """Return the upscaler of a model, or of a point between two, loading it if it is the first time."""
-        source = self.check(name, balance).name
+        source = self.check(name, balance, scale).name
         with self._lock:
-            if (known := self.loaded(name, balance)) is not None:
+            if (known := self.loaded(source if balance is None else name, balance)) is not None:
                 return known
             if balance is None:
                 self._loaded[source] = self._upscaler(self._sources[source], None)

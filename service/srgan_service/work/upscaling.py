@@ -116,7 +116,7 @@ class Works:
         """
         with _problems():
             order = wish.order()
-            self._models.check(wish.model, wish.balance)
+            self._models.check(wish.model, wish.balance, wish.scale)
         picture = await self._decoded(ticket, content)
         upscaler = await self._upscaler(ticket, wish)
         with _problems():
@@ -145,7 +145,7 @@ class Works:
         """
         with _problems():
             order = wish.order()
-            upscaler = self._models.get(wish.model, wish.balance)
+            upscaler = self._models.get(wish.model, wish.balance, wish.scale)
             decision = decide(self._decode(content), order, upscaler)
         self._refuse_if_too_much(decision)
         return self._work(ticket, upscaler, decision, self._rooms["large"], progress)
@@ -155,11 +155,11 @@ class Works:
             return await self._until_stopped(ticket, self._decoders, lambda: self._decode(content))
 
     async def _upscaler(self, ticket: Ticket, wish: Wish) -> AnyUpscaler:
-        if (loaded := self._models.loaded(wish.model, wish.balance)) is not None:
+        if (loaded := self._models.loaded(wish.model, wish.balance, wish.scale)) is not None:
             return loaded
         async with self._loading.turn(ticket):  # one after the other, so that who needs none to be loaded goes on
             return await self._until_stopped(
-                ticket, self._workers, lambda: self._models.get(wish.model, wish.balance)
+                ticket, self._workers, lambda: self._models.get(wish.model, wish.balance, wish.scale)
             )
 
     def _work(
