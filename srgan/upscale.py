@@ -379,8 +379,8 @@ class Upscaler:
     def _passes(self, frame: Picture, height: int, width: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """Return (height, width) of what each run of the model is given, and of what is kept of its result.
 
-        One does up to the model's own scale. Beyond, the last gives all of its scale, and those before no more than
-        it needs: by LPIPS that beats both a larger result reduced and interpolation, at a third of the time.
+        One does up to the model's own scale. Beyond, the last gives all of its scale, and those before no more
+        than it needs: by LPIPS that beats both a larger result reduced and interpolation, at a third of the time.
         """
         runs = 1
         while self.scale > 1 and self.scale**runs < max(height / frame.height, width / frame.width):
