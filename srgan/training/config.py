@@ -431,7 +431,8 @@ class Recipe(_Strict):
         scale: int = before.data["generator"].scale
         if stage.steps and stage.patch_hr_px % scale:
             raise ValueError(
-                f"{before.field_name}.patch_hr_px = {stage.patch_hr_px} must be a multiple of {scale}, which is generator.scale"
+                f"{before.field_name}.patch_hr_px = {stage.patch_hr_px} must be a multiple of {scale}, "
+                "which is generator.scale"
             )
         name = SCALE_IN_NAME.sub(str(scale), stage.export_name)  # what a name says is true
         return _filled(stage, {"patch_hr_px": max(96, 24 * scale)}).model_copy(update={"export_name": name})
