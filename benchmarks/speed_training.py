@@ -50,7 +50,6 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from srgan.errors import SrganError
 from srgan.machine import available_cores
-from srgan.networks.generator import SCALE
 from srgan.networks.layers import TailForm
 from srgan.texts import first_line
 from srgan.training import trainer
@@ -108,7 +107,7 @@ class PictureFiles(Dataset[tuple[Tensor, Tensor]]):
         picture = Image.open(self.paths[index]).convert("RGB")
         left, top = (int(torch.randint(size - self.patch_px + 1, ())) for size in picture.size)
         hr = picture.crop((left, top, left + self.patch_px, top + self.patch_px))
-        lr = hr.resize((self.patch_px // SCALE, self.patch_px // SCALE), Image.Resampling.BICUBIC)
+        lr = hr.resize((self.patch_px // 4, self.patch_px // 4), Image.Resampling.BICUBIC)
         return _tensor(lr), _tensor(hr)
 
 

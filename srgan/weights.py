@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar")
 MAX_BYTES = 2 * 2**30  # a training checkpoint of the largest networks in use, and all that ONNX can hold
 
 _MOST_INT8_BYTES = 2**30  # 37 KB for our generators
+
+# The scale that a model's name says, as in srgan-x4-photo.
+SCALE_IN_NAME = re.compile(r"(?<=-x)\d+(?=-|$)")
 
 # Files are called so, with a suffix of up to 12 bytes, and file systems take 255.
 _MOST_NAME_BYTES = 200
@@ -305,6 +309,19 @@ def bundled_models() -> list[BundledModel]:
         )
         for name, entry in manifest["models"].items()
     ]
+
+
+def suited(default: str, scales: Mapping[str, int], scale: float | None) -> str:
+    """Return which model enlarges `scale` times best, where no model is named: `default` or its like.
+
+    `scales`: of all models, by name. Names that differ in nothing but the scale that they say are alike: srgan-x2
+    and srgan-x4. The least of them that is enough is taken, or the largest; for None it is `default`.
+    """
+    kind = SCALE_IN_NAME.sub("", default)
+    alike = {of: name for name, of in scales.items() if SCALE_IN_NAME.sub("", name) == kind}
+    if scale is None or default not in alike.values():
+        return default
+    return alike[min((of for of in alike if of >= scale), default=max(alike))]
 
 
 def is_bundled(sha256: str) -> bool:

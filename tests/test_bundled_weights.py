@@ -19,6 +19,9 @@ from srgan.upscale import Upscaler
 from srgan.weights import bundled_folder, bundled_models, find_weights
 
 MODELS = ("srresnet-x4", "srgan-x4", "srgan-x4-photo")
+ALL = {**dict.fromkeys(MODELS, 4), "srresnet-x2": 2}  # with their scales
+
+FLOOR_PSNR_Y_X2 = 37.3  # dB, of srresnet-x2 on Set5: what srresnet-x4 has, reduced to x2
 
 # What the bundled weights must beat, by benchmark: PSNR-Y (dB) of srresnet-x4, LPIPS of srgan-x4.
 FLOOR_PSNR_Y = {"Set5": 31.2, "Set14": 27.9, "BSD100": 27.1}
@@ -48,40 +51,52 @@ def results(model: str, benchmark: Path) -> Iterator[tuple[np.ndarray, np.ndarra
 
 def test_the_manifest_lists_the_models_and_one_is_the_default() -> None:
     models = {model.name: model for model in bundled_models()}
-    assert set(MODELS) <= models.keys()
+    assert ALL.keys() <= models.keys()
     assert sum(model.is_default for model in models.values()) == 1
-    assert all(model.scale == 4 and model.description for model in models.values())
+    assert all(models[name].scale == scale and models[name].description for name, scale in ALL.items())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_files_are_intact_and_say_what_they_are(name: str) -> None:
     weights = find_weights(name)  # compares the hash
     metadata = OpenVinoEngine(weights.onnx).metadata
-    assert (metadata.name, metadata.scale, metadata.halo_lr_px) == (name, 4, 40)
-    assert metadata.architecture == {"blocks": 16, "features": 64, "normalisation": "none"}
+    assert (metadata.name, metadata.scale, metadata.halo_lr_px) == (name, ALL[name], 40)
+    expected = {"scale": 4, "blocks": 16, "features": 64, "normalisation": "none"}
+    assert {**expected, **metadata.architecture} == {**expected, "scale": ALL[name]}
     assert metadata.recipe
     assert len(metadata.data_sha256) == 64
     assert metadata.metrics["validation/psnr_y"] > 20
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 def test_both_files_of_a_model_hold_the_same_generator(name: str) -> None:
     generator, metadata = load_generator(bundled_folder() / f"{name}.safetensors")
     onnx = find_weights(name).onnx
     assert parity(generator.eval(), onnx) <= PARITY_TOLERANCE
     assert OpenVinoEngine(onnx).metadata == metadata
-    assert sum(parameter.numel() for parameter in generator.parameters()) == pytest.approx(1.55e6, rel=0.01)
+    expected = {2: 1.40e6, 4: 1.55e6}[ALL[name]]
+    assert sum(parameter.numel() for parameter in generator.parameters()) == pytest.approx(expected, rel=0.01)
 
 
 def test_the_model_card_names_all() -> None:
     card = (bundled_folder() / "README.md").read_text(encoding="utf-8")
-    assert all(name in card for name in MODELS)
+    assert all(name in card for name in ALL)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_srresnet_is_faithful(benchmark: str, shared: Path) -> None:
     pairs = results("srresnet-x4", shared / "data" / "benchmarks" / benchmark)
     assert np.mean([psnr(sr, hr, border=4, y_only=True) for _, sr, hr in pairs]) > FLOOR_PSNR_Y[benchmark]
+
+
+def test_srresnet_x2_is_faithful(shared: Path) -> None:
+    reduced, figures = load_script("tools/reduce.py").reduced, []
+    upscaler = Upscaler("srresnet-x2")
+    for path in sorted((shared / "data" / "benchmarks" / "Set5" / "HR").glob("*.png")):
+        hr = pictures.decode(path).pixels
+        sr = upscaler.upscale(pictures.Picture(reduced(hr, 2))).pixels
+        figures.append(psnr(sr, hr[: sr.shape[0], : sr.shape[1]], border=2, y_only=True))
+    assert np.mean(figures) > FLOOR_PSNR_Y_X2
 
 
 @pytest.mark.usefixtures("local_backbones")

@@ -537,3 +537,37 @@ def test_a_bound_of_memory_counts_all_of_it() -> None:
 def test_a_bound_for_which_every_picture_is_too_large_is_refused_at_once() -> None:
     with pytest.raises(UsageError, match="too little for 1x1 pixels"):
         Upscaler(engine=NearestEngine(), memory_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("scale", "given"),
+    [
+        (3, [(5, 7)]),
+        (4, [(5, 7)]),
+        (5, [(5, 7), (7, 9)]),  # 25x35: a quarter of that, rounded up
+        (8, [(5, 7), (10, 14)]),  # to x2, then x4
+        (16, [(5, 7), (20, 28)]),
+    ],
+)
+def test_beyond_its_scale_the_model_runs_again_on_what_that_needs(
+    scale: int, given: list[tuple[int, int]]
+) -> None:
+    engine, progress = NearestEngine(), list[float]()
+    pixels, upscaler = levels(5, 7), Upscaler(engine=engine)
+    result = upscaler.upscale(Picture(pixels), scale, progress.append)
+    assert [shape[2:] for shape in engine.calls] == given
+    assert result.pixels.shape == (5 * scale, 7 * scale, 3)
+    assert progress == sorted(progress)
+    assert progress[-1] == 1.0
+    if scale == 16:
+        np.testing.assert_array_equal(result.pixels, pixels.repeat(16, 0).repeat(16, 1))
+    need, largest = upscaler.memory(Picture(pixels), scale), max(height * width for height, width in given)
+    assert need.held >= pixels.nbytes + result.pixels.nbytes + (0 if len(given) == 1 else largest * 3)
+    alone = upscaler.memory(Picture(levels(*given[-1])), 4)
+    assert need.working == alone.working
+    # Transparency goes the same way.
+    alpha = np.repeat(np.array([[0, 255]], np.uint8), [3, 4], axis=1).repeat(5, 0)
+    clear = Upscaler(engine=NearestEngine()).upscale(Picture(pixels, alpha), scale).alpha
+    assert clear is not None
+    assert not clear[:, : 2 * scale].any()
+    assert (clear[:, 4 * scale :] == 255).all()

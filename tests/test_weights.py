@@ -20,6 +20,7 @@ from srgan.weights import (
     model_name,
     name_of_file,
     read_file,
+    suited,
 )
 
 METADATA = ModelMetadata(name="one-x4", scale=4, halo_lr_px=12, architecture={})
@@ -316,3 +317,16 @@ def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
     for path in (pipe, tmp_path):
         with pytest.raises(WeightsError, match="not a file"):
             read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("scale", "name"),
+    [(None, "srgan-x4"), (1, "srgan-x2"), (2, "srgan-x2"), (2.1, "srgan-x4"), (4, "srgan-x4"), (8, "srgan-x4")],
+)
+def test_a_scale_has_a_model_that_suits_it(scale: float | None, name: str) -> None:
+    scales = {"srresnet-x2": 2, "srgan-x2-photo": 2, "srgan-x4": 4, "srgan-x2": 2}
+    assert suited("srgan-x4", scales, scale) == name
+    assert suited("srgan-x2-photo", scales, scale) == "srgan-x2-photo"
+    assert suited("mine", {"mine": 3}, scale) == "mine"
+    assert suited("srgan-x4", {"srgan-x4": 4}, scale) == "srgan-x4"
+    assert suited("srgan-x4", scales | {"srgan-x8": 8}, 5) == "srgan-x8"

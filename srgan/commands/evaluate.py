@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import math
@@ -62,7 +63,7 @@ def evaluate_command(
     table = Table(protocol, notes=notes)
     gallery = Gallery() if html_path else None
     distances = _FrechetDistances() if fid else None
-    contenders: dict[str, Upscale] = {name: upscaler.upscale for name, upscaler in upscalers.items()}
+    contenders: dict[str, Upscale] = {name: _at_scale(upscaler, scale) for name, upscaler in upscalers.items()}
     for measured in evaluate(contenders, hr, lr, sr_folders=folders, protocol=protocol, notes=notes):
         table.add(measured)
         if distances:
@@ -100,23 +101,30 @@ def _upscalers(models: Sequence[str], precision: str) -> dict[str, Upscaler]:
 
 
 def _scale(upscalers: Mapping[str, Upscaler], hr: Path, lr: Path | None, notes: list[str]) -> int:
-    """Return the scale of the benchmark: that of all models, without any that between LR and HR, else the usual.
+    """Return the scale of the benchmark: that between LR and HR, else the least of the models, else the usual.
 
-    Raises UsageError if the models differ, or LR in their scale is not to be had from `lr`.
+    Raises UsageError if a model enlarges less than that.
     """
     scales = {name: upscaler.scale for name, upscaler in upscalers.items()}
-    name, scale = next(iter(scales.items()), ("", SCALE))
-    for other, its in scales.items():
-        if its != scale:
-            raise UsageError(f"{name} enlarges {scale} times and {other} {its} times: measure them one by one")
-    if lr is None:
-        if not scales:
-            notes.append(f"×{scale} by default: neither a model nor --lr says another scale")
-        return scale
-    shipped = scale_between(hr, lr, scale)
-    if scales and shipped != scale:
-        raise UsageError(f"{name} enlarges {scale} times, and the pictures in {lr} were reduced {shipped} times")
-    return shipped
+    name = min(scales, key=lambda name: scales[name], default="")
+    scale = scales.get(name, SCALE)
+    if lr is not None:
+        scale = scale_between(hr, lr, scale)
+    elif not scales:
+        notes.append(f"×{scale} by default: neither a model nor --lr says another scale")
+    if name and scales[name] < scale:
+        raise UsageError(
+            f"{name} enlarges {scales[name]} times, and the pictures in {lr} were reduced {scale} times: "
+            f"give --lr pictures reduced {scales[name]} times, or name a model of ×{scale}"
+        )
+    larger = [name for name in scales if scales[name] > scale]
+    notes.extend(f"{name} enlarges {scales[name]} times: its results were reduced to ×{scale}" for name in larger)
+    return scale
+
+
+def _at_scale(upscaler: Upscaler, scale: int) -> Upscale:
+    """Return what enlarges pictures by `scale`: a larger model's result is reduced, as `srgan upscale -s` does."""
+    return upscaler.upscale if upscaler.scale == scale else functools.partial(upscaler.upscale, request=scale)
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

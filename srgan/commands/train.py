@@ -10,7 +10,7 @@ from pathlib import Path
 from srgan.commands.options import TrainOptions
 from srgan.errors import UsageError
 from srgan.training import trainer
-from srgan.training.config import load_recipe
+from srgan.training.config import Recipe, load_recipe
 from srgan.training.data.cache import PictureCache, build_cache
 from srgan.training.data.check import findings, summary
 from srgan.training.data.sources import parse_source
@@ -42,9 +42,9 @@ def train(options: TrainOptions) -> None:
         if not fabric.is_global_zero:  # whatever is told of the pictures or the run, the first process tells
             logging.getLogger("srgan").setLevel(logging.ERROR)
         with fabric.rank_zero_first():  # the others then only map what the first has packed
-            cache = _decoded(options.data, options.run, settings.data.max_bad_share)
+            cache = _decoded(options.data, options.run, settings)
             if options.validation:
-                judges = _decoded(options.validation, options.run, settings.data.max_bad_share)
+                judges = _decoded(options.validation, options.run, settings)
                 cache = replace(cache, validation=judges)
         log.info("%s", summary(findings(cache, settings)))
         resume: Resume = "changed" if options.allow_changes else options.resume
@@ -54,5 +54,6 @@ def train(options: TrainOptions) -> None:
             log.info("written: %s", path)
 
 
-def _decoded(folders: Sequence[str], run: Path, max_bad_share: float) -> PictureCache:
-    return build_cache([parse_source(text) for text in folders], run.parent / "cache", max_bad_share=max_bad_share)
+def _decoded(folders: Sequence[str], run: Path, recipe: Recipe) -> PictureCache:
+    sources, scale = [parse_source(text) for text in folders], recipe.generator.scale
+    return build_cache(sources, run.parent / "cache", scale, max_bad_share=recipe.data.max_bad_share)

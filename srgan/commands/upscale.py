@@ -24,6 +24,7 @@ from srgan.machine import available_cores
 from srgan.pictures import Mask, Region, guarded
 from srgan.texts import did_you_mean, one_line
 from srgan.upscale import Request, Upscaler
+from srgan.weights import bundled_models, suited
 
 RUNNERS = ("local", "ray")
 
@@ -132,7 +133,7 @@ def _mask(options: UpscaleOptions) -> Mask | None:
 def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
     return functools.partial(
         Upscaler,
-        options.model,
+        _model(options),
         tile_lr_px=options.tile_lr_px,
         memory_bytes=options.memory_bytes,
         device=options.device,
@@ -151,6 +152,16 @@ def _refuse_for_many(options: UpscaleOptions) -> None:
             raise UsageError(f"{name} is of one picture: give one file, here, without --watch")
     if options.map is not None and options.map in (*options.inputs, options.out, options.json_path):
         raise UsageError(f"--map {options.map}: is the name of another file of this run")
+
+
+def _model(options: UpscaleOptions) -> str | None:
+    """Return the model that was asked for, or a bundled one of the scale; None for what suits each picture."""
+    if options.model is not None or options.balance is not None or options.scale is None:
+        return options.model
+    models = bundled_models()
+    default = next(model.name for model in models if model.is_default)
+    best = suited(default, {model.name: model.scale for model in models}, options.scale)
+    return None if best == default else best
 
 
 def _refuse_contradictions(options: UpscaleOptions, *, is_stream: bool, picture_to_stdout: bool) -> None:

@@ -40,10 +40,10 @@ class OpenVinoEngine:
     all that this process may use. One model is compiled per input shape, because a static shape runs fastest, and
     a few are kept. Any number of threads may call `run`. `blend`: a second model with the same layers, and its
     share of every weight, 0..1. `precision`: one of `precisions(device)`, or "auto": on a processor that is faster
-    in bfloat16 that, for models whose last sum can stay in float32, else float32 where the device has it. "int8" is
-    for processors, and models with their form for it, `int8`; it is run in tiles. `faithful`: whether results are
-    corrected until they reduce to what they were made from (`faithful.py`); None for yes where the model says it
-    was trained on clean pictures.
+    in bfloat16 that, for models whose last sum can stay in float32, else float32 where the device has it. "int8"
+    is for processors, and models with their form for it, `int8`; it is run in tiles. `faithful`: whether results
+    are corrected until they reduce to what they were made from (`faithful.py`); None for yes where the model says
+    it was trained on clean pictures.
     Raises WeightsError if the file is no such model, or the second one has other layers; UsageError for a halo of
     a model that has its own, or if there is no such device, or not this precision of it or of the model.
     """

@@ -125,22 +125,24 @@ class TailForm:
 class Tail(nn.Conv2d):
     """The 9×9 convolution that ends the network, with the last pixel shuffle.
 
-    Input: what the shuffle is given, (N,4C,H,W). Output: (N,3,2H,2W). The parameters are those of the plain
-    `Conv2d(C, 3, 9, padding=4)` after the shuffle. `form`: how it is computed. After the shuffle its three output
-    channels at full size fill a fifth of a processor's lanes and took 40 % of the time; moved before it, it is a
-    5×5 convolution with twelve output channels at half the size, and the shuffle carries 3 channels, not C.
+    Input: what the shuffle by `factor`, 2 or 3, is given, (N,factor²·C,H,W). Output: (N,3,factor·H,factor·W). The
+    parameters are those of the plain `Conv2d(C, 3, 9, padding=4)` after the shuffle. `form`: how it is computed.
+    After the shuffle its three output channels at full size fill a fifth of a processor's lanes and took 40 % of
+    the time; moved before it, it is a 5×5 convolution with 3·factor² output channels at the size before, and the
+    shuffle carries 3 channels, not C.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, factor: int = 2) -> None:
         super().__init__(features, 3, 9, padding=4)
-        self.form = TailForm()
+        self.factor, self.form = factor, TailForm()
 
     def forward(self, before_shuffle: Tensor) -> Tensor:
-        """Return the picture's three channels at twice the size."""
+        """Return the picture's three channels at `factor` times the size."""
         weight, bias, used = self._computed()
         if self.form.moved:
-            return F.pixel_shuffle(F.conv2d(before_shuffle, weight, bias, padding=2)[:, :used], 2)
-        return F.conv2d(F.pixel_shuffle(before_shuffle, 2), weight, bias, padding=4)[:, :used]
+            moved = F.conv2d(before_shuffle, weight, bias, padding=2)[:, :used]
+            return F.pixel_shuffle(moved, self.factor)
+        return F.conv2d(F.pixel_shuffle(before_shuffle, self.factor), weight, bias, padding=4)[:, :used]
 
     def constant(self) -> nn.Module:
         """Return the same function in the same form, with the weights that form computes with as parameters."""
@@ -150,14 +152,14 @@ class Tail(nn.Conv2d):
         conv = nn.Conv2d(inputs, outputs, side, padding=side // 2, dtype=weight.dtype)
         conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
         convolution = [conv] if used == outputs else [conv, _First(used)]
-        shuffle = nn.PixelShuffle(2)
+        shuffle = nn.PixelShuffle(self.factor)
         return nn.Sequential(*convolution, shuffle) if self.form.moved else nn.Sequential(shuffle, *convolution)
 
     def _computed(self) -> tuple[Tensor, Tensor, int]:
         """Return weight and bias that are computed with in this form, and how many of their outputs are used."""
         weight, bias = self.weight, cast(Tensor, self.bias)
         if self.form.moved:
-            weight, bias = _before_shuffle(weight), bias.repeat_interleave(4)
+            weight, bias = _before_shuffle(weight, self.factor), bias.repeat_interleave(self.factor**2)
         used = weight.shape[0]
         if spare := -used % self.form.multiple:
             weight, bias = F.pad(weight, (0, 0) * 3 + (0, spare)), F.pad(bias, (0, spare))
@@ -209,14 +211,19 @@ def normalisation_layer(features: int, kind: str) -> nn.Module:
     raise ValueError(f"unknown normalisation {kind!r}: choose none, batch or, for a discriminator, spectral")
 
 
-def _before_shuffle(weight: Tensor) -> Tensor:
-    """Return the (4O,4C,5,5) kernel that does before a ×2 pixel shuffle what (O,C,9,9) `weight` does after it.
+def _before_shuffle(weight: Tensor, factor: int) -> Tensor:
+    """Return the (f²O,f²C,5,5) kernel that does before a ×f pixel shuffle what (O,C,9,9) `weight` does after it.
 
-    Row y of the kernel, read from row p of a 2×2 block, lies p + y - 4 rows below the block's first: that is row
-    i of the block that is b - 2 blocks further down, where 2b + i = p + y. So padding by p and cutting into pairs
-    sorts the taps; columns likewise.
+    Row y of the kernel, read from row p of an f×f block, lies p + y - 4 rows below the block's first: that is row
+    i of the block that is b - 2 blocks further down, where f·b + i = p + y + 2f - 4. So padding above by
+    p + 2f - 4 and cutting into blocks sorts the taps; columns likewise. For f of 2 or 3 they lie in five blocks.
     """
     out_channels, in_channels = weight.shape[:2]
-    phases = torch.stack([F.pad(weight, (q, 1 - q, p, 1 - p)) for p in range(2) for q in range(2)], dim=1)
-    taps = phases.reshape((out_channels, 4, in_channels, 5, 2, 5, 2))  # O, pq, C, block row, i, block column, j
-    return taps.permute((0, 1, 2, 4, 6, 3, 5)).reshape(4 * out_channels, 4 * in_channels, 5, 5)
+    first, last = 2 * factor - 4, 3 * factor - 5  # rows of zeros above and below for p = 0
+    phases = torch.stack(
+        [F.pad(weight, (first + q, last - q, first + p, last - p)) for p in range(factor) for q in range(factor)],
+        dim=1,
+    )
+    # O, pq, C, block row, i, block column, j
+    taps = phases.reshape((out_channels, factor**2, in_channels, 5, factor, 5, factor))
+    return taps.permute((0, 1, 2, 4, 6, 3, 5)).reshape(factor**2 * out_channels, factor**2 * in_channels, 5, 5)

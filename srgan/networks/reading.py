@@ -110,6 +110,8 @@ def load_generator(path: Path) -> tuple[Generator, ModelMetadata]:
         raise WeightsError(
             f"{path}: its architecture is unknown to this version: {metadata.architecture}"
         ) from error
+    if metadata.scale != recipe.scale:
+        raise WeightsError(f"{path}: says x{metadata.scale} of itself, and its architecture is of x{recipe.scale}")
     generator = Generator(**recipe.model_dump())
     fill(generator, state, str(path))
     return generator, metadata

@@ -83,11 +83,13 @@ class ResidualNetwork(nn.Module):
         self.steps = nn.ModuleList(SubPixelStep(features, factor) for factor in architecture.factors)
         self.hr = _convolution(features, features, 3) if architecture.hr_convolution else None
         self.hr_act = nn.PReLU() if architecture.hr_convolution else None
-        # The same function, computed at half the size: `Tail` says why.
-        self.early_tail = (
-            architecture.tail_kernel == 9 and architecture.factors[-1] == 2 and not architecture.hr_convolution
+        # The same function, computed before the last shuffle: `Tail` says why.
+        self.early_tail = architecture.tail_kernel == 9 and not architecture.hr_convolution
+        self.tail = (
+            Tail(features, architecture.factors[-1])
+            if self.early_tail
+            else _convolution(features, 3, architecture.tail_kernel)
         )
-        self.tail = Tail(features) if self.early_tail else _convolution(features, 3, architecture.tail_kernel)
         self.skip = (
             Interpolation("bilinear", architecture.scale) if architecture.picture_skip == "bilinear" else None
         )

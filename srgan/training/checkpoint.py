@@ -20,7 +20,7 @@ from lightning.fabric import Fabric
 from srgan.errors import TrainingError, UsageError, WeightsError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
 from srgan.networks import reading
-from srgan.networks.generator import SCALE, Generator
+from srgan.networks.generator import Generator
 from srgan.networks.reading import CHECKPOINT_MAGIC, load_checkpoint
 from srgan.training.config import STAGES, validated
 from srgan.training.data.cache import locked
@@ -166,7 +166,7 @@ def described(state: dict[str, Any], source: str) -> tuple[Generator, ModelMetad
     reading.fill(generator, weights, name)
     metadata = ModelMetadata(
         name=name,
-        scale=SCALE,
+        scale=generator.scale,
         halo_lr_px=generator.halo_lr_px,
         architecture=architecture,
         recipe=recipe.model_dump(mode="json"),

@@ -23,11 +23,12 @@ from pydantic import (
 from srgan.errors import RecipeError
 from srgan.networks.generator import GeneratorRecipe
 from srgan.texts import did_you_mean
-from srgan.weights import model_name
+from srgan.weights import SCALE_IN_NAME, model_name
 
 log = logging.getLogger(__name__)
 
 STAGES = ("pretrain", "adversarial")  # in their order
+
 
 # How recipes, and the checkpoints and models that carry one, named a precision before.
 _OLD_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16"}
@@ -289,7 +290,7 @@ class StageRecipe(_Strict):
     export_name: Name  # of the files that the stage ends with
     steps: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16  # Ledig et al. 2017, section 3.2
-    patch_hr_px: Annotated[int, Field(ge=16, le=1024, multiple_of=4)] = 96  # likewise
+    patch_hr_px: Annotated[int, Field(ge=16, le=1024)] = 96  # likewise, at ×4; a multiple of the scale
     learning_rate: Positive
     final_learning_rate: Positive
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # the paper has none
@@ -386,7 +387,7 @@ class Recipe(_Strict):
     # What to start from; empty: from scratch. A bundled model by its name, a file of weights (.safetensors),
     # or a checkpoint (.pt), which brings its discriminator along: a new one first learns what the old one knew.
     start: str = ""
-    # A main network of your own to play for, instead of a generator ×4: a module, or a .py file, with the
+    # A main network of your own to play for, instead of a generator: a module, or a .py file, with the
     # functions that `games.play_module` names. Its code is run: take no recipe with one from strangers.
     main_network: str = ""
     objective: Literal[
@@ -405,8 +406,8 @@ class Recipe(_Strict):
     data: DataRecipe = DataRecipe()
     degradation: DegradationRecipe = DegradationRecipe()
     losses: LossesRecipe = Field(default=LossesRecipe(), validate_default=True)
-    pretrain: PretrainRecipe = PretrainRecipe()
-    adversarial: AdversarialStageRecipe = AdversarialStageRecipe()
+    pretrain: PretrainRecipe = Field(default=PretrainRecipe(), validate_default=True)
+    adversarial: AdversarialStageRecipe = Field(default=AdversarialStageRecipe(), validate_default=True)
     guards: GuardsRecipe = GuardsRecipe()
     log_steps: Annotated[int, Field(ge=1)] = 100  # measuring gradients by term costs as much as a step
     checkpoint_minutes: Positive = 5.0  # the most that a power cut costs
@@ -422,6 +423,20 @@ class Recipe(_Strict):
     @classmethod
     def _old_words_are_understood(cls, precision: Any) -> Any:
         return _OLD_PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision
+
+    @field_validator("pretrain", "adversarial")
+    @classmethod
+    def _stage_of_the_scale(cls, stage: StageRecipe, before: ValidationInfo) -> StageRecipe:
+        if "generator" not in before.data:
+            return stage  # it was refused
+        scale: int = before.data["generator"].scale
+        if stage.steps and stage.patch_hr_px % scale:
+            raise ValueError(
+                f"{before.field_name}.patch_hr_px = {stage.patch_hr_px} must be a multiple of {scale}, "
+                "which is generator.scale"
+            )
+        name = SCALE_IN_NAME.sub(str(scale), stage.export_name)  # what a name says is true
+        return _filled(stage, {"patch_hr_px": max(96, 24 * scale)}).model_copy(update={"export_name": name})
 
     @field_validator("discriminator")
     @classmethod

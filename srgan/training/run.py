@@ -21,7 +21,7 @@ from srgan.conversion.exporting import export_generator
 from srgan.errors import TrainingError, UsageError, WeightsError
 from srgan.evaluation.measures import LOGGED, MEASURES, YARDSTICK
 from srgan.networks import reading, tails
-from srgan.networks.generator import SCALE, Generator
+from srgan.networks.generator import STEPS, Generator
 from srgan.texts import duration
 from srgan.training import checkpoint
 from srgan.training.adversarial import OBJECTIVES, Objective
@@ -71,6 +71,10 @@ class Run:
     ) -> None:
         self.recipe, self.cache, self.folder, self.fabric = recipe, cache, folder, clock.fabric
         fabric, self.clock = clock.fabric, clock
+        if cache.scale != recipe.generator.scale:
+            raise UsageError(
+                f"the pictures were packed for x{cache.scale}, and the recipe is x{recipe.generator.scale}"
+            )
         self.scores: dict[str, float] = {}
         self.stages: dict[str, dict[str, int]] = {}
         self.health = Health(fabric.device)
@@ -132,7 +136,7 @@ class Run:
     def _measure_bicubic(self) -> None:
         """Record what the generator is to beat, on the same pictures."""
         first, position = self.fabric.is_global_zero, self.position
-        scores = validate(Bicubic(), self.held_out, self.recipe.degradation) if first else {}
+        scores = validate(Bicubic(self.cache.scale), self.held_out, self.recipe.degradation) if first else {}
         scores = {key.replace(LOGGED, YARDSTICK): value for key, value in scores.items()}
         position.yardstick = self.fabric.broadcast(scores)
         if scores:
@@ -361,7 +365,13 @@ class Run:
             log.info("changed since: %s", text)
 
     def _refuse_other_run(self, path: Path, state: dict[str, Any]) -> None:
-        then, now = state["recipe"], self.recipe.model_dump(mode="json")
+        then, now = (r.model_dump(mode="json") for r in (validated(state["recipe"], str(path)), self.recipe))
+        scales = then["generator"]["scale"], now["generator"]["scale"]
+        if scales[0] != scales[1]:
+            raise WeightsError(
+                f"{path} is of a x{scales[0]} generator, and the recipe says generator.scale = {scales[1]}: "
+                f"resume it as it was, or begin another --run with start={path}"
+            )
         for section in ("generator", "discriminator", "objective", "seed"):
             if now[section] != then[section]:
                 raise WeightsError(
@@ -511,7 +521,7 @@ def make_players(
     for network in (generator, discriminator):
         network.to(fabric.device).to(memory_format=torch.channels_last)
     longest = pretrain if pretrain.steps else stage
-    side = longest.patch_hr_px // SCALE
+    side = longest.patch_hr_px // generator.scale
     half = precision_of(recipe) != "fp32"
     tails.choose_for_training(generator, fabric.autocast, (longest.batch_size, 3, side, side), half=half)
     return Players(
@@ -538,12 +548,32 @@ def _start_from(start: str, generator: Generator, discriminator: nn.Module | Non
     path = Path(start)
     if path.suffix.lower() == ".pt":
         state = reading.load_checkpoint(path)
-        reading.fill(generator, reading.averaged_weights(state, path), start)
+        weights = reading.averaged_weights(state, path)
+        _copy(weights, validated(state.get("recipe", {}), start).generator.scale, generator, start)
         if discriminator is not None:
             reading.fill(discriminator, state.get("discriminator", {}), start)
         return
     started, _ = reading.load_generator(path if is_file_name(start) else bundled_tensors(start))
-    reading.fill(generator, started.state_dict(), start)
+    _copy(started.state_dict(), started.scale, generator, start)
+
+
+def _copy(weights: dict[str, Tensor], scale: int, generator: Generator, start: str) -> None:
+    """Give `generator` the weights of one of `scale`.
+
+    Of another scale than its own: the trunk, and the sub-pixel steps that both begin with. The rest is new, for it
+    knows the size that it draws at.
+    """
+    if scale != generator.scale:
+        steps = zip(STEPS[scale], STEPS[generator.scale], strict=False)
+        shared = [f"upscale.{step}." for step, (theirs, ours) in enumerate(steps) if theirs == ours]
+        ours = generator.state_dict()
+        new = [name for name in {**weights, **ours} if name.startswith(("upscale.", "tail."))]
+        taken = {
+            name: value for name, value in weights.items() if name not in new or name.startswith(tuple(shared))
+        }
+        weights = {name: value for name, value in ours.items() if name in new} | taken
+        log.info("%s is x%d: its trunk is copied, and the tail is new, for x%d", start, scale, generator.scale)
+    reading.fill(generator, weights, start)
 
 
 def begin_stage(players: Players, stage: StageRecipe) -> None:

@@ -144,7 +144,7 @@ def rehearse(run: Run) -> None:
         with torch.random.fork_rng(devices=[]):
             players = make_players(recipe, fabric, torch.Generator(), resume=True)
             hr = torch.rand(count, 3, side, side, device=fabric.device)
-            draw = partial(_same, (degradation.bicubic(hr), hr))
+            draw = partial(_same, (degradation.bicubic(hr, recipe.generator.scale), hr))
             step, position = stage_step(name, recipe, players), Position(name, step=recipe.log_steps - 1)
             try:
                 step(draw, position, Pace(stage.learning_rate))
@@ -274,8 +274,8 @@ def stage_end_s(recipe: Recipe, name: str, minutes: float | None) -> float | Non
 def batch_source(
     recipe: Recipe, stage: StageRecipe, cache: PictureCache, device: torch.device, random: torch.Generator
 ) -> BatchSource:
-    """Return what draws the stage's batches: LR (B,3,h,w) and HR (B,3,4h,4w) in [0,1], on `device`."""
-    degrade = degradation.make(recipe.degradation, random)
+    """Return what draws the stage's batches: LR (B,3,h,w) and HR (B,3,sh,sw) in [0,1], on `device`."""
+    degrade = degradation.make(recipe.degradation, random, recipe.generator.scale)
     outer_px = stage.patch_hr_px + 2 * degrade.margin_hr_px
     patches = Patches(cache, outer_px, device, random, recipe.data.energy_weighting)
     return partial(patches.pairs, stage.batch_size, degrade)
@@ -308,7 +308,7 @@ def _game(recipe: Recipe, players: Players) -> Step:
         for left in reversed(range(discriminator_steps(recipe))):
             lr, hr = draw()
             with torch.set_grad_enabled(not left and not pace.alone), fabric.autocast():
-                sr = players.generator(lr).float()  # (B,3,4h,4w) in [0,1]
+                sr = players.generator(lr).float()  # (B,3,sh,sw) in [0,1]
             terms = discriminator_step(players, hr, sr, discriminator_clip_norm(stage))
         terms["pixel_error"] = (sr.detach() - hr).abs().mean()
         terms["learning_rate"] = torch.tensor(rate)
@@ -329,7 +329,7 @@ def pretrain_step(
 ) -> Scalars:
     """One update of the generator by the content loss alone."""
     with players.fabric.autocast():
-        sr = players.generator(lr)  # (B,3,4h,4w) in [0,1]
+        sr = players.generator(lr)  # (B,3,sh,sw) in [0,1]
         loss = content(sr.float(), hr)
     error = (sr.detach().float() - hr).abs().mean()
     norm = descend(players.fabric, players.generator, players.generator_optimizer, loss, clip_norm)
@@ -347,7 +347,7 @@ def discriminator_step(players: Players, hr: Tensor, sr: Tensor, clip_norm: floa
 
 
 class Batch(NamedTuple):
-    """LR (B,3,h,w), HR and SR (B,3,4h,4w), in [0,1]; `sr`: the generator's output for `lr`, with its graph."""
+    """LR (B,3,h,w), HR and SR (B,3,sh,sw), in [0,1]; `sr`: the generator's output for `lr`, with its graph."""
 
     lr: Tensor
     hr: Tensor

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from srgan.errors import BackboneError
 from srgan.evaluation import metrics
 from srgan.evaluation.measures import LOGGED, MEASURES
-from srgan.networks.generator import SCALE
 from srgan.pictures import Picture
 from srgan.pictures.consistency import consistency
 from srgan.training.config import DegradationRecipe
@@ -26,7 +25,7 @@ from srgan.training.data.sources import ENERGY_BLOCK_PX
 
 log = logging.getLogger(__name__)
 
-_CROP_PX = 192  # 48 LR pixels a side: most of a crop is out of reach of its own edges
+_CROP_PX = 192  # 48 LR pixels a side at ×4: most of a crop is out of reach of its own edges
 _CROPS = 4  # of a held-out picture at most; of eight pictures they take a few seconds on two cores
 _LEAST_PX = 64  # a side: AlexNet has no output below 31, and a window of SSIM says little of a smaller one
 _COMPARED = 32  # pictures for the sameness: more would only fill memory
@@ -41,11 +40,15 @@ JUDGED_BY = {"pretrain": "psnr_y", "adversarial": "lpips"}
 
 
 class Bicubic(nn.Module):
-    """The yardstick: (N,3,h,w) in [0,1] enlarged four times by Pillow's bicubic."""
+    """The yardstick: (N,3,h,w) in [0,1] enlarged `scale` times by Pillow's bicubic."""
+
+    def __init__(self, scale: int = 4) -> None:
+        super().__init__()
+        self.scale = scale
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Return (N,3,4h,4w) in [0,1]."""
-        return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", antialias=True).clamp(0, 1)
+        """Return (N,3,sh,sw) in [0,1]."""
+        return F.interpolate(lr, scale_factor=self.scale, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def cost(scores: Mapping[str, float], stage: str) -> float | None:
@@ -73,7 +76,7 @@ def validate(generator: nn.Module, cache: PictureCache, recipe: DegradationRecip
     """
     rows, details, drawn = [], [], list[npt.NDArray[np.uint8]]()
     for crop in _crops(cache):
-        lr, sr, hr = _triple(generator, crop, recipe)
+        lr, sr, hr = _triple(generator, crop, recipe, cache.scale)
         rows.append(_row(lr, sr, hr))
         details.append([float(_laplacian(picture).std()) for picture in (sr, hr)])
         drawn += [sr] if len(drawn) < _COMPARED else []
@@ -97,8 +100,8 @@ def sample_strip(
     """
     rows = []
     for index in _large_enough(cache)[:_STRIP_ROWS]:
-        lr, sr, hr = _triple(generator, _textured(cache, index, _STRIP_PX, 1)[0], recipe)
-        nearest = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        lr, sr, hr = _triple(generator, _textured(cache, index, _STRIP_PX, 1)[0], recipe, cache.scale)
+        nearest = lr.repeat(cache.scale, axis=0).repeat(cache.scale, axis=1)
         row = np.concatenate([nearest, sr, hr], axis=1)
         missing = [(0, _STRIP_PX - row.shape[0]), (0, 3 * _STRIP_PX - row.shape[1]), (0, 0)]
         rows.append(np.pad(row, missing, constant_values=255))  # for pictures smaller than a strip's row
@@ -124,11 +127,11 @@ def _crops(cache: PictureCache) -> Iterator[_Crop]:
 
 def _textured(cache: PictureCache, index: int, crop_px: int, most: int) -> list[_Crop]:
     """Cut up to `most` crops that do not overlap: those with the most detail, then the nearest the centre."""
-    picture, lr_picture = cache.picture(index), cache.lr_picture(index)
-    height, width = (min(size, crop_px) // SCALE * SCALE for size in picture.shape[:2])
+    picture, lr_picture, scale = cache.picture(index), cache.lr_picture(index), cache.scale
+    height, width = (min(size, crop_px) // scale * scale for size in picture.shape[:2])
     blocks = (-(-height // ENERGY_BLOCK_PX), -(-width // ENERGY_BLOCK_PX))
     energy = F.avg_pool2d(cache.energy_of(index)[None, None], blocks, stride=1)[0, 0]  # of each window of blocks
-    tops, lefts = _places(picture.shape[0], height), _places(picture.shape[1], width)
+    tops, lefts = (_places(picture.shape[axis], size, scale) for axis, size in enumerate((height, width)))
     top, left = torch.meshgrid(torch.tensor(tops), torch.tensor(lefts), indexing="ij")
     off = torch.hypot(top - (picture.shape[0] - height) / 2, left - (picture.shape[1] - width) / 2)
     order = np.lexsort((off.flatten(), -energy[: len(tops), : len(lefts)].flatten()))
@@ -140,17 +143,17 @@ def _textured(cache: PictureCache, index: int, crop_px: int, most: int) -> list[
     for number, (y, x) in enumerate(chosen):
         hr, lr = picture[y : y + height, x : x + width], None
         if lr_picture is not None:
-            v, u = y // SCALE, x // SCALE
-            lr = lr_picture[v : v + height // SCALE, u : u + width // SCALE]
+            v, u = y // scale, x // scale
+            lr = lr_picture[v : v + height // scale, u : u + width // scale]
         crops.append(_Crop(hr, lr, most * index + number))
     return crops
 
 
-def _places(size: int, crop: int) -> list[int]:
+def _places(size: int, crop: int, scale: int) -> list[int]:
     """Where crops may begin, on the grid of LR: at the blocks of the energy, or in the middle of little room."""
     if size - crop < ENERGY_BLOCK_PX:
-        return [(size - crop) // 2 // SCALE * SCALE]
-    return list(range(0, size - crop + 1, ENERGY_BLOCK_PX))
+        return [(size - crop) // 2 // scale * scale]
+    return [at // scale * scale for at in range(0, size - crop + 1, ENERGY_BLOCK_PX)]
 
 
 def sameness(pictures: Sequence[npt.NDArray[np.uint8]]) -> float:
@@ -168,10 +171,10 @@ def sameness(pictures: Sequence[npt.NDArray[np.uint8]]) -> float:
 
 
 def _row(lr: npt.NDArray[np.uint8], sr: npt.NDArray[np.uint8], hr: npt.NDArray[np.uint8]) -> dict[str, float]:
-    kept = consistency(Picture(lr), Picture(sr))
+    kept, scale = consistency(Picture(lr), Picture(sr)), hr.shape[0] // lr.shape[0]
     row = {
-        "psnr_y": min(metrics.psnr(sr, hr, border=SCALE, y_only=True), _MOST_DB),
-        "ssim_y": metrics.ssim(sr, hr, border=SCALE, y_only=True),
+        "psnr_y": min(metrics.psnr(sr, hr, border=scale, y_only=True), _MOST_DB),
+        "ssim_y": metrics.ssim(sr, hr, border=scale, y_only=True),
         "lr_psnr": min(kept.lr_psnr_db, _MOST_DB),
         "colour_shift": kept.colour_shift,
     }
@@ -191,12 +194,14 @@ def lpips_available() -> bool:
     return True
 
 
-def _triple(generator: nn.Module, crop: _Crop, recipe: DegradationRecipe) -> tuple[npt.NDArray[np.uint8], ...]:
+def _triple(
+    generator: nn.Module, crop: _Crop, recipe: DegradationRecipe, scale: int
+) -> tuple[npt.NDArray[np.uint8], ...]:
     """LR, SR and HR as (H,W,3) uint8."""
     parameter = next(generator.parameters(), None)
     device = crop.hr.device if parameter is None else parameter.device
     if crop.lr is None:
-        lr = degradation.held_out(recipe, _tensor(crop.hr).to(device), crop.number)
+        lr = degradation.held_out(recipe, _tensor(crop.hr).to(device), crop.number, scale)
     else:
         lr = _tensor(crop.lr).to(device)
     generator.eval()

@@ -185,8 +185,9 @@ class Nearest:
     def __init__(self, scale: int) -> None:
         self.scale = scale
 
-    def upscale(self, picture: pictures.Picture) -> pictures.Picture:
-        return pictures.Picture(picture.pixels.repeat(self.scale, axis=0).repeat(self.scale, axis=1))
+    def upscale(self, picture: pictures.Picture, request: int | None = None) -> pictures.Picture:
+        sr = pictures.Picture(picture.pixels.repeat(self.scale, axis=0).repeat(self.scale, axis=1))
+        return pictures.resized(sr, picture.height * request, picture.width * request) if request else sr
 
 
 @pytest.fixture
@@ -234,11 +235,30 @@ def test_a_model_of_another_scale_is_refused_in_a_line(hr: Path) -> None:
     lr = reduced(hr, 4)
     with pytest.raises(UsageError, match=r"x2 enlarges 2 times, and the pictures in .*LRx4 were reduced 4 times"):
         evaluate_command(hr, lr, ["x2"], [])
-    with pytest.raises(UsageError, match="x4 enlarges 4 times and x2 2 times: measure them one by one"):
+    with pytest.raises(UsageError, match=r"reduced 2 times, or name a model of ×4"):
         evaluate_command(hr, lr, ["x4", "x2"], [])
     Image.new("RGB", (80, 64)).save(lr / "a.png")
     with pytest.raises(UsageError, match="HR is 80x64 and LR 80x64, not a whole number of times less"):
         evaluate_command(hr, lr, [], [])
+
+
+@pytest.mark.usefixtures("of_any_scale")
+@pytest.mark.parametrize("given", ["lr", ""])
+def test_a_larger_model_is_reduced_to_the_scale_and_it_is_said(
+    hr: Path, tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lr = reduced(hr, 2) if given else None
+    evaluate_command(hr, lr, ["x4", "x2"], [], json_path=tmp_path / "e.json")
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert report["protocol"]["scale"] == report["protocol"]["border_px"] == 2
+    assert "x4 enlarges 4 times: its results were reduced to ×2" in " ".join(capsys.readouterr().out.split())
+    row = next(row for row in report["pictures"] if row["contender"] == "x4")
+    truth = np.asarray(Image.open(hr / row["picture"]))
+    height, width = (size // 2 for size in truth.shape[:2])
+    truth = truth[: 2 * height, : 2 * width]
+    small = bicubic(truth, height, width)
+    sr = bicubic(small.repeat(4, axis=0).repeat(4, axis=1), *truth.shape[:2])
+    assert row["psnr_y"] == pytest.approx(metrics.psnr(sr, truth, border=2, y_only=True), abs=0.01)
 
 
 @pytest.mark.usefixtures("of_any_scale")

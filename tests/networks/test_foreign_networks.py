@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +30,14 @@ from srgan.weights import ModelMetadata
 pytest.importorskip("spandrel.architectures")
 
 
-def esrgan() -> nn.Module:
+def esrgan(scale: int = 4, unshuffle: int | None = None) -> nn.Module:
     from spandrel.architectures.ESRGAN import ESRGAN
 
-    return ESRGAN(num_filters=8, num_blocks=1, scale=4)
+    channels = 3 * (unshuffle or 1) ** 2
+    return ESRGAN(in_nc=channels, num_filters=8, num_blocks=1, scale=scale, shuffle_factor=unshuffle)
 
 
-def swinir(upsampler: str = "pixelshuffledirect") -> nn.Module:
+def swinir(upsampler: str = "pixelshuffledirect", scale: int = 4) -> nn.Module:
     from spandrel.architectures.SwinIR import SwinIR
 
     return SwinIR(
@@ -45,7 +47,7 @@ def swinir(upsampler: str = "pixelshuffledirect") -> nn.Module:
         num_heads=[2, 2],
         window_size=8,
         mlp_ratio=2,
-        upscale=4,
+        upscale=scale,
         upsampler=upsampler,
         resi_connection="1conv",
     )
@@ -117,6 +119,34 @@ def test_other_architectures_run_in_tiles_as_in_one_piece(
         tiled = Inference(engine, tile_lr_px=tile).array(lr)
         assert np.abs(tiled - whole).max() <= 0.6 / 255  # nobody sees half a level
     assert load_engine(file)[1] == sha256
+
+
+@pytest.mark.parametrize(
+    ("make", "scale", "kind"),
+    [
+        (functools.partial(esrgan, 2), 2, "ESRGAN"),
+        (functools.partial(esrgan, 4, unshuffle=2), 2, "ESRGAN"),  # as Real-ESRGAN x2 is: LR in blocks of 2x2
+        (functools.partial(esrgan, 8), 8, "ESRGAN"),
+        *((functools.partial(swinir, scale=scale), scale, "SwinIR") for scale in (2, 3, 8)),
+        (functools.partial(swinir, "pixelshuffle", 2), 2, "SwinIR"),
+        (functools.partial(swinir, "pixelshuffle", 3), 3, "SwinIR"),
+        (functools.partial(swinir, "pixelshuffle", 8), 8, "SwinIR"),
+        (compact, 2, "RealESRGAN Compact"),
+    ],
+)
+def test_checkpoints_of_every_scale_are_read(
+    tmp_path: Path, make: Callable[[], nn.Module], scale: int, kind: str
+) -> None:
+    network = made(make, tmp_path / "theirs.pth", "params_ema")
+    engine, _ = load_engine(tmp_path / "theirs.pth", halo_lr_px=8)
+    assert (engine.metadata.scale, engine.metadata.architecture["layout"]) == (scale, kind)
+    lr = noise(16, 24)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(lr)).clamp(0, 1).numpy()
+    assert expected.shape == (1, 3, 16 * scale, 24 * scale)
+    np.testing.assert_allclose(engine.run(lr), expected, rtol=0, atol=1e-5)
+    reduced = Upscaler(engine=engine).upscale(Picture(np.zeros((9, 11, 3), np.uint8)), 1.5)
+    assert (reduced.height, reduced.width) == (14, 16)
 
 
 def test_windows_that_fall_elsewhere_would_be_seen(tmp_path: Path) -> None:

@@ -59,15 +59,19 @@ def test_output_is_linear_and_not_clamped() -> None:
     assert generator(torch.rand(1, 3, 6, 6)).min() > 1.5
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize(("blocks", "halo"), [(1, 10), (2, 12), (16, 40)])
-def test_halo_by_hand(blocks: int, halo: int) -> None:
-    # 4 (9×9) + 2 a block + 1 (trunk) + 1 (first ×2) + ½ (second ×2) + 1 (9×9 at ×4), rounded up.
-    assert Generator(blocks=blocks, features=1).halo_lr_px == halo == math.ceil(7.5 + 2 * blocks)
+def test_halo_by_hand(blocks: int, halo: int, scale: int) -> None:
+    # At ×4: 4 (9×9) + 2 a block + 1 (trunk) + 1 (first ×2) + ½ (second ×2) + 1 (9×9 at ×4), rounded up.
+    assert Generator(blocks=blocks, features=1, scale=scale).halo_lr_px == halo
+    # ×2: 1 + 2; ×3: 1 + 4/3; ×4: 1 + ½ + 1; ×8: 1 + ½ + ¼ + ½.
+    ends = {2: 3, 3: 7 / 3, 4: 2.5, 8: 2.25}[scale]
+    assert halo == math.ceil(4 + 2 * blocks + 1 + ends)
 
 
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_halo_is_true_and_tight(blocks: int) -> None:
-    generator = loud(Generator(blocks=blocks, features=4)).eval().double()
+@pytest.mark.parametrize(("blocks", "scale"), [(1, 2), (1, 3), (1, 4), (3, 4), (1, 8)])
+def test_halo_is_true_and_tight(blocks: int, scale: int) -> None:
+    generator = loud(Generator(blocks=blocks, features=4, scale=scale)).eval().double()
     halo = generator.halo_lr_px
     size = 2 * halo + 9
     lr = torch.rand(1, 3, size, size, dtype=torch.float64)
@@ -77,10 +81,10 @@ def test_halo_is_true_and_tight(blocks: int) -> None:
     with torch.inference_mode():
         changed = (generator(poked) - generator(lr)).abs().sum(dim=(0, 1)) > 0
     rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
-    # An LR pixel p is the HR pixels 4p..4p+3; reach counts from those. Farther than the halo: nothing; and
+    # An LR pixel p is, at ×4, the HR pixels 4p..4p+3; reach counts from those. Farther than the halo: nothing; and
     # one LR pixel less would not do.
     for first, last, place in ((rows[0], rows[-1], row), (columns[0], columns[-1], column)):
-        reach = max(4 * place - int(first), int(last) - (4 * place + 3)) / 4
+        reach = max(scale * place - int(first), int(last) - (scale * place + scale - 1)) / scale
         assert halo - 1 < reach <= halo
 
 
@@ -99,11 +103,12 @@ def test_cutting_at_the_halo_changes_nothing_and_closer_does() -> None:
         assert not torch.allclose(core(halo - 1), whole, rtol=0, atol=1e-12)
 
 
-def test_starts_near_bicubic() -> None:
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_starts_near_bicubic(scale: int) -> None:
     torch.manual_seed(0)
     lr = torch.rand(1, 3, 16, 16)
     with torch.inference_mode():
-        difference = Generator(blocks=2, features=8)(lr) - Interpolation("bicubic", 4)(lr)
+        difference = Generator(blocks=2, features=8, scale=scale)(lr) - Interpolation("bicubic", scale)(lr)
     assert 0 < difference.abs().mean() < 0.1
 
 
@@ -248,11 +253,15 @@ def test_every_discriminator_passes_a_gradient_to_the_picture(kind: str) -> None
     assert picture.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("normalisation", ["none", "batch"])
+@pytest.mark.parametrize(
+    ("normalisation", "scale"), [("none", 4), ("batch", 4), ("none", 2), ("none", 3), ("none", 8)]
+)
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5), (24, 20)])
-def test_the_deployed_arrangement_is_the_same_function(normalisation: str, size: tuple[int, int]) -> None:
+def test_the_deployed_arrangement_is_the_same_function(
+    normalisation: str, scale: int, size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
-    generator = Generator(blocks=1, features=6, normalisation=normalisation)
+    generator = Generator(blocks=1, features=6, normalisation=normalisation, scale=scale)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.normal_(std=0.2)  # every tap and bias of the moved convolution must count
@@ -268,13 +277,16 @@ FORMS = [TailForm(moved, multiple) for moved in (True, False) for multiple in (1
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 9)])
-def test_the_tail_is_the_plain_convolution_after_the_shuffle(size: tuple[int, int], form: TailForm) -> None:
+def test_the_tail_is_the_plain_convolution_after_the_shuffle(
+    size: tuple[int, int], factor: int, form: TailForm
+) -> None:
     """Value and gradients in every form, against the network as Ledig et al. draw it."""
-    tail = Tail(5).double()
+    tail = Tail(5, factor).double()
     tail.form = form
-    before_shuffle = torch.randn(2, 20, *size, dtype=torch.float64, requires_grad=True)
-    expected = F.conv2d(F.pixel_shuffle(before_shuffle, 2), tail.weight, tail.bias, padding=4)
+    before_shuffle = torch.randn(2, 5 * factor**2, *size, dtype=torch.float64, requires_grad=True)
+    expected = F.conv2d(F.pixel_shuffle(before_shuffle, factor), tail.weight, tail.bias, padding=4)
     ours = tail(before_shuffle)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(tail.constant()(before_shuffle), expected, rtol=1e-12, atol=1e-12)

@@ -24,6 +24,7 @@ from srgan.weights import (
     lossy_rule,
     name_of_file,
     partner_of,
+    suited,
 )
 from srgan_service.work.device import Device
 
@@ -159,12 +160,15 @@ class Models:
         names = ", ".join(model.name for model in self._listed)
         raise UnknownModelError(f"there is no such model; choose one of {names}")
 
-    def suited(self, name: str | None, balance: float | None, picture: Picture) -> str | None:
-        """Return the name of the model for `picture`: that asked for, or the one that suits it if none was."""
-        if name is not None or balance is not None or self._lossy is None:
+    def for_picture(
+        self, picture: Picture, name: str | None, balance: float | None = None, scale: float | None = None
+    ) -> str | None:
+        """Return the name of the model that takes `picture`: that asked for, or the one that suits it if none was."""
+        if name is not None or balance is not None:
             return name
-        takes = self._lossy.takes(picture.format, picture.lossy_quality)
-        return self._lossy.model if takes else None
+        if self._lossy is not None and self._lossy.takes(picture.format, picture.lossy_quality):
+            return self._lossy.model
+        return suited(self.default, {model.name: model.scale for model in self._listed}, scale)
 
     def loaded(
         self, name: str | None = None, balance: float | None = None, faithful: bool | None = None

@@ -122,7 +122,8 @@ class Works:
             painted = await self._decoded(ticket, mask)
             order = wish.order(Mask.of(painted))
         picture = await self._decoded(ticket, content)
-        wish = wish.model_copy(update={"model": self._models.suited(wish.model, wish.balance, picture)})
+        name = self._models.for_picture(picture, wish.model, wish.balance, wish.scale)
+        wish = wish.model_copy(update={"model": name})
         upscaler = await self._upscaler(ticket, wish)
         if order.map or mask is not None:
             async with self._loading.turn(ticket):
@@ -155,7 +156,7 @@ class Works:
             order = wish.order()
             self._models.check(wish.model, wish.balance)
             picture = self._decode(content)
-            name = self._models.suited(wish.model, wish.balance, picture)
+            name = self._models.for_picture(picture, wish.model, wish.balance, wish.scale)
             upscaler = self._models.get(name, wish.balance, wish.is_faithful)
             decision = decide(picture, order, upscaler)
         self._refuse_if_too_much(decision)

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from srgan.errors import TrainingError, UsageError
 from srgan.files import TEMPORARY_SUFFIX, write_atomically
-from srgan.networks.generator import SCALE
 from srgan.pictures.guarded.headers import read_header
 from srgan.texts import one_line
 from srgan.training.config import DataRecipe
@@ -61,7 +60,7 @@ class PictureCache:
     LR picture begins, -1 without one; `sources`: number of the source; `energy_offsets`: into `energy`, which is
     `Examined.energy` of all pictures one after another; and `jpeg_qualities`, as `thumbnails` and `notes` those of
     `Examined`. `source_weights`: of each source; empty if patches come as positions do. `folders`: the sources.
-    `validation`: pictures that runs are judged by instead of some of these.
+    `scale`: from LR to HR. `validation`: pictures that runs are judged by instead of some of these.
     """
 
     pixels: Tensor
@@ -80,6 +79,7 @@ class PictureCache:
     skipped: tuple[tuple[str, str], ...]
     source_weights: tuple[float, ...] = ()
     folders: tuple[str, ...] = ()
+    scale: int = 4
     validation: PictureCache | None = None
 
     def __len__(self) -> int:
@@ -90,10 +90,10 @@ class PictureCache:
         return self._view(int(self.offsets[index]), int(self.heights[index]), int(self.widths[index]))
 
     def lr_picture(self, index: int) -> Tensor | None:
-        """Return the shipped LR of picture `index` as (H/4,W/4,3) uint8, a view, or None if it has none."""
+        """Return the shipped LR of picture `index` as (H/s,W/s,3) uint8, a view, or None if it has none."""
         if self.lr_offsets[index] < 0:
             return None
-        height, width = int(self.heights[index]) // SCALE, int(self.widths[index]) // SCALE
+        height, width = (int(sizes[index]) // self.scale for sizes in (self.heights, self.widths))
         return self._view(int(self.lr_offsets[index]), height, width)
 
     def energy_of(self, index: int) -> Tensor:
@@ -114,28 +114,29 @@ class PictureCache:
 
 
 def build_cache(
-    folders: Sequence[Source | Path], cache_folder: Path, *, max_bad_share: float = 1.0
+    folders: Sequence[Source | Path], cache_folder: Path, scale: int = 4, *, max_bad_share: float = 1.0
 ) -> PictureCache:
     """Decode every picture of `folders` once; later calls with the same files only map the result.
 
     Unreadable, unmatched and vanished pictures are counted, named in the log and left out. The pixels are stored
     under the hash of their content, the index under that of the paths, sizes and modification times, so a changed
-    folder is packed anew. The index is written last and whole, so a kill leaves nothing that is trusted later;
-    one process packs at a time. Raises UsageError for a folder that does not exist, or if more than
-    `max_bad_share` of the files had to be left out, or all; TrainingError if the cache cannot be written.
+    folder is packed anew. The index is written last and whole, so a kill leaves nothing that is trusted later; one
+    process packs at a time. `scale`: of the shipped LR, and of the runs that the cache is for. Raises UsageError
+    for a folder that does not exist, or if more than `max_bad_share` of the files had to be left out, or all;
+    TrainingError if the cache cannot be written.
     """
     sources = _as_sources(folders)
-    files = list_files(sources)
+    files = list_files(sources, scale)
     index_path = _index_path(files, cache_folder)
     try:
-        cache = _load(index_path)
+        cache = _load(index_path, scale)
         if cache is None:
             cache_folder.mkdir(parents=True, exist_ok=True)
             with locked(cache_folder) as alone:
                 if alone:
                     _sweep(cache_folder)
                 log.info("decoding %d files into %s", len(files), cache_folder)
-                cache = _load(index_path) or pack(files, cache_folder)
+                cache = _load(index_path, scale) or pack(files, cache_folder)
     except OSError as error:
         raise TrainingError(
             f"{cache_folder} cannot hold the decoded pictures: {error.strerror or error}; make room or choose "
@@ -168,7 +169,7 @@ def pack(files: Sequence[File], folder: Path) -> PictureCache:
     text = torch.frombuffer(bytearray(json.dumps(header).encode()), dtype=torch.uint8)
     index_path = _index_path(files, folder)
     write_atomically(index_path, save({**columns, "header": text}))
-    cache = _load(index_path)
+    cache = _load(index_path, files[0].scale)
     if cache is None:
         raise OSError(f"{index_path} could not be read back")
     return cache
@@ -195,7 +196,7 @@ def _pixel_bytes(path: Path) -> int:
 def survey(files: Sequence[File]) -> tuple[PictureCache, list[File]]:
     """Decode `files` as `build_cache` does but keep no pixels; return the rest, and the files that can be used."""
     header, columns, kept = _decode_all(files, None)
-    return _assembled(header, columns, torch.empty(0, dtype=torch.uint8)), kept
+    return _assembled(header, columns, torch.empty(0, dtype=torch.uint8), files[0].scale), kept
 
 
 def weighted(cache: PictureCache, sources: Sequence[Source]) -> PictureCache:
@@ -226,8 +227,8 @@ def _as_sources(folders: Sequence[Source | Path]) -> list[Source]:
 
 
 def _index_path(files: Sequence[File], folder: Path) -> Path:
-    """Named by the format and the paths, sizes, modes and modification times."""
-    stamps: list[Any] = [_FORMAT]
+    """Named by the format and the paths, sizes, modes and modification times; of pairs by their scale, too."""
+    stamps: list[Any] = [_FORMAT, *{file.scale for file in files if file.lr_path is not None}]
     for file in files:
         for path in (file.path, file.lr_path):
             stamps.append([file.source, *_stamp(path)] if path else None)
@@ -243,8 +244,8 @@ def _stamp(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_mode]
 
 
-def _load(index_path: Path) -> PictureCache | None:
-    """Map a packed cache, or return None if there is none, or not the whole of one."""
+def _load(index_path: Path, scale: int) -> PictureCache | None:
+    """Map a packed cache for runs of `scale`, or return None if there is none, or not the whole of one."""
     try:
         with safe_open(index_path, framework="pt") as index:
             columns = {name: index.get_tensor(name) for name in index.keys()}  # noqa: SIM118 - not a dict
@@ -254,7 +255,8 @@ def _load(index_path: Path) -> PictureCache | None:
             return None
     except (FileNotFoundError, SafetensorError, KeyError, ValueError):
         return None
-    return _assembled(header, columns, _mapped(path) if header["bytes"] else torch.empty(0, dtype=torch.uint8))
+    pixels = _mapped(path) if header["bytes"] else torch.empty(0, dtype=torch.uint8)
+    return _assembled(header, columns, pixels, scale)
 
 
 def _mapped(path: Path) -> Tensor:
@@ -267,9 +269,9 @@ def _mapped(path: Path) -> Tensor:
         return torch.from_numpy(packed)
 
 
-def _assembled(header: dict[str, Any], columns: dict[str, Tensor], pixels: Tensor) -> PictureCache:
+def _assembled(header: dict[str, Any], columns: dict[str, Tensor], pixels: Tensor, scale: int) -> PictureCache:
     fields: dict[str, Any] = {**columns, **{key: header[key] for key in ("names", "notes", "sha256")}}
-    return PictureCache(pixels, skipped=tuple(map(tuple, header["skipped"])), **fields)
+    return PictureCache(pixels, skipped=tuple(map(tuple, header["skipped"])), scale=scale, **fields)
 
 
 def _decode_all(

@@ -106,7 +106,7 @@ def check(sources: Sequence[Source], recipe: Recipe, *, timed: bool = True) -> F
 
     Raises UsageError for a folder that does not exist or has no picture in it.
     """
-    cache, files = survey(list_files(sources))
+    cache, files = survey(list_files(sources, recipe.generator.scale))
     timing = None
     if timed and len(cache):
         usable = (torch.minimum(cache.heights, cache.widths) >= _largest_patch_px(recipe)).nonzero()[:, 0]
@@ -285,5 +285,5 @@ def _standardised(thumbnails: Tensor) -> Tensor:
 
 
 def _largest_patch_px(recipe: Recipe) -> int:
-    margin = degradation.make(recipe.degradation, torch.Generator()).margin_hr_px
+    margin = degradation.make(recipe.degradation, torch.Generator(), recipe.generator.scale).margin_hr_px
     return max(stage.patch_hr_px for stage in recipe.stages().values()) + 2 * margin

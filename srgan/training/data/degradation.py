@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.networks.generator import SCALE
 from srgan.training.config import DegradationRecipe, PassRecipe
 
-# Pixels of HR context on each side that the ×4 bicubic kernel (support 2 LR pixels) needs to be exact.
-MARGIN_HR_PX = 2 * SCALE
+# Context on each side that the bicubic kernel (support 2 LR pixels) needs to be exact.
+_MARGIN_LR_PX = 2
 
 # Context of the realistic degradation. Two sinc filters, the furthest reach there is, leave 0.01 grey levels of a
-# patch's edges in its LR with this much (0.2 with 16), because what is missing is mirrored.
-_REALISTIC_MARGIN_HR_PX = 24
+# patch's edges in its LR at ×4 with 24 (0.2 with 16), because what is missing is mirrored. One filter runs on HR
+# and one on LR: more at ×8, no less below ×4.
+_REALISTIC_MARGIN_HR_PX, _REALISTIC_MARGIN_LR_PX = 24, 6
 _KERNEL_PX = 21  # Wang et al. 2021, section 3.1, the largest of theirs
 _GROUP = 8  # pictures that share the sizes and kernels of their resizes, which one batch of tensors must
 
@@ -28,7 +28,8 @@ Range = tuple[float, float]
 class Degradation(Protocol):
     """Makes LR from HR patches that carry `margin_hr_px` of context on every side.
 
-    Call: (N,3,P+2m,P+2m) in [0,1] to lr (N,3,P/4,P/4), on 8-bit levels, and hr (N,3,P,P); P a multiple of 4.
+    Call: (N,3,P+2m,P+2m) in [0,1] to lr (N,3,P/s,P/s), on 8-bit levels, and hr (N,3,P,P); P a multiple of the
+    `scale` s.
     """
 
     margin_hr_px: int
@@ -37,67 +38,61 @@ class Degradation(Protocol):
         """Return (lr, hr) of the same places."""
 
 
-def make(recipe: DegradationRecipe, random: torch.Generator) -> Degradation:
-    """Return the degradation that `recipe` describes.
+def make(recipe: DegradationRecipe, random: torch.Generator, scale: int = 4) -> Degradation:
+    """Return the degradation by `scale` that `recipe` describes.
 
     All its randomness comes from `random`, a CPU generator: the same state gives the same LR on the same kind of
     device, and whoever stores the state can go on from there.
     """
-    return Bicubic() if recipe.kind == "bicubic" else Realistic(recipe, random)
+    return Bicubic(scale) if recipe.kind == "bicubic" else Realistic(recipe, random, scale)
 
 
-def held_out(recipe: DegradationRecipe, hr: Tensor, number: int) -> Tensor:
-    """Return LR (1,3,H/4,W/4) of a whole picture (1,3,H,W), degraded alike whenever it is called with `number`.
+def held_out(recipe: DegradationRecipe, hr: Tensor, number: int, scale: int = 4) -> Tensor:
+    """Return LR (1,3,H/s,W/s) of a whole picture (1,3,H,W), degraded alike whenever it is called with `number`.
 
-    H and W are multiples of 4; the context that the degradation asks for is mirrored.
+    H and W are multiples of the `scale` s; the context that the degradation asks for is mirrored.
     """
     if recipe.kind == "bicubic":
-        return bicubic(hr)
-    degrade = Realistic(recipe, torch.Generator().manual_seed(number))
+        return bicubic(hr, scale)
+    degrade = Realistic(recipe, torch.Generator().manual_seed(number), scale)
     lr, _ = degrade(F.pad(hr, 4 * (degrade.margin_hr_px,), mode="reflect"))
     return lr
 
 
 class Bicubic:
-    """`pair`: the protocol of the benchmarks."""
+    """The protocol of the benchmarks.
 
-    margin_hr_px = MARGIN_HR_PX
+    Without the context the outer LR pixels of every patch would be made from a cut kernel, which no picture shows
+    but at its own edges.
+    """
+
+    def __init__(self, scale: int = 4) -> None:
+        self.scale, self.margin_hr_px = scale, _MARGIN_LR_PX * scale
 
     def __call__(self, hr_with_margin: Tensor) -> tuple[Tensor, Tensor]:
         """Return (lr, hr)."""
-        return pair(hr_with_margin)
+        margin, inner = self.margin_hr_px, _MARGIN_LR_PX
+        lr = bicubic(hr_with_margin, self.scale)[..., inner:-inner, inner:-inner]
+        return lr, hr_with_margin[..., margin:-margin, margin:-margin]
 
 
-def bicubic(hr: Tensor) -> Tensor:
-    """Reduce (N,3,H,W) in [0,1] four times, rounded to 8-bit levels as an LR file would be.
+def bicubic(hr: Tensor, scale: int = 4) -> Tensor:
+    """Reduce (N,3,H,W) in [0,1] `scale` times, rounded to 8-bit levels as an LR file would be.
 
     Antialiased bicubic with a = -0.5, the kernel of MATLAB's imresize and of Pillow. H and W must be multiples
-    of 4. Source of the protocol: Ledig et al. 2017, section 3.2.
+    of `scale`. Source of the protocol: Ledig et al. 2017, section 3.2.
     """
-    size = (hr.shape[-2] // SCALE, hr.shape[-1] // SCALE)
+    size = (hr.shape[-2] // scale, hr.shape[-1] // scale)
     lr = F.interpolate(hr, size=size, mode="bicubic", antialias=True, align_corners=False)
     return (lr * 255).round().clamp(0, 255) / 255
-
-
-def pair(hr_with_margin: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (lr, hr) from HR patches that carry `MARGIN_HR_PX` of context on every side.
-
-    (N,3,P+2m,P+2m) to (N,3,P/4,P/4) and (N,3,P,P): without the context the outer LR pixels of every patch would
-    be made from a cut kernel, which no picture shows but at its own edges.
-    """
-    inner = MARGIN_HR_PX // SCALE
-    lr = bicubic(hr_with_margin)[..., inner:-inner, inner:-inner]
-    hr = hr_with_margin[..., MARGIN_HR_PX:-MARGIN_HR_PX, MARGIN_HR_PX:-MARGIN_HR_PX]
-    return lr, hr
 
 
 class Realistic:
     """Blur, resize, noise and JPEG, twice; Wang et al. 2021, "Real-ESRGAN", section 3 and figure 2."""
 
-    margin_hr_px = _REALISTIC_MARGIN_HR_PX
-
-    def __init__(self, recipe: DegradationRecipe, random: torch.Generator) -> None:
-        self._recipe, self._random = recipe, random
+    def __init__(self, recipe: DegradationRecipe, random: torch.Generator, scale: int = 4) -> None:
+        self._recipe, self._random, self.scale = recipe, random, scale
+        self.margin_hr_px = max(_REALISTIC_MARGIN_HR_PX, _REALISTIC_MARGIN_LR_PX * scale)
 
     @torch.no_grad()
     def __call__(self, hr_with_margin: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,14 +107,14 @@ class Realistic:
         outer = torch.cat([self._degraded(group, noise_random) for group in torch.split(hr_with_margin, _GROUP)])
         if self._recipe.clean + self._recipe.only_jpeg:
             outer = self._spared(outer, hr_with_margin)
-        margin, inner = self.margin_hr_px, self.margin_hr_px // SCALE
+        margin, inner = self.margin_hr_px, self.margin_hr_px // self.scale
         lr = (outer[..., inner:-inner, inner:-inner] * 255).round().clamp(0, 255) / 255
         return lr, hr_with_margin[..., margin:-margin, margin:-margin]
 
     def _degraded(self, x: Tensor, noise_random: torch.Generator) -> Tensor:
-        """Degrade (N,3,H,W) to (N,3,H/4,W/4), margin and all."""
+        """Degrade (N,3,H,W) to (N,3,H/s,W/s), margin and all."""
         recipe, random = self._recipe, self._random
-        height, width = x.shape[-2] // SCALE, x.shape[-1] // SCALE
+        height, width = x.shape[-2] // self.scale, x.shape[-1] // self.scale
         x = self._pass(x, recipe.first, (x.shape[-2], x.shape[-1]), noise_random)
         if _happens(recipe.second_order, random):
             x = self._jpeg(x, self._qualities(x))
@@ -133,7 +128,7 @@ class Realistic:
     def _spared(self, lr: Tensor, hr: Tensor) -> Tensor:
         """Replace some pictures of `lr` by the plain reduction of `hr`, and some by the JPEG of that."""
         draw = torch.rand(len(hr), generator=self._random).to(lr.device).view(-1, 1, 1, 1)
-        plain = bicubic(hr)
+        plain = bicubic(hr, self.scale)
         until = self._recipe.clean + self._recipe.only_jpeg
         qualities = even_qualities(self._recipe.jpeg_quality, len(hr), self._random)
         lr = torch.where(draw < until, self._jpeg(plain, qualities), lr)

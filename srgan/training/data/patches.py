@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from srgan.errors import UsageError
-from srgan.networks.generator import SCALE
 from srgan.training.data.cache import PictureCache
 from srgan.training.data.degradation import Degradation
 from srgan.training.data.sources import ENERGY_BLOCK_PX
@@ -44,26 +43,26 @@ class Patches:
         if too_small == len(cache):
             raise UsageError(f"no training picture is at least {patch_px} px on both sides: add larger pictures")
         self._cache, self._patch_px, self._device, self._random = cache, patch_px, device, random
-        self._lr_widths = cache.widths // SCALE
-        self._steps = torch.where(cache.lr_offsets < 0, 1, SCALE)
+        self._lr_widths = cache.widths // cache.scale
+        self._steps = torch.where(cache.lr_offsets < 0, 1, cache.scale)
         self._cells = _Cells.of(cache, patch_px, self._steps, energy_weighting)
         self._ends = self._cells.mass.cumsum(0)
         self._pixels = cache.pixels.to(device) if _fits(cache.pixels, device) else cache.pixels
 
     def pairs(self, count: int, degrade: Degradation) -> tuple[Tensor, Tensor]:
-        """Return LR (count,3,h,w) and HR (count,3,4h,4w), float32 in [0,1] on the device, of the same places.
+        """Return LR (count,3,h,w) and HR (count,3,sh,sw), float32 in [0,1] on the device, of the same places.
 
-        4h is the patch without the margin of `degrade`, which makes LR where no LR picture was shipped. `degrade`
-        is given (count,3,P,P), channels_last.
+        sh, for the scale s, is the patch without the margin of `degrade`, which makes LR where no LR picture was
+        shipped. `degrade` is given (count,3,P,P), channels_last.
         """
         places = self._places(count)
-        cache, margin = self._cache, degrade.margin_hr_px
+        cache, margin, scale = self._cache, degrade.margin_hr_px, self._cache.scale
         outer = self._gather(places, cache.offsets, cache.widths, self._patch_px)
         shipped = (cache.lr_offsets[places.picture] >= 0).nonzero()[:, 0]
         if not len(shipped):
             return degrade(outer)
-        inner = places.reduced(shipped, margin)
-        given = self._gather(inner, cache.lr_offsets, self._lr_widths, (self._patch_px - 2 * margin) // SCALE)
+        inner = places.reduced(shipped, margin, scale)
+        given = self._gather(inner, cache.lr_offsets, self._lr_widths, (self._patch_px - 2 * margin) // scale)
         if len(shipped) == count:
             return given, outer[..., margin : self._patch_px - margin, margin : self._patch_px - margin]
         lr, hr = degrade(outer)
@@ -110,9 +109,9 @@ class _Places(NamedTuple):
     left: Tensor
     flips: Tensor
 
-    def reduced(self, which: Tensor, margin_hr_px: int) -> _Places:
+    def reduced(self, which: Tensor, margin_hr_px: int, scale: int) -> _Places:
         """Return the same places of `which` patches in their LR pictures, without the margin."""
-        top, left = ((column[which] + margin_hr_px) // SCALE for column in (self.top, self.left))
+        top, left = ((column[which] + margin_hr_px) // scale for column in (self.top, self.left))
         return _Places(self.picture[which], top, left, self.flips[which])
 
 

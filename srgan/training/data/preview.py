@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.networks.generator import SCALE
 from srgan.pictures import Picture
 from srgan.training.config import Recipe
 from srgan.training.data import degradation
@@ -29,9 +28,10 @@ def preview(sources: Sequence[Source], recipe: Recipe, *, seed: int = 0, count: 
     drawn as training draws them, from a sample of the pictures. Raises UsageError for a folder without any.
     """
     random = torch.Generator().manual_seed(seed)
-    degrade = degradation.make(recipe.degradation, random)
+    scale = recipe.generator.scale
+    degrade = degradation.make(recipe.degradation, random, scale)
     stage, *_ = recipe.stages().values()
-    files = list_files(sources)
+    files = list_files(sources, scale)
     sample = [files[index] for index in torch.randperm(len(files), generator=random)[: 2 * count].tolist()]
     with tempfile.TemporaryDirectory() as folder:
         patches = Patches(
@@ -49,8 +49,8 @@ def preview(sources: Sequence[Source], recipe: Recipe, *, seed: int = 0, count: 
 
 
 def _sheet(hr: Tensor, lr: Tensor) -> Picture:
-    """Pairs of (N,3,P,P) and (N,3,P/4,P/4) side by side, in rows that make the sheet about square."""
-    pairs = torch.cat([hr, F.interpolate(lr, scale_factor=SCALE, mode="nearest")], 3)
+    """Pairs of (N,3,P,P) and (N,3,P/s,P/s) side by side, in rows that make the sheet about square."""
+    pairs = torch.cat([hr, F.interpolate(lr, size=hr.shape[-2:], mode="nearest")], 3)
     pairs = F.pad(pairs, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
     columns = math.ceil(math.sqrt(len(pairs) / 2))
     missing = -len(pairs) % columns

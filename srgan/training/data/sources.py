@@ -16,7 +16,7 @@ import numpy.typing as npt
 from srgan import pictures
 from srgan.errors import PictureError, UsageError
 from srgan.machine import available_cores
-from srgan.networks.generator import SCALE
+from srgan.networks.generator import STEPS
 from srgan.texts import one_line
 
 log = logging.getLogger(__name__)
@@ -33,9 +33,10 @@ THUMBNAIL_PX = 16
 class Source:
     """A folder of HR pictures, searched recursively.
 
-    `lr_folder`: where each one's shipped LR picture lies, under the same path, as NAME or NAMEx4 with any
-    picture suffix and exactly a quarter of the size; these patches are not degraded. `weight`: how often patches
-    come from this source, relative to the others; None: as its share of the positions that a patch can have.
+    `lr_folder`: where each one's shipped LR picture lies, under the same path, as NAME or, at ×4, NAMEx4
+    with any picture suffix and exactly the scale's part of the size; these patches are not degraded. `weight`: how
+    often patches come from this source, relative to the others; None: as its share of the positions that a patch
+    can have.
     """
 
     folder: Path
@@ -45,18 +46,19 @@ class Source:
 
 @dataclass(frozen=True)
 class File:
-    """One HR picture to be read, and its shipped LR picture if it has one."""
+    """One HR picture to be read, and its shipped LR picture, `scale` times smaller, if it has one."""
 
     path: Path
     source: int
     lr_path: Path | None = None
+    scale: int = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
     """One usable picture.
 
-    `hr`: (H,W,3) uint8; `lr`: (H/4,W/4,3) uint8 or None. `energy`: mean gradient magnitude of each block of
+    `hr`: (H,W,3) uint8; `lr`: (H/s,W/s,3) uint8 or None. `energy`: mean gradient magnitude of each block of
     `ENERGY_BLOCK_PX`, in grey levels, float32. `thumbnail`: (16,16) uint8. `jpeg_quality`: 1..100, 0 if it is no
     JPEG file. `note`: what is unusual about it, and what was not taken as it is, or "".
     """
@@ -87,8 +89,10 @@ def parse_source(text: str) -> Source:
     return source
 
 
-def list_files(sources: Sequence[Source]) -> list[File]:
+def list_files(sources: Sequence[Source], scale: int = 4) -> list[File]:
     """Return every picture of `sources`, by source and then by path; a pair is found when its LR file is.
+
+    `scale`: of the pairs, and what the names of their LR may end with.
 
     What training runs below the folders have written is left out, and named in the log: a run inside its own data
     would learn from its sample sheets. Raises UsageError for a folder that does not exist or if there is no
@@ -101,7 +105,7 @@ def list_files(sources: Sequence[Source]) -> list[File]:
         paths = [path for path in _picture_paths(source.folder, runs) if path.resolve() not in seen]
         seen.update(path.resolve() for path in paths)
         if source.lr_folder is None:
-            files += [File(path, number) for path in paths]
+            files += [File(path, number, scale=scale) for path in paths]
             continue
         shipped = {_stem(path, source.lr_folder): path for path in _picture_paths(source.lr_folder, runs)}
         for path in paths:
@@ -109,7 +113,10 @@ def list_files(sources: Sequence[Source]) -> list[File]:
                 continue  # the LR folder lies inside the HR folder
             stem = _stem(path, source.folder)
             missing = source.lr_folder / f"{stem}{path.suffix}"
-            files.append(File(path, number, shipped.get(stem) or shipped.get(f"{stem}x{SCALE}") or missing))
+            # One of another scale, last of all, is told as such when it is read.
+            names = (stem, *(f"{stem}x{of}" for of in (scale, *STEPS)))
+            lr_path = next((shipped[name] for name in names if name in shipped), missing)
+            files.append(File(path, number, lr_path, scale))
     if runs:
         log.warning(
             "left out, as written by training runs: %s", ", ".join(one_line(str(run)) for run in sorted(runs))
@@ -133,10 +140,10 @@ def examine(file: File) -> Examined:
         shipped = pictures.decode(file.lr_path)
         lr, changed = pictures.flattened(shipped)
         notes += [f"LR: {words}" for words in (*changed, *shipped.warnings)]
-        if hr.shape != (SCALE * lr.shape[0], SCALE * lr.shape[1], 3):
+        if hr.shape != (file.scale * lr.shape[0], file.scale * lr.shape[1], 3):
             raise PictureError(
-                f"{file.path}: is {hr.shape[1]}x{hr.shape[0]} px, not {SCALE} times its LR picture "
-                f"{file.lr_path.name} of {lr.shape[1]}x{lr.shape[0]} px"
+                f"{file.path}: is {hr.shape[1]}x{hr.shape[0]} px, not {file.scale} times its LR picture "
+                f"{file.lr_path.name} of {lr.shape[1]}x{lr.shape[0]} px{_remedy(hr, lr)}"
             )
     green = np.ascontiguousarray(hr[..., 1])  # stands for luma, and is a third of the work
     return Examined(
@@ -147,6 +154,12 @@ def examine(file: File) -> Examined:
         jpeg_quality=(pictures.jpeg_quality(file.path) or 0) if picture.format == "jpg" else 0,
         note=", ".join(notes),
     )
+
+
+def _remedy(hr: Pixels, lr: Pixels) -> str:
+    """Say which scale a pair is of, if it is of one that there is."""
+    scale = next((scale for scale in STEPS if hr.shape[:2] == (scale * lr.shape[0], scale * lr.shape[1])), None)
+    return f": for x{scale} set generator.scale={scale}" if scale else f"; scales are {', '.join(map(str, STEPS))}"
 
 
 def try_examine(file: File) -> Examined | str:

@@ -415,8 +415,8 @@ def test_files_that_vanish_or_cannot_be_read_are_skipped(tmp_path: Path, monkeyp
     for name in ("a.png", "b.png", "c.png"):
         save(noise(20, 20), folder / name)
 
-    def then_moved(sources: list[Source]) -> list[File]:
-        files = list_files(sources)
+    def then_moved(sources: list[Source], scale: int) -> list[File]:
+        files = list_files(sources, scale)
         (folder / "b.png").rename(tmp_path / "elsewhere.png")
         return files
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from srgan.training.data.degradation import MARGIN_HR_PX, bicubic, pair
+from srgan.training.config import DegradationRecipe
+from srgan.training.data.degradation import Bicubic, Realistic, bicubic
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -24,13 +26,16 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (16, 16), (4, 200)])
-def test_equals_pillow_within_a_level(height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "scale"),
+    [(64, 96, 4), (16, 16, 4), (4, 200, 4), (64, 96, 2), (48, 96, 3), (64, 96, 8)],
+)
+def test_equals_pillow_within_a_level(height: int, width: int, scale: int) -> None:
     hr = photograph(height, width) // 2 + 64  # Pillow also clamps between its two passes: keep away from the ends
     theirs = np.asarray(
-        Image.fromarray(hr).resize((width // 4, height // 4), Image.Resampling.BICUBIC), dtype=np.int64
+        Image.fromarray(hr).resize((width // scale, height // scale), Image.Resampling.BICUBIC), dtype=np.int64
     )
-    ours = (bicubic(tensor(hr))[0].permute(1, 2, 0).numpy() * 255).round().astype(np.int64)
+    ours = (bicubic(tensor(hr), scale)[0].permute(1, 2, 0).numpy() * 255).round().astype(np.int64)
     assert np.abs(ours - theirs).max() <= 1  # and it rounds there
 
 
@@ -68,20 +73,33 @@ def test_result_lies_on_8_bit_levels_in_range() -> None:
     assert len(levels.unique()) > 50
 
 
-def test_pair_equals_the_crop_of_the_whole_picture() -> None:
-    hr = tensor(photograph(96, 80))
-    whole = bicubic(hr)
-    patch = 32
-    for top, left in ((MARGIN_HR_PX, MARGIN_HR_PX), (24, 40), (96 - 40, 80 - 40)):
-        outer = hr[
-            ...,
-            top - MARGIN_HR_PX : top + patch + MARGIN_HR_PX,
-            left - MARGIN_HR_PX : left + patch + MARGIN_HR_PX,
-        ]
-        lr, inner = pair(outer)
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_a_patch_equals_the_crop_of_the_whole_picture(scale: int) -> None:
+    hr = tensor(photograph(96, 96))
+    whole, degrade, patch = bicubic(hr, scale), Bicubic(scale), 24
+    margin = degrade.margin_hr_px
+    assert margin == 2 * scale
+    for top, left in ((margin, margin), (24, 48), (96 - patch - margin, 96 - patch - margin)):
+        outer = hr[..., top - margin : top + patch + margin, left - margin : left + patch + margin]
+        lr, inner = degrade(outer)
         assert torch.equal(inner, hr[..., top : top + patch, left : left + patch])
-        crop = whole[..., top // 4 : (top + patch) // 4, left // 4 : (left + patch) // 4]
-        assert torch.equal(lr, crop)
+        crop = whole[..., top // scale : (top + patch) // scale, left // scale : (left + patch) // scale]
+        assert torch.allclose(lr, crop, atol=1.01 / 255)  # a level where float rounding falls the other way
+        assert (lr == crop).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_the_realistic_degradation_reduces_by_the_scale(scale: int) -> None:
+    degrade = Realistic(DegradationRecipe(kind="realistic"), torch.Generator().manual_seed(1), scale)
+    side = 48 + 2 * degrade.margin_hr_px
+    y, x = torch.meshgrid(torch.arange(side) / 17, torch.arange(side) / 23, indexing="ij")
+    lr, hr = degrade((0.5 + 0.4 * torch.sin(x) * torch.cos(y)).expand(2, 3, side, side))
+    assert degrade.margin_hr_px % scale == 0
+    assert hr.shape == (2, 3, 48, 48)
+    assert lr.shape == (2, 3, 48 // scale, 48 // scale)
+    # The same place: reduced plainly, HR is like it but for blur, noise and JPEG.
+    plain = F.interpolate(hr, size=lr.shape[-2:], mode="area")
+    assert torch.corrcoef(torch.stack([lr.flatten(), plain.flatten()]))[0, 1] > 0.95
 
 
 def test_a_narrower_margin_would_not_do() -> None:

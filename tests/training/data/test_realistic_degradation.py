@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from srgan.errors import RecipeError
 from srgan.training.config import DegradationRecipe, PassRecipe, load_recipe
 from srgan.training.data.degradation import (
-    MARGIN_HR_PX,
     Bicubic,
     Realistic,
     bicubic,
@@ -30,7 +29,6 @@ from srgan.training.data.degradation import (
     jpeg,
     make,
     noised,
-    pair,
     plateau_kernels,
     sinc_kernels,
 )
@@ -245,7 +243,7 @@ def test_bicubic_is_the_default_and_unchanged() -> None:
     made = make(DegradationRecipe(), seeded())
     assert isinstance(made, Bicubic)
     hr = tensor(photograph(64, 64))
-    for ours, plain in zip(made(hr), pair(hr), strict=True):
+    for ours, plain in zip(made(hr), Bicubic()(hr), strict=True):
         assert torch.equal(ours, plain)
 
 
@@ -287,12 +285,12 @@ def test_with_everything_off_it_is_close_to_the_plain_reduction(second_order: fl
     smooth = np.stack([128 + 100 * np.sin((x + 9 * seed) / 12) * np.cos(y / 15) for seed in range(8)]).round()
     outer = tensor(*np.repeat(smooth[..., None], 3, axis=3).astype(np.uint8))
     degrade, seen = Realistic(recipe, seeded(3)), []
-    cut = degrade.margin_hr_px - MARGIN_HR_PX
-    plain = pair(outer[..., cut:-cut, cut:-cut])[0]
+    cut = degrade.margin_hr_px - Bicubic().margin_hr_px
+    plain = Bicubic()(outer[..., cut:-cut, cut:-cut])[0]
     for _ in range(6):
         seen.append(float((degrade(outer)[0] - plain).abs().mean()) * 255)
     assert max(seen) < 1.5
-    half_a_pixel_off = pair(outer[..., cut:-cut, cut + 2 : 2 - cut])[0]
+    half_a_pixel_off = Bicubic()(outer[..., cut:-cut, cut + 2 : 2 - cut])[0]
     assert float((half_a_pixel_off - plain).abs().mean()) * 255 > 4
 
 
@@ -463,9 +461,10 @@ def test_a_held_out_picture_is_degraded_alike_every_time() -> None:
 
 def test_is_the_same_where_the_trainer_computes_in_half_precision() -> None:
     """Autocast took the blur to bfloat16: eight bits of 0..1, and some sizes could not be resized at all."""
-    side = 64 + 2 * Realistic.margin_hr_px
+    degrade = Realistic(DegradationRecipe(kind="realistic"), seeded())
+    side = 64 + 2 * degrade.margin_hr_px
     hr = tensor(*(photograph(side, side, seed) for seed in range(4)))
-    expected, _ = Realistic(DegradationRecipe(kind="realistic"), seeded())(hr)
+    expected, _ = degrade(hr)
     with torch.autocast("cpu", torch.bfloat16):
         lr, _ = Realistic(DegradationRecipe(kind="realistic"), seeded())(hr)
     assert lr.dtype == torch.float32
