@@ -78,6 +78,7 @@ class Run:
         torch.manual_seed(recipe.seed)  # the same networks in every process
         self.patch_random, label_random = random_streams(recipe.seed, fabric)
         self.training, self.held_out = split(cache, recipe.data)
+        self._judges_sha256 = self.held_out.contents_sha256()
         self.players = make_players(recipe, fabric, label_random, resume=bool(resume))
         self.position = Position()
         if fabric.is_global_zero:
@@ -282,7 +283,7 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         """Return what the recipe does not say: on what, with what and how far it was trained."""
-        position, held_out = self.position, self._held_out()
+        position = self.position
         self.stages[position.stage] = {"steps": position.step, "best_step": position.best_step}
         return {
             "minutes": self.clock.minutes,
@@ -293,9 +294,11 @@ class Run:
             "versions": {name: version(name) for name in ("srgan", "torch", "lightning")},
             "data": list(self.cache.folders),
             "data_sha256": self.cache.sha256,
+            "training_pictures": len(self.training),
             "validation": [] if self.cache.validation is None else list(self.cache.validation.folders),
-            "held_out": held_out["names"],
-            "held_out_sha256": held_out["sha256"],
+            "held_out": self.held_out.names,
+            "held_out_pictures": len(self.held_out),
+            "held_out_sha256": self._judges_sha256,
         }
 
     def _held_out(self) -> dict[str, Any]:
