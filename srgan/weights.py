@@ -72,8 +72,8 @@ class ModelMetadata:
     `name`: as `model_name` has it, else ValueError. `scale`: output pixels per input pixel. `halo_lr_px`: how far
     an output pixel can see, in LR pixels; context of this width makes tiling exact. `architecture`: keyword
     arguments of the generator. `recipe`: the training recipe, whole. `data_sha256`: hash of the list of training
-    pictures. `metrics`: figures of the run's own validation. `run`: how it was trained, beside the recipe.
-    `multiple_lr_px`: of what tiles must begin at, where
+    pictures. `metrics`: figures of the run's own validation. `run`: how it was trained, beside the recipe. Of
+    neither a file says which folders and files were meant. `multiple_lr_px`: of what tiles must begin at, where
     the network works in windows; else 1.
     """
 

@@ -32,12 +32,14 @@ from srgan.files import write_atomically
 from srgan.networks.generator import Generator
 from srgan.networks.layers import deployed
 from srgan.networks.residual import ResidualNetwork
-from srgan.weights import METADATA_KEY, ModelMetadata, check_file, read_file, usable_name
+from srgan.weights import METADATA_KEY, ModelMetadata, check_file, is_file_name, read_file, usable_name
 
 PARITY_TOLERANCE = 1e-4  # of [0,1]: a fortieth of a grey level, far above float32 rounding and far below sight
 FP16_TOLERANCE = 1 / 255  # a grey level: half precision keeps eleven bits of every sum (docs/decisions.md)
 
 INT8_TOLERANCE = 2 / 255  # in the mean over photographs, where the bundled models differ by a third of it
+_NAMED_IN_RUNS = ("data", "validation", "held_out")  # of folders and files, which a run's recipe.json keeps
+_A_FILE = "(file)"
 
 # Up to the exporter's own version these are the same, but for types that nothing here uses.
 OLDEST_OPSET = 11
@@ -69,7 +71,7 @@ def exported(
     All have reproduced torch's output within the tolerance. Raises WeightsError if one does not, or if a weight is
     not finite.
     """
-    metadata = replace(metadata, recipe=_without_places(metadata.recipe))
+    metadata = shared(metadata)
     network = network.eval().cpu().float()
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
@@ -278,10 +280,16 @@ _WRITERS = {"onnx": _onnx, "openvino": _openvino, "safetensors": _safetensors}
 KINDS = tuple(_WRITERS)
 
 
-def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return `recipe` with the files it names reduced to their names: where they lay is nobody else's business."""
-    shared = copy.deepcopy(recipe)
-    for section, key in ((shared, "start"), (shared.get("losses", {}).get("perceptual", {}), "file")):
-        if section.get(key):
-            section[key] = Path(section[key]).name
-    return shared
+def shared(metadata: ModelMetadata) -> ModelMetadata:
+    """Return `metadata` without the folders and files that it names: they are nobody else's business.
+
+    What they come to, counts and hashes, stays. What the recipe took from a file becomes "(file)".
+    """
+    recipe = copy.deepcopy(metadata.recipe)
+    start, perceptual = recipe.get("start"), recipe.get("losses", {}).get("perceptual", {})
+    if start and (Path(start).name != start or is_file_name(start)):
+        recipe["start"] = _A_FILE
+    if perceptual.get("file"):
+        perceptual["file"] = _A_FILE
+    run = {key: value for key, value in metadata.run.items() if key not in _NAMED_IN_RUNS}
+    return replace(metadata, recipe=recipe, run=run)

@@ -76,7 +76,7 @@ def differences_of_data(folders: Sequence[Path]) -> list[str]:
     records = [read_recipe(folder).get("run", {}) for folder in folders]
     texts = {
         "data_sha256": "the runs were trained on different pictures",
-        "held_out": "the runs are judged by different pictures, so their figures do not compare",
+        "held_out_sha256": "the runs are judged by different pictures, so their figures do not compare",
     }
     seen = {key: [json.dumps(record[key]) for record in records if key in record] for key in texts}
     return [text for key, text in texts.items() if len(set(seen[key])) > 1]

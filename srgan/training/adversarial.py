@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srgan.training.config import AdversarialRecipe
+from srgan.training.device import sent
 
 _CLIPPED_INPUTS = 2048  # of the layer that wgan's 0.01 belongs to: 4 × 4 × 128, Radford et al. 2016
 
@@ -96,7 +97,7 @@ class Objective(ABC):
     def _uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         """One number for each picture of `like`, uniform in [low, high), shaped to broadcast against it."""
         noise = torch.rand(len(like), *[1] * (like.dim() - 1), generator=self.random)
-        return (low + (high - low) * noise).to(like.device)
+        return sent(low + (high - low) * noise, like.device)
 
 
 class NonSaturating(Objective):
@@ -206,7 +207,10 @@ class Dragan(NonSaturating):
 
     def game_loss(self, discriminator: nn.Module, hr: Tensor, sr: Tensor) -> Tensor:
         """Return the cross-entropy + λ (slope - 1)² at real pictures under noise of half their deviation."""
-        noise = torch.rand(hr.shape, generator=self.random).to(hr.device)
+        # As large as HR, so drawn where HR is, from a seed drawn here.
+        seed = int(torch.randint(2**62, (1,), generator=self.random))
+        random = torch.Generator(hr.device).manual_seed(seed)
+        noise = torch.rand(hr.shape, generator=random, device=hr.device)
         near = hr + self._uniform(hr) * 0.5 * hr.std() * noise
         penalty = gradient_penalty(discriminator, near)
         return super().game_loss(discriminator, hr, sr) + self.recipe.gradient_penalty * penalty

@@ -384,6 +384,9 @@ class Recipe(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # any number will do; the same one gives the same run
     # auto: bf16 where it is native. Not fp16: its range needs scaled losses, and gradients of gradients leave it.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # torch.compile for the generator: a wait before the first step, then faster ones; CPUs need a C++ compiler.
+    # Not for the discriminator, whose penalties differentiate a gradient, which compiled code cannot.
+    compile: bool = False
     # What to start from; empty: from scratch. A bundled model by its name, a file of weights (.safetensors),
     # or a checkpoint (.pt), which brings its discriminator along: a new one first learns what the old one knew.
     start: str = ""
@@ -489,7 +492,8 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _main_network_reads_it(self) -> Self:
-        for name in ("generator", "data", "degradation", "start") if self.main_network else ():
+        beside = ("generator", "data", "degradation", "start", "compile")
+        for name in beside if self.main_network else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is not read beside main_network, which makes its own: leave it out")
         return self

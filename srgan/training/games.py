@@ -18,16 +18,16 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from srgan.errors import RecipeError, UsageError
 from srgan.files import write_atomically
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import AdversarialStageRecipe, Recipe
+from srgan.training.device import adam, sent
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
 from srgan.training.processes import make_fabric
-from srgan.training.run import Players, Position, Scalars, discriminator_optimizer
+from srgan.training.run import Average, Players, Position, Scalars, discriminator_optimizer
 from srgan.training.trainer import (
     Batch,
     Pace,
@@ -73,10 +73,10 @@ def adversarialise(
         players = Players(
             fabric=fabric,
             generator=cast(Any, network),
-            ema=AveragedModel(network),
+            ema=Average(network, stage.ema_decay),
             discriminator=judge,
             objective=objective,
-            generator_optimizer=torch.optim.Adam(network.parameters(), stage.learning_rate, stage.betas),
+            generator_optimizer=adam(network, stage.learning_rate, stage.betas),
             discriminator_optimizer=discriminator_optimizer(judge, recipe.adversarial),
         )
         _play(players, recipe, name, loss, batches, watch)
@@ -171,8 +171,9 @@ def _game_step(
     measure: bool,
 ) -> Scalars:
     stage, rules = recipe.adversarial, recipe.losses.adversarial
-    for _ in range(discriminator_steps(recipe)):
-        made, real = _made(players, batches)
+    for left in reversed(range(discriminator_steps(recipe))):
+        with torch.set_grad_enabled(not left and not pace.alone):
+            made, real = _made(players, batches)
         terms = discriminator_step(players, real, made, discriminator_clip_norm(stage))
     if measure:
         with torch.no_grad():
@@ -195,5 +196,5 @@ def _made(players: Players, batches: Batches) -> tuple[Tensor, Tensor]:
     inputs, real = next(batches)
     device = players.fabric.device
     with players.fabric.autocast():
-        made = players.generator(*(value.to(device) for value in inputs))
-    return made.float(), real.to(device)
+        made = players.generator(*(sent(value, device) for value in inputs))
+    return made.float(), sent(real, device)

@@ -27,6 +27,7 @@ from srgan.training import checkpoint
 from srgan.training.adversarial import OBJECTIVES, Objective
 from srgan.training.config import STAGES, AdversarialStageRecipe, Recipe, StageRecipe, validated
 from srgan.training.data.cache import PictureCache, split
+from srgan.training.device import adam, restore
 from srgan.training.discriminators import DISCRIMINATORS
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
@@ -41,6 +42,7 @@ Resume = bool | Literal["changed"]
 
 # Sections and keys that make a run another one. (What networks, objective and seed are is never to change.)
 _GRAVE = ("losses.", "degradation.", "data.held_out", "data.split_seed", "held_out")
+_MOST_STEPS_ALONE = 100  # of several processes, between two agreements about the time
 # The least differences of figures that anyone reads.
 _NOTICED = {"psnr_y": 0.01, "ssim_y": 0.0005, "lpips": 0.0005}
 
@@ -82,6 +84,7 @@ class Run:
         torch.manual_seed(recipe.seed)  # the same networks in every process
         self.patch_random, label_random = random_streams(recipe.seed, fabric)
         self.training, self.held_out = split(cache, recipe.data)
+        self._judges_sha256 = self.held_out.contents_sha256()
         self.players = make_players(recipe, fabric, label_random, resume=bool(resume))
         self.position = Position()
         if fabric.is_global_zero:
@@ -286,7 +289,7 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         """Return what the recipe does not say: on what, with what and how far it was trained."""
-        position, held_out = self.position, self._held_out()
+        position = self.position
         self.stages[position.stage] = {"steps": position.step, "best_step": position.best_step}
         return {
             "minutes": self.clock.minutes,
@@ -297,9 +300,11 @@ class Run:
             "versions": {name: version(name) for name in ("srgan", "torch", "lightning")},
             "data": list(self.cache.folders),
             "data_sha256": self.cache.sha256,
+            "training_pictures": len(self.training),
             "validation": [] if self.cache.validation is None else list(self.cache.validation.folders),
-            "held_out": held_out["names"],
-            "held_out_sha256": held_out["sha256"],
+            "held_out": self.held_out.names,
+            "held_out_pictures": len(self.held_out),
+            "held_out_sha256": self._judges_sha256,
         }
 
     def _held_out(self) -> dict[str, Any]:
@@ -318,8 +323,8 @@ class Run:
             reading.fill(players.discriminator, state["discriminator"], str(path))
             players.objective.load_state_dict(state["objective"])
             self.guards.load_state_dict(state.get("guards", {}))
-            players.generator_optimizer.load_state_dict(state["generator_optimizer"])
-            players.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+            for name in ("generator_optimizer", "discriminator_optimizer"):
+                restore(getattr(players, name), state[name])
             # Cloned, because torch reads the state from the beginning of the storage, whatever row it is given.
             self.patch_random.set_state(state["patch_random"][rank].clone())
             players.objective.random.set_state(state["label_random"][rank].clone())
@@ -329,8 +334,8 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path} lacks a part of the training state ({error})") from error
         stage = self.recipe.stages().get(self.position.stage)  # None: the recipe leaves it out by now
-        if stage:  # the average's decay is its stage's, and a function, so it is not part of any state
-            players.ema.multi_avg_fn = _averaging(players.ema, stage.ema_decay)
+        if stage:  # the average's decay is its stage's, so it is not part of any state
+            players.ema.decay = stage.ema_decay
         self._know_the_best()
 
     def _know_the_best(self) -> None:
@@ -402,12 +407,29 @@ class Clock:
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.now_s, self.stopping = 0.0, False
+        self._asked_s, self._steps, self._step_s, self._ask_at = 0.0, 0, 0.0, 1
         self.fabric, self.minutes, self._asked_to_stop = fabric, minutes, asked_to_stop
         self._began_s = time.monotonic()
 
     def tick(self) -> float:
         """Ask the time, in all processes at once, and return it."""
         self.now_s, self.stopping = agreed(self.fabric, time.monotonic() - self._began_s, self._asked_to_stop())
+        self._asked_s, self._steps = self.now_s, 0
+        return self.now_s
+
+    def pass_step(self) -> float:
+        """Return the time before a step, the same in all processes.
+
+        Several are not asked before each, or each would wait for all: about once a second, and in between the
+        clock goes on by the pace of the steps before.
+        """
+        self._steps += 1
+        if self._steps < self._ask_at and self.fabric.world_size > 1:
+            self.now_s += self._step_s
+            return self.now_s
+        before_s, steps = self._asked_s, self._steps
+        self._step_s = max(self.tick() - before_s, 0.0) / steps
+        self._ask_at = max(1, min(_MOST_STEPS_ALONE, int(1 / max(self._step_s, 1e-6))))
         return self.now_s
 
     def go_on_from(self, elapsed_s: float, minutes: float | None) -> None:
@@ -416,6 +438,7 @@ class Clock:
             self.minutes = minutes
         self._began_s -= elapsed_s
         self.now_s += elapsed_s
+        self._asked_s += elapsed_s
 
 
 class Health:
@@ -483,13 +506,44 @@ def after_rollback(
     return then
 
 
+class Average(AveragedModel):
+    """The generator's running average; looked at, never trained, its statistics averaged, too.
+
+    It moves by 1 - `decay`, and further at first, or a short run would export mostly what it began with: the decay
+    is that of TensorFlow's ExponentialMovingAverage, (1 + n) / (10 + n) at update n, until that reaches `decay`.
+    """
+
+    def __init__(self, generator: nn.Module, decay: float) -> None:
+        super().__init__(generator, use_buffers=True)
+        self.decay = decay
+        self.eval()
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards `model`. Unlike torch's own this counts on the host, and sends nothing to the device."""
+        count = int(self.n_averaged)
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        move([ours for ours, _ in moving], [theirs.detach() for _, theirs in moving], count)
+        for ours, theirs in pairs:
+            if not ours.is_floating_point():  # counts of batches
+                ours.copy_(theirs)
+        self.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
 @dataclass
 class Players:
     """Everything that learns, with what moves it; `fabric`: the devices and processes that it learns on."""
 
     fabric: Fabric
     generator: Generator
-    ema: AveragedModel
+    ema: Average
     discriminator: nn.Module
     objective: Objective
     generator_optimizer: torch.optim.Optimizer
@@ -524,15 +578,16 @@ def make_players(
     side = longest.patch_hr_px // generator.scale
     half = precision_of(recipe) != "fp32"
     tails.choose_for_training(generator, fabric.autocast, (longest.batch_size, 3, side, side), half=half)
+    average = Average(generator, pretrain.ema_decay)  # a copy of what is not compiled: it sees all sizes
+    if recipe.compile:
+        generator.compile()
     return Players(
         fabric=fabric,
         generator=generator,
-        ema=_ema_of(generator, pretrain.ema_decay),
+        ema=average,
         discriminator=discriminator,
         objective=OBJECTIVES[recipe.objective](recipe.losses.adversarial, label_random, partial(averaged, fabric)),
-        generator_optimizer=torch.optim.Adam(
-            generator.parameters(), lr=pretrain.learning_rate, betas=pretrain.betas
-        ),
+        generator_optimizer=adam(generator, pretrain.learning_rate, pretrain.betas),
         discriminator_optimizer=discriminator_optimizer(discriminator, stage),
     )
 
@@ -540,7 +595,7 @@ def make_players(
 def discriminator_optimizer(discriminator: nn.Module, stage: AdversarialStageRecipe) -> torch.optim.Optimizer:
     """Return the discriminator's Adam, by its own numbers where it has some, else by the generator's."""
     betas = stage.discriminator_betas or stage.betas
-    return torch.optim.Adam(discriminator.parameters(), lr=stage.discriminator_learning_rate, betas=betas)
+    return adam(discriminator, stage.discriminator_learning_rate, betas)
 
 
 def _start_from(start: str, generator: Generator, discriminator: nn.Module | None) -> None:
@@ -583,32 +638,10 @@ def begin_stage(players: Players, stage: StageRecipe) -> None:
     optimizer.state.clear()
     for group in optimizer.param_groups:
         group["betas"] = stage.betas
-    players.ema = _ema_of(players.generator, stage.ema_decay)
+    players.ema = Average(players.generator, stage.ema_decay)
 
 
 def random_streams(seed: int, fabric: Fabric) -> tuple[torch.Generator, torch.Generator]:
     """Return this process's generators for patches and for labels; no two streams share a seed."""
     first = 2 * (seed * 1_000_003 + fabric.global_rank)  # a prime far above any number of processes
     return torch.Generator().manual_seed(first), torch.Generator().manual_seed(first + 1)
-
-
-def _ema_of(generator: nn.Module, decay: float) -> AveragedModel:
-    average = AveragedModel(generator, use_buffers=True)
-    average.multi_avg_fn = _averaging(average, decay)
-    average.eval()  # it is looked at, never trained: its statistics are averaged, too
-    return average
-
-
-def _averaging(average: AveragedModel, decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return how `average` moves: by 1 - `decay`, and further at first.
-
-    Or a short run would export mostly what it began with. The growth of the decay is that of TensorFlow's
-    ExponentialMovingAverage, (1 + n) / (10 + n) at update n.
-    """
-
-    def move(averages: Any, values: Any, _: Any) -> None:
-        count = int(average.n_averaged)  # a buffer on the CPU; what is handed over has been sent to a GPU
-        now = min(decay, (1 + count) / (10 + count))
-        get_ema_multi_avg_fn(now)(averages, values, count)  # type: ignore[no-untyped-call]
-
-    return move

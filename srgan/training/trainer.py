@@ -24,6 +24,7 @@ from srgan.training.config import AdversarialStageRecipe, Recipe, StageRecipe
 from srgan.training.data import degradation
 from srgan.training.data.cache import PictureCache
 from srgan.training.data.patches import Patches
+from srgan.training.device import fastest_convolutions, normalised_once, step_if_finite
 from srgan.training.losses import CONTENT_LOSSES, TermFunction, generator_terms
 from srgan.training.processes import average_gradients, averaged, make_fabric
 from srgan.training.run import Clock, Players, Position, Resume, Run, Scalars, make_players
@@ -69,6 +70,7 @@ def train(
         run = Run(recipe, cache, folder, Clock(fabric, minutes, interrupt.stop.is_set), resume=resume)
         stack.enter_context(signals_taken(interrupt.take))
         stack.enter_context(run.journal)
+        stack.enter_context(fastest_convolutions(searched=True))  # of patches of one size
         rehearse(run)
         for name in run.stages_left():
             if not resume or run.position.stage != name:
@@ -94,7 +96,7 @@ def train_stage(run: Run) -> None:
     logged_s = looked_s = saved_s = clock.tick()
 
     while True:
-        now_s = clock.tick()
+        now_s = clock.pass_step()
         done = progress(stage, run.position, now_s, ends_s)
         if done >= 1 or clock.stopping or run.guards.out_of_patience(run.position.validations_since_best):
             return
@@ -339,7 +341,7 @@ def pretrain_step(
 
 def discriminator_step(players: Players, hr: Tensor, sr: Tensor, clip_norm: float) -> Scalars:
     """One update of the discriminator on real and generated pictures; the generator is not touched."""
-    with players.fabric.autocast():
+    with normalised_once(players.discriminator), players.fabric.autocast():
         loss = players.objective.discriminator_loss(players.discriminator, hr, sr.detach())
     norm = descend(players.fabric, players.discriminator, players.discriminator_optimizer, loss, clip_norm)
     players.objective.after_discriminator_step(players.discriminator)
@@ -369,7 +371,7 @@ def generator_step(
     also return each weighted term's gradient norm with respect to SR, the balance that the weights really strike.
     """
     lr, hr, sr = batch
-    with frozen(players.discriminator):
+    with frozen(players.discriminator), normalised_once(players.discriminator):
         with players.fabric.autocast():
             terms = {name: loss(sr, hr, lr) for name, loss in losses.items()}
             terms["adversarial"] = players.objective.generator_loss(players.discriminator, hr, sr)
@@ -391,8 +393,7 @@ def descend(
     loss.backward()  # type: ignore[no-untyped-call]
     average_gradients(fabric, module)
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip_norm or math.inf)
-    if norm.isfinite():
-        optimizer.step()
+    step_if_finite(optimizer, norm)
     return norm.detach()
 
 

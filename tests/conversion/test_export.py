@@ -224,17 +224,33 @@ def test_the_model_is_one_file(exported: dict[str, tuple[Path, Path]]) -> None:
     assert not any(tensor.external_data for tensor in model.graph.initializer)
 
 
-def test_a_recipe_is_shared_without_the_places_of_its_files(tmp_path: Path) -> None:
+def test_what_is_shared_names_no_folder_and_no_file(tmp_path: Path) -> None:
     recipe = {
-        "start": "/home/me/runs/begin.safetensors",
-        "losses": {"perceptual": {"file": "/data/vgg16.safetensors"}},
+        "start": "/home/me/runs/quokka.safetensors",
+        "losses": {"perceptual": {"file": "/secret/vgg16.safetensors"}},
     }
-    exported = export_generator(Generator(1, 4), replace(metadata(), recipe=recipe), tmp_path)
+    run = {
+        "data": ["/secret/wedding"],
+        "validation": ["photojudges"],
+        "held_out": ["aunt.jpg"],
+        "held_out_pictures": 1,
+    }
+    exported = export_generator(Generator(1, 4), replace(metadata(), recipe=recipe, run=run), tmp_path)
     for path in exported:
-        assert b"begin.safetensors" in path.read_bytes()
-        assert b"/home/me" not in path.read_bytes()
-        assert b"/data" not in path.read_bytes()
-    assert recipe["start"] == "/home/me/runs/begin.safetensors"  # the caller's own is left alone
+        for name in (b"/home/me", b"quokka", b"secret", b"wedding", b"photojudges", b"aunt", b"vgg16.safe"):
+            assert name not in path.read_bytes()
+    with safe_open(exported[0], framework="pt") as file:
+        read = ModelMetadata.from_json(file.metadata()[METADATA_KEY], "it")
+    assert read.recipe == {"start": "(file)", "losses": {"perceptual": {"file": "(file)"}}}
+    assert read.run == {"held_out_pictures": 1}
+    assert recipe["start"] == "/home/me/runs/quokka.safetensors"  # the caller's own is left alone
+
+
+@pytest.mark.parametrize(
+    ("start", "kept"), [("srgan-x4", "srgan-x4"), ("mine.pt", "(file)"), ("runs/a", "(file)")]
+)
+def test_a_bundled_model_that_a_run_began_with_is_named(start: str, kept: str) -> None:
+    assert export.shared(replace(metadata(), recipe={"start": start})).recipe["start"] == kept
 
 
 def by_onnx_runtime(content: bytes, lr: np.ndarray) -> np.ndarray:

@@ -294,15 +294,24 @@ def test_a_run_says_on_what_and_how_far_it_was_trained(
     assert (record["data"], record["data_sha256"]) == (["photos"], cache.sha256)
     assert record["held_out"] == split(cache, small().data)[1].names
     assert torch.__version__.startswith(record["versions"]["torch"])
+    assert (record["training_pictures"], record["held_out_pictures"]) == (len(cache) - 1, 1)
     ((_, metadata),) = no_onnx
     assert metadata.run == record | {"stage": "pretrain", "best_step": 2}
 
 
+def test_judges_are_known_by_what_they_show() -> None:
+    first, second = discs(2)
+    same = replace(cache_of(second, first), names=["b.png", "a.png"])
+    assert cache_of(first, second).contents_sha256() == same.contents_sha256()
+    assert cache_of(first, second[:, ::-1]).contents_sha256() != same.contents_sha256()
+    assert cache_of(first).contents_sha256() != same.contents_sha256()
+
+
 def test_a_comparison_warns_of_different_data(tmp_path: Path) -> None:
     runs = {
-        "a": {"data_sha256": "1", "held_out": ["x"]},
-        "b": {"data_sha256": "1", "held_out": ["x"]},
-        "other": {"data_sha256": "2", "held_out": ["y"]},
+        "a": {"data_sha256": "1", "held_out_sha256": "x"},
+        "b": {"data_sha256": "1", "held_out_sha256": "x"},
+        "other": {"data_sha256": "2", "held_out_sha256": "y"},
         "old": None,
     }
     for name, record in runs.items():

@@ -163,7 +163,7 @@ class Models:
     def for_picture(
         self, picture: Picture, name: str | None, balance: float | None = None, scale: float | None = None
     ) -> str | None:
-        """Return the name of the model that takes `picture`: that asked for, or the one that suits it if none was."""
+        """Return the name of the model that takes `picture`: that asked for, or the one that suits it."""
         if name is not None or balance is not None:
             return name
         if self._lossy is not None and self._lossy.takes(picture.format, picture.lossy_quality):

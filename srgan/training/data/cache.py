@@ -109,6 +109,17 @@ class PictureCache:
         columns: dict[str, Any] = {key: getattr(self, key)[keep] for key in (*_NUMBERS, "thumbnails")}
         return replace(self, names=names, notes=notes, **columns)
 
+    def contents_sha256(self) -> str:
+        """Return the hash of what the pictures and their LR show, whatever they are called and in which order."""
+        digests = []
+        for index in range(len(self)):
+            shown = [picture for picture in (self.picture(index), self.lr_picture(index)) if picture is not None]
+            shapes = str([tuple(picture.shape) for picture in shown]).encode()
+            digests.append(
+                hashlib.sha256(b"".join([shapes, *(picture.numpy().data for picture in shown)])).digest()
+            )
+        return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
     def _view(self, start: int, height: int, width: int) -> Tensor:
         return self.pixels[start : start + height * width * 3].view(height, width, 3)
 

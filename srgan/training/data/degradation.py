@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srgan.training.config import DegradationRecipe, PassRecipe
+from srgan.training.device import fastest_convolutions, sent
 
 # Context on each side that the bicubic kernel (support 2 LR pixels) needs to be exact.
 _MARGIN_LR_PX = 2
@@ -104,7 +105,9 @@ class Realistic:
         # Noise is drawn on the device, which is a hundred times faster on a GPU, from a seed drawn here.
         seed = int(torch.randint(2**62, (1,), generator=self._random))
         noise_random = torch.Generator(hr_with_margin.device).manual_seed(seed)
-        outer = torch.cat([self._degraded(group, noise_random) for group in torch.split(hr_with_margin, _GROUP)])
+        groups = torch.split(hr_with_margin, _GROUP)
+        with fastest_convolutions(searched=False):  # no size comes twice
+            outer = torch.cat([self._degraded(group, noise_random) for group in groups])
         if self._recipe.clean + self._recipe.only_jpeg:
             outer = self._spared(outer, hr_with_margin)
         margin, inner = self.margin_hr_px, self.margin_hr_px // self.scale
@@ -127,7 +130,7 @@ class Realistic:
 
     def _spared(self, lr: Tensor, hr: Tensor) -> Tensor:
         """Replace some pictures of `lr` by the plain reduction of `hr`, and some by the JPEG of that."""
-        draw = torch.rand(len(hr), generator=self._random).to(lr.device).view(-1, 1, 1, 1)
+        draw = sent(torch.rand(len(hr), generator=self._random), lr.device).view(-1, 1, 1, 1)
         plain = bicubic(hr, self.scale)
         until = self._recipe.clean + self._recipe.only_jpeg
         qualities = even_qualities(self._recipe.jpeg_quality, len(hr), self._random)
@@ -218,15 +221,16 @@ def filtered(x: Tensor, kernels: Tensor, chosen: Tensor) -> Tensor:
     which = chosen.nonzero()[:, 0]
     if not len(which):
         return x
-    some = x[which.to(x.device)]
+    rows = sent(which, x.device)
+    some = x[rows]
     count, channels = some.shape[:2]
     # A mirrored edge needs as many pixels as the kernel reaches; smaller pictures than that are repeated.
     reach = _KERNEL_PX // 2
     mode = "reflect" if min(x.shape[-2:]) > reach else "replicate"
     padded = F.pad(some, (reach, reach, reach, reach), mode=mode).reshape(1, count * channels, *_grown(x, reach))
-    weight = kernels[which].to(x).repeat_interleave(channels, 0).unsqueeze(1)
+    weight = sent(kernels[which].to(x.dtype), x.device).repeat_interleave(channels, 0).unsqueeze(1)
     blurred = F.conv2d(padded, weight, groups=count * channels).view_as(some).clamp(0, 1)
-    return x.index_copy(0, which.to(x.device), blurred)
+    return x.index_copy(0, rows, blurred)
 
 
 def noised(x: Tensor, recipe: PassRecipe, random: torch.Generator, noise_random: torch.Generator) -> Tensor:
@@ -239,21 +243,21 @@ def noised(x: Tensor, recipe: PassRecipe, random: torch.Generator, noise_random:
         _chosen(chance, count, random) for chance in (recipe.noise, recipe.gaussian, recipe.grey_noise)
     )
     sigma, scale = (_uniform(bounds, count, random) for bounds in (recipe.gaussian_sigma, recipe.poisson_scale))
-    for which in (noisy & gaussian, noisy & ~gaussian):
+    for which, is_gaussian in ((noisy & gaussian, True), (noisy & ~gaussian, False)):
         rows = which.nonzero()[:, 0]
         if not len(rows):
             continue
-        is_grey, level, scaled = (
-            column[rows].view(-1, 1, 1, 1).to(device) for column in (grey, sigma / 255, scale / 255)
-        )
-        some = x[rows.to(device)]
-        if gaussian[rows[0]]:
+        strengths = sent(torch.stack([grey, sigma / 255, scale / 255])[:, rows], device).view(3, -1, 1, 1, 1)
+        is_grey, level, scaled = strengths[0] > 0, strengths[1], strengths[2]
+        rows = sent(rows, device)
+        some = x[rows]
+        if is_gaussian:
             noise = level * torch.randn(some.shape, generator=noise_random, device=device)
         else:
             photons = 255 * torch.where(is_grey, _luma(some), some)
             noise = scaled * (torch.poisson(photons, generator=noise_random) - photons)
         noise = torch.where(is_grey, noise[:, :1], noise)  # one plane for all three colours
-        x = x.index_copy(0, rows.to(device), (some + noise).clamp(0, 1))
+        x = x.index_copy(0, rows, (some + noise).clamp(0, 1))
     return x
 
 
@@ -276,13 +280,13 @@ def jpeg(x: Tensor, qualities: Tensor) -> Tensor:
     """
     height, width = x.shape[-2:]
     padded = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
-    to_ycc, to_rgb, luma_table, chroma_table = (table.to(x) for table in _jpeg_tables())
-    percent = _percent(qualities).floor().view(-1, 1, 1, 1, 1).to(x)
+    to_ycc, to_rgb, luma_table, chroma_table, rounding = _jpeg_tables(x.device, x.dtype)
+    percent = sent(_percent(qualities).floor().view(-1, 1, 1, 1, 1).to(x.dtype), x.device)
     ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded * 255)  # centred: JPEG's level shift taken off all three
     ycc = torch.cat([ycc[:, :1] - 128, ycc[:, 1:]], 1).round()
     luma = _coded(ycc[:, :1], luma_table, percent)
     # Quarters are rounded down and up in turn, column by column: libjpeg's h2v2_downsample.
-    bias = torch.tensor([0.25, 0.5], device=x.device).repeat(padded.shape[-1] // 4)
+    bias = rounding.repeat(padded.shape[-1] // 4)
     chroma = _coded((F.avg_pool2d(ycc[:, 1:], 2) + bias).floor(), chroma_table, percent)
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False).round()
     rgb = torch.einsum("ij,njhw->nihw", to_rgb, torch.cat([luma + 128, chroma], 1))
@@ -299,7 +303,7 @@ def _coded(planes: Tensor, table: Tensor, percent: Tensor) -> Tensor:
     count, channels, height, width = planes.shape
     steps = ((table * percent + 50) / 100).floor().clamp(1, 255)  # libjpeg's jpeg_quality_scaling
     blocks = planes.reshape(count, channels, height // 8, 8, width // 8, 8).permute(0, 1, 2, 4, 3, 5)
-    transform = _cosines().to(planes)
+    transform = _cosines(planes.device, planes.dtype)
     frequencies = transform @ blocks @ transform.T
     steps = steps.unsqueeze(1)  # (N,1,1,1,8,8): one for every block of a picture
     blocks = transform.T @ ((frequencies / steps).round() * steps) @ transform
@@ -308,17 +312,17 @@ def _coded(planes: Tensor, table: Tensor, percent: Tensor) -> Tensor:
 
 
 @cache
-def _cosines() -> Tensor:
+def _cosines(device: torch.device, dtype: torch.dtype) -> Tensor:
     """The orthonormal 8×8 DCT-II matrix; ITU T.81, annex A.3.3."""
     k, n = torch.arange(8.0).view(-1, 1), torch.arange(8.0)
     matrix = torch.cos(math.pi * k * (2 * n + 1) / 16) / 2
     matrix[0] /= math.sqrt(2)
-    return matrix
+    return matrix.to(device, dtype)
 
 
 @cache
-def _jpeg_tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """RGB to YCbCr and back (JFIF 1.02), luma and chroma steps (ITU T.81, tables K.1 and K.2)."""
+def _jpeg_tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """RGB to YCbCr and back (JFIF 1.02), luma and chroma steps (ITU T.81, tables K.1 and K.2), rounding."""
     to_ycc = torch.tensor(
         [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]]
     )
@@ -337,7 +341,8 @@ def _jpeg_tables() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
     chroma = torch.full((8, 8), 99)
     chroma[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
-    return to_ycc, to_rgb, luma, chroma
+    tables = (to_ycc, to_rgb, luma, chroma, torch.tensor([0.25, 0.5]))
+    return tuple(table.to(device, dtype) for table in tables)
 
 
 def _squared_distance(sigma_x: Tensor, sigma_y: Tensor, angle: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from srgan.errors import UsageError
 from srgan.training.data.cache import PictureCache
 from srgan.training.data.degradation import Degradation
 from srgan.training.data.sources import ENERGY_BLOCK_PX
+from srgan.training.device import sent
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Patches:
         self._cells = _Cells.of(cache, patch_px, self._steps, energy_weighting)
         self._ends = self._cells.mass.cumsum(0)
         self._pixels = cache.pixels.to(device) if _fits(cache.pixels, device) else cache.pixels
+        with_lr = cache.lr_offsets[self._cells.picture] >= 0
+        self._some_shipped, self._all_shipped = bool(with_lr.any()), bool(with_lr.all())
 
     def pairs(self, count: int, degrade: Degradation) -> tuple[Tensor, Tensor]:
         """Return LR (count,3,h,w) and HR (count,3,sh,sw), float32 in [0,1] on the device, of the same places.
@@ -58,15 +61,15 @@ class Patches:
         places = self._places(count)
         cache, margin, scale = self._cache, degrade.margin_hr_px, self._cache.scale
         outer = self._gather(places, cache.offsets, cache.widths, self._patch_px)
-        shipped = (cache.lr_offsets[places.picture] >= 0).nonzero()[:, 0]
-        if not len(shipped):
+        if not self._some_shipped:
             return degrade(outer)
+        shipped = (cache.lr_offsets[places.picture] >= 0).nonzero()[:, 0]
         inner = places.reduced(shipped, margin, scale)
         given = self._gather(inner, cache.lr_offsets, self._lr_widths, (self._patch_px - 2 * margin) // scale)
-        if len(shipped) == count:
+        if self._all_shipped:
             return given, outer[..., margin : self._patch_px - margin, margin : self._patch_px - margin]
         lr, hr = degrade(outer)
-        return lr.index_copy(0, shipped.to(lr.device), given), hr
+        return lr.index_copy(0, sent(shipped, lr.device), given), hr
 
     def _places(self, count: int) -> _Places:
         # float64: 53 bits place a patch evenly among all positions of a million pictures.
@@ -87,9 +90,8 @@ class Patches:
         Flips and transposition are index arithmetic.
         """
         device, (picture, *corner_and_flips) = self._pixels.device, places
-        offsets, widths, top, left, flips = (
-            column.view(-1, 1, 1).to(device) for column in (offsets[picture], widths[picture], *corner_and_flips)
-        )
+        columns = sent(torch.stack([offsets[picture], widths[picture], *corner_and_flips]), device)
+        offsets, widths, top, left, flips = columns.view(5, -1, 1, 1).unbind()
         grid, last = torch.arange(side_px, device=device), side_px - 1
         down, across = grid.view(1, -1, 1), grid.view(1, 1, -1)
         transposed, upside_down, mirrored = ((flips >> bit) & 1 == 1 for bit in range(3))
@@ -97,7 +99,7 @@ class Patches:
         y, x = torch.where(upside_down, last - y, y), torch.where(mirrored, last - x, x)
         first = offsets + 3 * ((top + y) * widths + left + x)
         index = first.unsqueeze(-1) + torch.arange(3, device=device)
-        patches = self._pixels[index].to(self._device)  # (count,side,side,3)
+        patches = sent(self._pixels[index], self._device)  # (count,side,side,3)
         return patches.permute(0, 3, 1, 2).float().div_(255)  # permuted NHWC is channels_last as it stands
 
 
