@@ -11,7 +11,7 @@ from PIL import Image
 
 from srgan.errors import UsageError
 from srgan.files import write_atomically
-from srgan.pictures import colour, metadata
+from srgan.pictures import colour, metadata, timing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -242,11 +242,8 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
             lost.append("GIF holds 256 colours a frame, so others were approached by a pattern of them")
         if any(_is_soft(frame.alpha) for frame in picture.frames):
             lost.append("GIF holds no partial transparency, so edges became hard")
-        if any((frame.duration_ms or 0) % 10 for frame in picture.frames):
-            lost.append("GIF counts time in hundredths of a second, so durations were rounded")
-    if format == "avif" and picture.is_animated and picture.plays:
-        times = "once" if picture.plays == 1 else f"{picture.plays} times"
-        lost.append(f"AVIF is written to play for ever, and not {times}")
+    if picture.is_animated and "animation" in target.holds:
+        lost += timing.losses(picture, format)
     for what, words in (("exif", "EXIF data"), ("xmp", "XMP data"), ("dpi", "a resolution")):
         if getattr(picture, what) and what not in target.holds:
             lost.append(f"{name} cannot hold {words}")

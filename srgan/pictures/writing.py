@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from srgan.errors import PictureError
 from srgan.machine import available_cores
-from srgan.pictures import colour, metadata
+from srgan.pictures import colour, metadata, timing
 from srgan.pictures.faults import as_picture_errors
 from srgan.pictures.formats import avif_grid, boxes, png, tiff
 from srgan.pictures.picture import (
@@ -222,11 +222,9 @@ def _with_clear(indexed: Image.Image, clear: np.ndarray) -> Image.Image:
 
 
 def _animation_options(picture: Picture, format: str) -> dict[str, Any]:
-    durations = [round(frame.duration_ms or 0) for frame in picture.frames]
-    plays = picture.plays
+    durations, plays = timing.durations_ms(picture, format), timing.plays(picture, format)
     match format:
         case "gif":  # a program repeats as often as the file says after the first time
-            durations = [round(milliseconds / 10) * 10 for milliseconds in durations]
             loop: dict[str, Any] = {} if plays == 1 else {"loop": plays - 1 if plays else 0}
             # Cleared in between, so that what is clear in a frame is so whatever was shown before.
             clear = any(frame.alpha is not None for frame in picture.frames)
