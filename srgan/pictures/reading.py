@@ -27,7 +27,19 @@ from PIL import (
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
-from srgan.pictures.formats import bmp, boxes, gif, heic, jpeg_mending, jpeg_parts, png, png_mending, ppm, tiff
+from srgan.pictures.formats import (
+    bitstreams,
+    bmp,
+    boxes,
+    gif,
+    heic,
+    jpeg_mending,
+    jpeg_parts,
+    png,
+    png_mending,
+    ppm,
+    tiff,
+)
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
 from srgan.pictures.planes import Planes
@@ -252,7 +264,10 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
 def _colour_chunks(opened: ImageFile.ImageFile, file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
     if opened.format == "PNG":
         return png.colour_chunks(file)
-    code_points = boxes.colours(_content(file)) if opened.format == "AVIF" else None
+    if opened.format != "AVIF":
+        return ()
+    content = _content(file)
+    code_points = boxes.colours(content) or bitstreams.colours(content)
     return colour.cicp_chunk(*code_points) if code_points else ()
 
 

@@ -26,7 +26,7 @@ Span = tuple[bytes, int, int]
 
 def colours(content: bytes) -> tuple[int, int] | None:
     """Return the code points (ITU-T H.273) of primaries and transfer in an nclx box, if there is one."""
-    for start, end in _of_kind(content, b"colr"):
+    for start, end in of_kind(content, b"colr"):
         if content[start : start + 4] == b"nclx" and end >= start + 8:
             primaries, transfer = struct.unpack_from(">HH", content, start + 4)
             return primaries, transfer
@@ -36,7 +36,7 @@ def colours(content: bytes) -> tuple[int, int] | None:
 def with_colours(content: bytes, primaries: int, transfer: int) -> bytes:
     """Return the file with these in all of its nclx boxes."""
     edited = bytearray(content)
-    for start, end in _of_kind(content, b"colr"):
+    for start, end in of_kind(content, b"colr"):
         if content[start : start + 4] == b"nclx" and end >= start + 8:
             struct.pack_into(">HH", edited, start + 4, primaries, transfer)
     return bytes(edited)
@@ -44,7 +44,7 @@ def with_colours(content: bytes, primaries: int, transfer: int) -> bytes:
 
 def pixel_shape(content: bytes) -> tuple[int, int]:
     """Return how wide and how high a pixel is, in proportion."""
-    for start, end in _of_kind(content, b"pasp"):
+    for start, end in of_kind(content, b"pasp"):
         if end < start + 8:
             break
         across, down = struct.unpack_from(">LL", content, start)
@@ -54,7 +54,7 @@ def pixel_shape(content: bytes) -> tuple[int, int]:
 
 def plays(content: bytes) -> int:
     """Return how often a sequence is shown, 0 for ever and where nothing is said: track by edit list."""
-    durations, edits = (list(_of_kind(content, kind)) for kind in (b"tkhd", b"elst"))
+    durations, edits = (list(of_kind(content, kind)) for kind in (b"tkhd", b"elst"))
     if not durations or not edits:
         return 0
     whole, forever = _duration(content, durations[0][0], before=(16, 24))
@@ -72,7 +72,7 @@ def _duration(content: bytes, start: int, before: tuple[int, int]) -> tuple[int,
     return duration, duration == 2 ** (64 if is_long else 32) - 1
 
 
-def _of_kind(content: bytes, kind: bytes) -> Iterator[tuple[int, int]]:
+def of_kind(content: bytes, kind: bytes) -> Iterator[tuple[int, int]]:
     """Yield where the bodies of such boxes begin and end, in the order of the file."""
     for name, start, end in spans(content):
         if name == kind:

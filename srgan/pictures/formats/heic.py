@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from srgan.errors import UnsupportedPictureError
+from srgan.pictures.formats import bitstreams
 
 _BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
@@ -24,7 +25,7 @@ def is_heic(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class First:
-    """The first picture of a file, upright, not yet decoded. `code_points`: as of `boxes.colours`."""
+    """The first picture of a file, upright, not yet decoded. `code_points`: as of `bitstreams.colours`."""
 
     file: Any
     size: tuple[int, int]
@@ -53,12 +54,15 @@ def open_first(file: BinaryIO) -> First:
         ("only the first picture of the file was read; others behind it are not kept",) if len(opened) > 1 else ()
     )
     nclx = opened.info.get("nclx_profile")
+    file.seek(0)
     return First(
         file=opened[opened.primary_index],
         size=opened[opened.primary_index].size,
         exif=opened.info.get("exif") or b"",
         xmp=opened.info.get("xmp") or b"",
         icc=opened.info.get("icc_profile") or None,
-        code_points=(nclx["color_primaries"], nclx["transfer_characteristics"]) if nclx else None,
+        code_points=(nclx["color_primaries"], nclx["transfer_characteristics"])
+        if nclx
+        else bitstreams.colours(file.read()),
         warnings=warnings,
     )
