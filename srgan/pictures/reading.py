@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -31,6 +32,8 @@ from srgan.pictures.formats import (
     bitstreams,
     bmp,
     boxes,
+    coded_items,
+    filling,
     gif,
     heic,
     jpeg_mending,
@@ -38,7 +41,9 @@ from srgan.pictures.formats import (
     png,
     png_mending,
     ppm,
+    raw_rows,
     tiff,
+    webp,
 )
 from srgan.pictures.formats.tiff_reading import read_tiff
 from srgan.pictures.picture import Picture
@@ -94,7 +99,6 @@ def _sized(picture: Picture) -> Picture:
 
 def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bool) -> Picture:
     budget = Budget(max_megapixels)
-    warnings: list[str] = []
     with as_picture_errors(name, "is damaged or incomplete"):
         head = file.read(32)
         file.seek(0)
@@ -102,12 +106,9 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
             raise UnsupportedPictureError(f"{name}: {NO_PICTURE}")
         if tiff.is_tiff(head):
             return read_tiff(file.read(), budget, accept_damaged=accept_damaged)
+        file, warnings = _sound(file, head, budget, accept_damaged=accept_damaged)
         if heic.is_heic(head):
-            return _read_heic(file, budget)
-        if head.startswith(png.SIGNATURE):
-            file, warnings = png_mending.sound(file, budget.check, accept_damaged=accept_damaged)
-        if head.startswith((b"GIF87a", b"GIF89a")):
-            file, warnings = gif.sound(file, budget.check, accept_damaged=accept_damaged)
+            return _read_heic(file, budget, warnings)
         try:
             image = Image.open(file, formats=OPENED)
         except UnidentifiedImageError:
@@ -125,6 +126,35 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
             if isinstance(opened, JpegImagePlugin.JpegImageFile):
                 return _read_jpeg(opened, file, warnings, accept_damaged=accept_damaged)
             return _read_still(opened, file, warnings)
+
+
+def _sound(file: BinaryIO, head: bytes, budget: Budget, *, accept_damaged: bool) -> tuple[BinaryIO, list[str]]:
+    """Return a file of which nothing is missing, the same where nothing is wrong, and warnings.
+
+    JPEG and TIFF files are looked at later. Raises DamageError otherwise, and what Pillow raises.
+    """
+    if head.startswith(png.SIGNATURE):
+        return png_mending.sound(file, budget.check, accept_damaged=accept_damaged)
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return gif.sound(file, budget.check, accept_damaged=accept_damaged)
+    if head.startswith(b"RIFF"):
+        return webp.sound(file, budget.check, accept_damaged=accept_damaged)
+    if head.startswith((b"BM", b"P")):
+        format = "BMP" if head.startswith(b"B") else "PPM"
+        return raw_rows.sound(file, format, budget.check, accept_damaged=accept_damaged)
+    if head[4:8] != b"ftyp":
+        return file, []
+
+    def of_heic(content: bytes) -> np.ndarray:
+        first = heic.open_first(io.BytesIO(content))
+        budget.check(*first.size)
+        return first.samples()
+
+    decode = filling.by_pillow("AVIF", budget.check)
+    if heic.is_heic(head):
+        heic.reader()  # without it, nothing else matters
+        decode = of_heic
+    return coded_items.sound(file, decode, accept_damaged=accept_damaged)
 
 
 def _read_jpeg(
@@ -208,11 +238,11 @@ def _plays(opened: ImageFile.ImageFile, file: BinaryIO) -> int:
     return int(loop or 0)
 
 
-def _read_heic(file: BinaryIO, budget: Budget) -> Picture:
+def _read_heic(file: BinaryIO, budget: Budget, warnings: list[str]) -> Picture:
     opened = heic.open_first(file)
     budget.spend(*opened.size)
     planes = Planes.of_samples(opened.samples())
-    exif, warnings = b"", list(opened.warnings)
+    exif, warnings = b"", [*warnings, *opened.warnings]
     try:
         if opened.exif:
             exif = metadata.upright_exif(opened.exif)  # libheif has turned the picture already

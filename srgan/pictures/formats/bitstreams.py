@@ -13,7 +13,7 @@ from srgan.pictures.formats import boxes
 
 _SEQUENCE_HEADER, _TEMPORAL_DELIMITER = 1, 2  # kinds of AV1's units
 _PARAMETER_SET = 33  # a kind of HEVC's
-_MOST_ITEMS = 1000
+_HEAD_BYTES = 200  # of a stream, in which its header is
 _LAST_PRIMARIES, _LAST_TRANSFER = 22, 18  # that ITU-T H.273 defines; others are read wrong
 
 # Primaries and transfer by ITU-T H.273, and whether there is luma alone, as in a stream of transparency.
@@ -32,34 +32,11 @@ def colours(content: bytes) -> tuple[int, int] | None:
 def _told(content: bytes) -> Iterator[_Colours]:
     for start, end in boxes.of_kind(content, b"av1C"):
         yield from _of_units(content[start + 4 : end])
-    for start in _items(content):
-        yield from _of_units(content[start : start + 200])
+    for kind, start, _ in boxes.items(content):
+        if kind == b"av01":
+            yield from _of_units(content[start : start + _HEAD_BYTES])
     for start, end in boxes.of_kind(content, b"hvcC"):
         yield from _of_configuration(content[start:end])
-
-
-def _items(content: bytes) -> Iterator[int]:
-    """Yield where the data of items begin in the file."""
-    for start, end in boxes.of_kind(content, b"iloc"):
-        bits = _Bits(content[start:end])
-        try:
-            version = bits.number(8)
-            bits.skip(24)
-            offset_bits, length_bits, base_bits, index_bits = (8 * bits.number(4) for _ in range(4))
-            wide = 32 if version == 2 else 16
-            for _ in range(min(_MOST_ITEMS, bits.number(wide))):
-                bits.skip(wide)
-                method = bits.number(16) & 15 if version else 0
-                bits.skip(16)
-                base = bits.number(base_bits)
-                for part in range(bits.number(16)):
-                    bits.skip(index_bits if version else 0)
-                    place = base + bits.number(offset_bits)
-                    bits.skip(length_bits)
-                    if part == 0 and method == 0:
-                        yield place
-        except EOFError:
-            return
 
 
 def _of_units(stream: bytes) -> Iterator[_Colours]:

@@ -10,6 +10,7 @@ _CONTAINERS = {
     b"meta": 4,
     b"iprp": 0,
     b"ipco": 0,
+    b"iinf": 6,
     b"moov": 0,
     b"trak": 0,
     b"edts": 0,
@@ -70,6 +71,45 @@ def _duration(content: bytes, start: int, before: tuple[int, int]) -> tuple[int,
     place = start + 4 + before[is_long]
     duration = int.from_bytes(content[place : place + (8 if is_long else 4)])
     return duration, duration == 2 ** (64 if is_long else 32) - 1
+
+
+def items(content: bytes) -> Iterator[Span]:
+    """Yield kind, start and end of each item, as far as it lies in the file itself and in one piece."""
+    kinds = {}
+    for start, end in of_kind(content, b"infe"):
+        if end >= start + 12 and content[start] in (2, 3):
+            wide = 2 if content[start] == 2 else 4
+            number = int.from_bytes(content[start + 4 : start + 4 + wide])
+            kinds[number] = content[start + 6 + wide : start + 10 + wide]
+    for start, end in of_kind(content, b"iloc"):
+        for number, place, length in _locations(content[start:end]):
+            yield kinds.get(number, b""), place, place + length
+
+
+def _locations(body: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield number, place and length of the items in the body of an `iloc` box."""
+    version, place = body[0], 6
+    offset_bytes, length_bytes, base_bytes, index_bytes = (
+        width for byte in body[4:6] for width in (byte >> 4, byte & 15)
+    )
+
+    def number(width: int) -> int:
+        nonlocal place
+        place += width
+        return int.from_bytes(body[place - width : place])
+
+    for _ in range(min(_MAX_BOXES, number(4 if version == 2 else 2))):
+        if place >= len(body):
+            return
+        item = number(4 if version == 2 else 2)
+        method = number(2) & 15 if version else 0
+        place += 2
+        base, parts = number(base_bytes), number(2)
+        for _ in range(min(parts, _MAX_BOXES)):
+            place += index_bytes if version else 0
+            start, length = base + number(offset_bytes), number(length_bytes)
+            if method == 0 and parts == 1:
+                yield item, start, length
 
 
 def of_kind(content: bytes, kind: bytes) -> Iterator[tuple[int, int]]:

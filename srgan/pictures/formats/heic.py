@@ -41,15 +41,20 @@ class First:
         return levels[..., None] if levels.ndim == 2 else levels
 
 
-def open_first(file: BinaryIO) -> First:
-    """Open the first picture; raises UnsupportedPictureError without `pillow-heif`, and what it raises."""
+def reader() -> Any:
+    """Return `pillow-heif`; raises UnsupportedPictureError without it."""
     try:
         import pillow_heif
     except ImportError as error:
         raise UnsupportedPictureError(
             "HEIC is read with the package pillow-heif: install it by `pip install 'srgan[heic]'`"
         ) from error
-    opened = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+    return pillow_heif
+
+
+def open_first(file: BinaryIO) -> First:
+    """Open the first picture; raises what `reader` and `pillow-heif` raise."""
+    opened = reader().open_heif(file, convert_hdr_to_8bit=False)
     warnings = (
         ("only the first picture of the file was read; others behind it are not kept",) if len(opened) > 1 else ()
     )
