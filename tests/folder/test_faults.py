@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import engines
 from support.folders import NearestEngine, made, picture, pictures, statuses, temporaries, tree
 
 from srgan.errors import OutputError
