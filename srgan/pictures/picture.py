@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -247,10 +248,10 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
     for what, words in (("exif", "EXIF data"), ("xmp", "XMP data"), ("dpi", "a resolution")):
         if getattr(picture, what) and what not in target.holds:
             lost.append(f"{name} cannot hold {words}")
-    if picture.exif and format in REWRITES_EXIF and not metadata.is_rewritable(picture.exif):
+    if picture.exif and "exif" in target.holds and not (exif := exif_for(picture, format)):
         lost.append(f"{name} holds no EXIF data that is damaged, so this was not kept")
     if format == "jpg":
-        if len(picture.exif) > MAX_JPEG_EXIF_BYTES:
+        if picture.exif and len(exif) > MAX_JPEG_EXIF_BYTES:
             lost.append("JPEG holds 64 KB of EXIF data, so this was not kept")
         if len(picture.xmp) > MAX_JPEG_XMP_BYTES:
             lost.append("JPEG holds 64 KB of XMP data, so this was not kept")
@@ -262,6 +263,19 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
         if texts - raw:
             lost.append(f"{name} cannot hold the texts of the file")
     return (*lost, *_lost_colours(picture, format))
+
+
+def exif_for(picture: Picture, format: str) -> bytes:
+    """Return the EXIF block for a file of `format`, of the picture's own size; empty if it is too damaged."""
+    if not picture.exif:
+        return b""
+    height, width = picture.read_size or (picture.height, picture.width)
+    scale = picture.width / width, picture.height / height
+    try:
+        exif = metadata.fitted_exif(picture.exif, picture.height, picture.width, picture.dpi, scale)
+    except (struct.error, ValueError):
+        return b""
+    return b"" if format in REWRITES_EXIF and not metadata.is_rewritable(exif) else exif
 
 
 def profile_for(picture: Picture, format: str) -> bytes | None:

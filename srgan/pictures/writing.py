@@ -21,8 +21,8 @@ from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
     MAX_JPEG_XMP_BYTES,
-    REWRITES_EXIF,
     Picture,
+    exif_for,
     profile_for,
     why_not,
 )
@@ -105,19 +105,10 @@ def _in_tiles(picture: Picture, options: dict[str, Any]) -> bytes:
 
 def _metadata(picture: Picture, format: str) -> tuple[bytes, bytes]:
     """Return EXIF and XMP as they are to be written with the picture's own size."""
-    exif, xmp = picture.exif, picture.xmp
     height, width = picture.read_size or (picture.height, picture.width)
     scale = picture.width / width, picture.height / height
-    if exif:
-        try:
-            exif = metadata.fitted_exif(exif, picture.height, picture.width, picture.dpi, scale)
-        except (struct.error, ValueError):
-            exif = b""
-    if exif and format in REWRITES_EXIF and not metadata.is_rewritable(exif):
-        exif = b""
-    if xmp:
-        xmp = metadata.fitted_xmp(xmp, picture.height, picture.width, picture.dpi, scale)
-    return exif, xmp
+    xmp = picture.xmp and metadata.fitted_xmp(picture.xmp, picture.height, picture.width, picture.dpi, scale)
+    return exif_for(picture, format), xmp
 
 
 def _resolution_as_exif(dpi: tuple[float, float]) -> bytes:
