@@ -83,11 +83,11 @@ def check(format: str, exif: bytes) -> None:
         content = encode(larger, target)
         with Image.open(io.BytesIO(content)) as image:
             assert image.size == (larger.width, larger.height)
-            assert image.info.get("exif") or target == "tiff" or not picture.exif or losses(larger, target)
         assert decode(content).pixels.shape == larger.pixels.shape
         if target in ("jpg", "png", "webp"):  # carried along as it was; the others are made anew
             with Image.open(io.BytesIO(content)) as image:
                 assert orientation(image) == 1
+                assert image.info.get("exif") or not picture.exif or losses(larger, target)
 
 
 def orientation(image: Image.Image) -> object:
@@ -124,5 +124,5 @@ def test_blocks_of_no_use(format: str, exif: bytes) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG"])
 def test_no_block_of_many_costs_a_picture(format: str) -> None:
-    for seed in range(100, 2100):
+    for seed in range(100, 600):
         check(format, block(random.Random(seed)))
