@@ -79,7 +79,7 @@ def as_picture_errors(name: str, complaint: str) -> Iterator[None]:
         raise PictureError(f"{name}: {complaint}: not enough memory") from error
     except DECODER_ERRORS as error:
         message = next(iter(str(error).splitlines()), "")[:200] if isinstance(error, _IN_WORDS) else ""
-        if message.startswith("image file is truncated"):
+        if message.startswith(("image file is truncated", "not enough image data")):
             message = CUT_SHORT
         raise PictureError(": ".join(filter(None, (name, complaint, message)))) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from srgan.errors import UsageError
 from srgan.files import write_atomically
-from srgan.pictures import colour, metadata
+from srgan.pictures import colour, metadata, timing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -246,18 +247,15 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
             lost.append("GIF holds 256 colours a frame, so others were approached by a pattern of them")
         if any(_is_soft(frame.alpha) for frame in picture.frames):
             lost.append("GIF holds no partial transparency, so edges became hard")
-        if any((frame.duration_ms or 0) % 10 for frame in picture.frames):
-            lost.append("GIF counts time in hundredths of a second, so durations were rounded")
-    if format == "avif" and picture.is_animated and picture.plays:
-        times = "once" if picture.plays == 1 else f"{picture.plays} times"
-        lost.append(f"AVIF is written to play for ever, and not {times}")
+    if picture.is_animated and "animation" in target.holds:
+        lost += timing.losses(picture, format)
     for what, words in (("exif", "EXIF data"), ("xmp", "XMP data"), ("dpi", "a resolution")):
         if getattr(picture, what) and what not in target.holds:
             lost.append(f"{name} cannot hold {words}")
-    if picture.exif and format in REWRITES_EXIF and not metadata.is_rewritable(picture.exif):
+    if picture.exif and "exif" in target.holds and not (exif := exif_for(picture, format)):
         lost.append(f"{name} holds no EXIF data that is damaged, so this was not kept")
     if format == "jpg":
-        if len(picture.exif) > MAX_JPEG_EXIF_BYTES:
+        if picture.exif and len(exif) > MAX_JPEG_EXIF_BYTES:
             lost.append("JPEG holds 64 KB of EXIF data, so this was not kept")
         if len(picture.xmp) > MAX_JPEG_XMP_BYTES:
             lost.append("JPEG holds 64 KB of XMP data, so this was not kept")
@@ -269,6 +267,19 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
         if texts - raw:
             lost.append(f"{name} cannot hold the texts of the file")
     return (*lost, *_lost_colours(picture, format))
+
+
+def exif_for(picture: Picture, format: str) -> bytes:
+    """Return the EXIF block for a file of `format`, of the picture's own size; empty if it is too damaged."""
+    if not picture.exif:
+        return b""
+    height, width = picture.read_size or (picture.height, picture.width)
+    scale = picture.width / width, picture.height / height
+    try:
+        exif = metadata.fitted_exif(picture.exif, picture.height, picture.width, picture.dpi, scale)
+    except (struct.error, ValueError):
+        return b""
+    return b"" if format in REWRITES_EXIF and not metadata.is_rewritable(exif) else exif
 
 
 def profile_for(picture: Picture, format: str) -> bytes | None:

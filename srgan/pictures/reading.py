@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -28,8 +29,11 @@ from srgan.errors import UnsupportedPictureError
 from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
 from srgan.pictures.formats import (
+    bitstreams,
     bmp,
     boxes,
+    coded_items,
+    filling,
     gif,
     heic,
     jpeg,
@@ -38,6 +42,7 @@ from srgan.pictures.formats import (
     png,
     png_mending,
     ppm,
+    raw_rows,
     tiff,
     webp,
 )
@@ -95,7 +100,6 @@ def _sized(picture: Picture) -> Picture:
 
 def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bool) -> Picture:
     budget = Budget(max_megapixels)
-    warnings: list[str] = []
     with as_picture_errors(name, "is damaged or incomplete"):
         head = file.read(32)
         file.seek(0)
@@ -103,12 +107,9 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
             raise UnsupportedPictureError(f"{name}: {NO_PICTURE}")
         if tiff.is_tiff(head):
             return read_tiff(file.read(), budget, accept_damaged=accept_damaged)
+        file, warnings = _sound(file, head, budget, accept_damaged=accept_damaged)
         if heic.is_heic(head):
-            return _read_heic(file, budget)
-        if head.startswith(png.SIGNATURE):
-            file, warnings = png_mending.sound(file, budget.check, accept_damaged=accept_damaged)
-        if head.startswith((b"GIF87a", b"GIF89a")):
-            file, warnings = gif.sound(file, budget.check, accept_damaged=accept_damaged)
+            return _read_heic(file, budget, warnings)
         try:
             image = Image.open(file, formats=OPENED)
         except UnidentifiedImageError:
@@ -126,6 +127,35 @@ def _decode(file: BinaryIO, name: str, max_megapixels: float, accept_damaged: bo
             if isinstance(opened, JpegImagePlugin.JpegImageFile):
                 return _read_jpeg(opened, file, warnings, accept_damaged=accept_damaged)
             return _read_still(opened, file, warnings)
+
+
+def _sound(file: BinaryIO, head: bytes, budget: Budget, *, accept_damaged: bool) -> tuple[BinaryIO, list[str]]:
+    """Return a file of which nothing is missing, the same where nothing is wrong, and warnings.
+
+    JPEG and TIFF files are looked at later. Raises DamageError otherwise, and what Pillow raises.
+    """
+    if head.startswith(png.SIGNATURE):
+        return png_mending.sound(file, budget.check, accept_damaged=accept_damaged)
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return gif.sound(file, budget.check, accept_damaged=accept_damaged)
+    if head.startswith(b"RIFF"):
+        return webp.sound(file, budget.check, accept_damaged=accept_damaged)
+    if head.startswith((b"BM", b"P")):
+        format = "BMP" if head.startswith(b"B") else "PPM"
+        return raw_rows.sound(file, format, budget.check, accept_damaged=accept_damaged)
+    if head[4:8] != b"ftyp":
+        return file, []
+
+    def of_heic(content: bytes) -> np.ndarray:
+        first = heic.open_first(io.BytesIO(content))
+        budget.check(*first.size)
+        return first.samples()
+
+    decode = filling.by_pillow("AVIF", budget.check)
+    if heic.is_heic(head):
+        heic.reader()  # without it, nothing else matters
+        decode = of_heic
+    return coded_items.sound(file, decode, accept_damaged=accept_damaged)
 
 
 def _read_jpeg(
@@ -209,11 +239,11 @@ def _plays(opened: ImageFile.ImageFile, file: BinaryIO) -> int:
     return int(loop or 0)
 
 
-def _read_heic(file: BinaryIO, budget: Budget) -> Picture:
+def _read_heic(file: BinaryIO, budget: Budget, warnings: list[str]) -> Picture:
     opened = heic.open_first(file)
     budget.spend(*opened.size)
     planes = Planes.of_samples(opened.samples())
-    exif, warnings = b"", list(opened.warnings)
+    exif, warnings = b"", [*warnings, *opened.warnings]
     try:
         if opened.exif:
             exif = metadata.upright_exif(opened.exif)  # libheif has turned the picture already
@@ -275,7 +305,10 @@ def _lossy_quality(opened: ImageFile.ImageFile, file: BinaryIO) -> int | None:
 def _colour_chunks(opened: ImageFile.ImageFile, file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
     if opened.format == "PNG":
         return png.colour_chunks(file)
-    code_points = boxes.colours(_content(file)) if opened.format == "AVIF" else None
+    if opened.format != "AVIF":
+        return ()
+    content = _content(file)
+    code_points = boxes.colours(content) or bitstreams.colours(content)
     return colour.cicp_chunk(*code_points) if code_points else ()
 
 

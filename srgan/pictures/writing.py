@@ -14,15 +14,15 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from srgan.errors import PictureError
 from srgan.machine import available_cores
-from srgan.pictures import colour, metadata
+from srgan.pictures import colour, metadata, timing
 from srgan.pictures.faults import as_picture_errors
 from srgan.pictures.formats import avif_grid, boxes, png, tiff
 from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
     MAX_JPEG_XMP_BYTES,
-    REWRITES_EXIF,
     Picture,
+    exif_for,
     profile_for,
     why_not,
 )
@@ -105,19 +105,10 @@ def _in_tiles(picture: Picture, options: dict[str, Any]) -> bytes:
 
 def _metadata(picture: Picture, format: str) -> tuple[bytes, bytes]:
     """Return EXIF and XMP as they are to be written with the picture's own size."""
-    exif, xmp = picture.exif, picture.xmp
     height, width = picture.read_size or (picture.height, picture.width)
     scale = picture.width / width, picture.height / height
-    if exif:
-        try:
-            exif = metadata.fitted_exif(exif, picture.height, picture.width, picture.dpi, scale)
-        except (struct.error, ValueError):
-            exif = b""
-    if exif and format in REWRITES_EXIF and not metadata.is_rewritable(exif):
-        exif = b""
-    if xmp:
-        xmp = metadata.fitted_xmp(xmp, picture.height, picture.width, picture.dpi, scale)
-    return exif, xmp
+    xmp = picture.xmp and metadata.fitted_xmp(picture.xmp, picture.height, picture.width, picture.dpi, scale)
+    return exif_for(picture, format), xmp
 
 
 def _resolution_as_exif(dpi: tuple[float, float]) -> bytes:
@@ -222,11 +213,9 @@ def _with_clear(indexed: Image.Image, clear: np.ndarray) -> Image.Image:
 
 
 def _animation_options(picture: Picture, format: str) -> dict[str, Any]:
-    durations = [round(frame.duration_ms or 0) for frame in picture.frames]
-    plays = picture.plays
+    durations, plays = timing.durations_ms(picture, format), timing.plays(picture, format)
     match format:
         case "gif":  # a program repeats as often as the file says after the first time
-            durations = [round(milliseconds / 10) * 10 for milliseconds in durations]
             loop: dict[str, Any] = {} if plays == 1 else {"loop": plays - 1 if plays else 0}
             # Cleared in between, so that what is clear in a frame is so whatever was shown before.
             clear = any(frame.alpha is not None for frame in picture.frames)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from srgan.pictures import FORMATS, Picture, decode, encode, losses
+from srgan.pictures.formats import bitstreams, boxes
 
 # Display P3 to sRGB, both linear (CSS Color 4, section 17).
 P3_TO_SRGB = [[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]]
@@ -85,6 +86,55 @@ def test_high_dynamic_range_is_kept_or_told(transfer: int, name: str) -> None:
         assert b"colrnclx" + struct.pack(">HH", 9, transfer) in encode(picture, "avif")
         for format in set(FORMATS) - {"png", "avif"}:
             assert any(f"BT.2020 with {name}" in words for words in losses(picture, format))
+
+
+def with_stream_alone(content: bytes, primaries: int, transfer: int) -> bytes:
+    """A file of Pillow's without boxes for colours, with these in its stream, where they lie across bytes."""
+    start = content.index(b"mdat") + 4
+    bits = bin(int.from_bytes(b"\1" + content[start : start + 40]))[3:]
+    before, after = (f"{1:b}{p:08b}{t:08b}{6:08b}" for p, t in ((1, 13), (primaries, transfer)))
+    assert bits.count(before) == 1
+    stream = int(bits.replace(before, after), 2).to_bytes(40)
+    return content[:start].replace(b"colrnclx", b"freenclx") + stream + content[start + 40 :]
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_colours_that_the_stream_alone_tells_are_kept(frames: int) -> None:
+    for code_points in ((12, 13), (9, 16), (9, 18)):
+        picture = decode(with_stream_alone(avif(1, 13, frames), *code_points))
+        assert picture.png_colour == ((b"cICP", bytes([*code_points, 0, 1])),)
+    assert decode(with_stream_alone(avif(1, 13, frames), 1, 13)).png_colour == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"x265:scaling-list": "default"}, {"x265:sar": "3:2"}, {"chroma": "444"}])
+def test_colours_that_the_stream_of_a_heic_file_alone_tells_are_kept(options: dict[str, str]) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    levels = np.random.default_rng(0).integers(0, 256, (70, 66, 3), np.uint8)
+    for primaries, transfer in ((12, 13), (9, 16), (9, 18)):
+        buffer = io.BytesIO()
+        points = {"color_primaries": primaries, "transfer_characteristics": transfer, "enc_params": options}
+        Image.fromarray(levels).save(buffer, "HEIF", matrix_coefficients=1, full_range_flag=1, **points)
+        content = buffer.getvalue().replace(b"colrnclx", b"freenclx")
+        assert decode(content).png_colour == ((b"cICP", bytes([primaries, transfer, 0, 1])),)
+
+
+def test_streams_say_what_the_boxes_of_others_files_do(shared: Path) -> None:
+    """By encoders of several makers, of 10 bits, in grids, and with gain maps."""
+    paths = [*(shared / "corpora" / "valid").rglob("*.avif"), shared / "repro" / "nclx-p3.heic"]
+    told = 0
+    for path in paths:
+        content = path.read_bytes()
+        by_box, by_stream = boxes.colours(content), bitstreams.colours(content)
+        if by_box and by_stream:
+            assert by_box == by_stream, path
+            told += by_box not in ((1, 13), (2, 2))
+    assert told >= 4
+
+
+def test_streams_cut_anywhere_say_nothing_wrong() -> None:
+    content = with_stream_alone(avif(1, 13), 12, 13)
+    for length in range(len(content)):
+        assert bitstreams.colours(content[:length]) in (None, (12, 13))
 
 
 def test_srgb_and_the_unsaid_need_no_word() -> None:

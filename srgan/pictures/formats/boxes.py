@@ -10,6 +10,7 @@ _CONTAINERS = {
     b"meta": 4,
     b"iprp": 0,
     b"ipco": 0,
+    b"iinf": 6,
     b"moov": 0,
     b"trak": 0,
     b"edts": 0,
@@ -26,7 +27,7 @@ Span = tuple[bytes, int, int]
 
 def colours(content: bytes) -> tuple[int, int] | None:
     """Return the code points (ITU-T H.273) of primaries and transfer in an nclx box, if there is one."""
-    for start, end in _of_kind(content, b"colr"):
+    for start, end in of_kind(content, b"colr"):
         if content[start : start + 4] == b"nclx" and end >= start + 8:
             primaries, transfer = struct.unpack_from(">HH", content, start + 4)
             return primaries, transfer
@@ -36,7 +37,7 @@ def colours(content: bytes) -> tuple[int, int] | None:
 def with_colours(content: bytes, primaries: int, transfer: int) -> bytes:
     """Return the file with these in all of its nclx boxes."""
     edited = bytearray(content)
-    for start, end in _of_kind(content, b"colr"):
+    for start, end in of_kind(content, b"colr"):
         if content[start : start + 4] == b"nclx" and end >= start + 8:
             struct.pack_into(">HH", edited, start + 4, primaries, transfer)
     return bytes(edited)
@@ -44,7 +45,7 @@ def with_colours(content: bytes, primaries: int, transfer: int) -> bytes:
 
 def pixel_shape(content: bytes) -> tuple[int, int]:
     """Return how wide and how high a pixel is, in proportion."""
-    for start, end in _of_kind(content, b"pasp"):
+    for start, end in of_kind(content, b"pasp"):
         if end < start + 8:
             break
         across, down = struct.unpack_from(">LL", content, start)
@@ -54,7 +55,7 @@ def pixel_shape(content: bytes) -> tuple[int, int]:
 
 def plays(content: bytes) -> int:
     """Return how often a sequence is shown, 0 for ever and where nothing is said: track by edit list."""
-    durations, edits = (list(_of_kind(content, kind)) for kind in (b"tkhd", b"elst"))
+    durations, edits = (list(of_kind(content, kind)) for kind in (b"tkhd", b"elst"))
     if not durations or not edits:
         return 0
     whole, forever = _duration(content, durations[0][0], before=(16, 24))
@@ -72,7 +73,46 @@ def _duration(content: bytes, start: int, before: tuple[int, int]) -> tuple[int,
     return duration, duration == 2 ** (64 if is_long else 32) - 1
 
 
-def _of_kind(content: bytes, kind: bytes) -> Iterator[tuple[int, int]]:
+def items(content: bytes) -> Iterator[Span]:
+    """Yield kind, start and end of each item, as far as it lies in the file itself and in one piece."""
+    kinds = {}
+    for start, end in of_kind(content, b"infe"):
+        if end >= start + 12 and content[start] in (2, 3):
+            wide = 2 if content[start] == 2 else 4
+            number = int.from_bytes(content[start + 4 : start + 4 + wide])
+            kinds[number] = content[start + 6 + wide : start + 10 + wide]
+    for start, end in of_kind(content, b"iloc"):
+        for number, place, length in _locations(content[start:end]):
+            yield kinds.get(number, b""), place, place + length
+
+
+def _locations(body: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield number, place and length of the items in the body of an `iloc` box."""
+    version, place = body[0], 6
+    offset_bytes, length_bytes, base_bytes, index_bytes = (
+        width for byte in body[4:6] for width in (byte >> 4, byte & 15)
+    )
+
+    def number(width: int) -> int:
+        nonlocal place
+        place += width
+        return int.from_bytes(body[place - width : place])
+
+    for _ in range(min(_MAX_BOXES, number(4 if version == 2 else 2))):
+        if place >= len(body):
+            return
+        item = number(4 if version == 2 else 2)
+        method = number(2) & 15 if version else 0
+        place += 2
+        base, parts = number(base_bytes), number(2)
+        for _ in range(min(parts, _MAX_BOXES)):
+            place += index_bytes if version else 0
+            start, length = base + number(offset_bytes), number(length_bytes)
+            if method == 0 and parts == 1:
+                yield item, start, length
+
+
+def of_kind(content: bytes, kind: bytes) -> Iterator[tuple[int, int]]:
     """Yield where the bodies of such boxes begin and end, in the order of the file."""
     for name, start, end in spans(content):
         if name == kind:

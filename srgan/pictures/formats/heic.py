@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from srgan.errors import UnsupportedPictureError
+from srgan.pictures.formats import bitstreams
 
 _BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 
@@ -24,7 +25,7 @@ def is_heic(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class First:
-    """The first picture of a file, upright, not yet decoded. `code_points`: as of `boxes.colours`."""
+    """The first picture of a file, upright, not yet decoded. `code_points`: as of `bitstreams.colours`."""
 
     file: Any
     size: tuple[int, int]
@@ -40,25 +41,33 @@ class First:
         return levels[..., None] if levels.ndim == 2 else levels
 
 
-def open_first(file: BinaryIO) -> First:
-    """Open the first picture; raises UnsupportedPictureError without `pillow-heif`, and what it raises."""
+def reader() -> Any:
+    """Return `pillow-heif`; raises UnsupportedPictureError without it."""
     try:
         import pillow_heif
     except ImportError as error:
         raise UnsupportedPictureError(
             "HEIC is read with the package pillow-heif, which is not installed: pip install pillow-heif"
         ) from error
-    opened = pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+    return pillow_heif
+
+
+def open_first(file: BinaryIO) -> First:
+    """Open the first picture; raises what `reader` and `pillow-heif` raise."""
+    opened = reader().open_heif(file, convert_hdr_to_8bit=False)
     warnings = (
         ("only the first picture of the file was read; others behind it are not kept",) if len(opened) > 1 else ()
     )
     nclx = opened.info.get("nclx_profile")
+    file.seek(0)
     return First(
         file=opened[opened.primary_index],
         size=opened[opened.primary_index].size,
         exif=opened.info.get("exif") or b"",
         xmp=opened.info.get("xmp") or b"",
         icc=opened.info.get("icc_profile") or None,
-        code_points=(nclx["color_primaries"], nclx["transfer_characteristics"]) if nclx else None,
+        code_points=(nclx["color_primaries"], nclx["transfer_characteristics"])
+        if nclx
+        else bitstreams.colours(file.read()),
         warnings=warnings,
     )

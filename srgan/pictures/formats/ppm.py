@@ -8,6 +8,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ImageFile
 
+from srgan.pictures.formats.damage import CUT_SHORT, DamageError
+
 
 def is_scaled(opened: ImageFile.ImageFile) -> bool:
     """Return whether `samples` reads it, not Pillow."""
@@ -34,9 +36,10 @@ def samples(opened: ImageFile.ImageFile, file: BinaryIO) -> np.ndarray:
         values = np.array(words).astype(np.int64)
     else:
         kind = np.dtype(np.uint8 if largest < 256 else ">u2")
-        values = np.frombuffer(file.read(count * kind.itemsize), kind).astype(np.int64)
+        levels = file.read(count * kind.itemsize)
+        values = np.frombuffer(levels[: len(levels) // kind.itemsize * kind.itemsize], kind).astype(np.int64)
     if len(values) < count:
-        raise ValueError("the file is truncated")
+        raise DamageError(CUT_SHORT)
     if values.min() < 0 or values.max() > largest:
         raise ValueError(f"a value is not within 0 and {largest}")
     dtype = np.uint16 if largest > 255 else np.uint8
