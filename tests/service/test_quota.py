@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from srgan_service.jobs.storage import Storage
 from srgan_service.jobs.workflows import Workflows
-from srgan_service.work.service import Service
-from support.serving import QUICK, Running, ended, left, png, problem, serving
+from srgan_service.work import service
+from support.serving import QUICK, Running, ended, left, png, problem, serving, until
 
 ALICE, BOB = {"X-API-Key": "alice-alice-alice-alice-1"}, {"X-API-Key": "bob-bob-bob-bob-bob-bob-2"}
 KEYS = f"alice:{ALICE['X-API-Key']},bob:{BOB['X-API-Key']}"
@@ -101,13 +103,20 @@ def test_jobs_are_accepted_as_long_as_the_service_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(data_dir=str(tmp_path), **QUICK) as server:
-        for reason in ("disk", "storage", "memory"):
+        causes: dict[str, tuple[object, str, object]] = {
+            "disk": (shutil, "disk_usage", lambda place: SimpleNamespace(free=0)),
+            "storage": (server.service, "jobs_not_ready", lambda: "storage"),
+            "memory": (service, "available_bytes", lambda: 0),
+        }
+        for reason, cause in causes.items():
             with monkeypatch.context() as patch:
-                patch.setattr(Service, "not_ready", lambda service, reason=reason: reason)
+                patch.setattr(*cause)
+                until(lambda: server.client.get("/readyz").status_code == 503)
                 for answer in (server.client.get("/readyz"), server.client.post("/v1/jobs", content=png())):
                     assert problem(answer, 503, "not-ready")["detail"] == reason
                 status = server.client.post("/v1/upscale", content=png()).status_code
                 assert status == (503 if reason == "memory" else 200)  # which needs no disk
+            until(lambda: server.client.get("/readyz").status_code == 200)
         assert server.client.get("/v1/jobs").json()["jobs"] == []
         left(server)
 
