@@ -241,7 +241,7 @@ async def create(
             uploads, wish = await service.cancellation.upload(_uploads(body, request, wish, service, held))
             _refuse_nonsense(wish, service)
             job, is_new = await desk.call(
-                lambda jobs: jobs.submit(_owner(holder), uploads, wish, idempotency_key),
+                lambda jobs: jobs.submit(_owner(holder), holder.share, uploads, wish, idempotency_key),
                 timeout_s=service.settings.deadline_s,
             )
     finally:
