@@ -258,7 +258,7 @@ def test_a_day_within_four_gigabytes(tiny_model: Path, tmp_path: Path) -> None:
             assert bounds.kills == 0
         assert peak[-1] < LIMIT_BYTES
     assert day.faults == []
-    assert outcomes.total() == len(day.jobs) > 20
+    assert outcomes.total() == len(day.jobs) > 5
     assert outcomes["completed"] > 0.8 * outcomes.total()
     assert "srgan_decoder_crashes_total 0.0" in metrics
-    assert day.answers["", 200] > 50
+    assert day.answers["", 200] > 20
