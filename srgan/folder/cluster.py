@@ -215,8 +215,9 @@ def _connected(address: str | None) -> bool:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"no Ray cluster at {address}: {first_line(error)}") from error
+    except Exception as error:  # Ray raises no other kind when what it starts does not answer in time
+        place = "can be started on this machine" if address is None else f"at {address}"
+        raise UsageError(f"no Ray cluster {place}: {first_line(error)}") from error
     return True
 
 
