@@ -38,21 +38,27 @@ def main() -> None:
         for format in options.formats:
             target = Path(name) / f"result{FORMATS[format].suffixes[0]}"
             command = ["upscale", source, "-o", target, "-n", options.model, "--memory", options.memory]
-            peak, last, seconds = _measured([str(part) for part in command])
-            print(f"{format:5} {peak / 1e6:7.0f} MB {seconds:6.0f} s  {last}", flush=True)
+            started = time.monotonic()
+            peak, _, lines = measured([str(part) for part in command])
+            seconds = time.monotonic() - started
+            print(f"{format:5} {peak / 1e6:7.0f} MB {seconds:6.0f} s  {[*lines, ''][-1]}", flush=True)
 
 
-def _measured(arguments: list[str]) -> tuple[int, str, float]:
-    """Return the peak memory of a run in bytes, the last line that it said, and its seconds."""
-    started, peak = time.monotonic(), 0
+def measured(arguments: list[str]) -> tuple[int, int, list[str]]:
+    """Run `srgan` and return its peak memory in bytes, its exit code, and the lines that it said."""
+    peak = 0
     with tempfile.TemporaryFile("w+") as log:
         run = subprocess.Popen([sys.executable, "-m", "srgan", *arguments], stdout=log, stderr=log)
         while run.poll() is None:
-            peak = max(peak, sum(map(_bytes_of, _tree(run.pid))))
+            peak = max(peak, tree_bytes(run.pid))
             time.sleep(0.1)
         log.seek(0)
-        lines = log.read().strip().splitlines() or [""]
-    return peak, lines[-1], time.monotonic() - started
+        return peak, run.returncode, log.read().strip().splitlines()
+
+
+def tree_bytes(pid: int) -> int:
+    """Return the memory of a process and all that it has started, each shared page counted once."""
+    return sum(map(_bytes_of, _tree(pid)))
 
 
 def _tree(pid: int) -> list[int]:

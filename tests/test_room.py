@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from srgan.room import Room
+from srgan.room import MachineRoom, Room
 
 
 def test_who_does_not_fit_waits_and_nobody_overtakes() -> None:
@@ -46,4 +49,40 @@ def test_who_waits_may_leave() -> None:
     with room.taken(6), pytest.raises(LeftError), room.taken(5, leave):
         pass
     with room.taken(10):  # nothing of it is left behind
+        pass
+
+
+# Tells when it has its bytes, and keeps them until it is killed.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from srgan.room import MachineRoom
+with MachineRoom(100, Path(sys.argv[1])).taken(int(sys.argv[2])):
+    print("has them", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_processes_of_a_machine_share_what_there_is(tmp_path: Path) -> None:
+    """And what a killed one had is free again."""
+    room, answered = MachineRoom(100, tmp_path), threading.Event()
+
+    def ask() -> None:
+        with room.taken(60):
+            answered.set()
+
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), "50"], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "has them\n"
+        with room.taken(50):
+            pass
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert not answered.wait(0.3)
+        holder.kill()
+        assert answered.wait(30)
+        thread.join(10)
+    with room.taken(1000):
         pass

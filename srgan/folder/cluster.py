@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from srgan.folder.manifest import Origin
 from srgan.folder.planning import Job, Plan
 from srgan.folder.reporting import FileReport
 from srgan.interrupts import handlers_kept
+from srgan.room import MachineRoom
 from srgan.texts import first_line
 from srgan.upscale import Upscaler
 
@@ -135,6 +137,8 @@ class _Worker:
 
     def __init__(self, make_upscaler: Callable[[], Upscaler], options: Options) -> None:
         self._upscaler, self._options = make_upscaler(), options
+        memory_bytes = self._upscaler.memory_bytes
+        self._room = None if memory_bytes is None else MachineRoom(memory_bytes)
 
     def __call__(self, row: _Row) -> _Row:
         started = time.perf_counter()
@@ -163,9 +167,10 @@ class _Worker:
         options = self._options
         decision = decide(options.decode(job.source), options.order_of(job), self._upscaler)
         decision, target = decision.named(job.target)
-        made = make(decision, self._upscaler)
-        write_result(temporary, target, made.content)
-        return options.report(job, target, decision, made)
+        with self._room.taken(decision.memory.held + decision.memory.working) if self._room else nullcontext():
+            made = make(decision, self._upscaler)
+            write_result(temporary, target, made.content)
+            return options.report(job, target, decision, made)
 
 
 def _put(row: _Row, job: Job, origin: Origin, desk: Desk) -> FileReport:
@@ -210,8 +215,9 @@ def _connected(address: str | None) -> bool:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"no Ray cluster at {address}: {first_line(error)}") from error
+    except Exception as error:  # Ray raises no other kind when what it starts does not answer in time
+        place = "can be started on this machine" if address is None else f"at {address}"
+        raise UsageError(f"no Ray cluster {place}: {first_line(error)}") from error
     return True
 
 

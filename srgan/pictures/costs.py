@@ -19,7 +19,7 @@ BYTES_PER_PX: dict[tuple[str, str], dict[str, float]] = {
     ("avif", "still"): {"L": 23, "RGB": 53, "RGBA": 53},
     ("avif", "frames"): {"L": 125, "RGB": 125, "RGBA": 125},
     ("tiff", "still"): {"L": 2.4, "RGB": 3.6, "RGBA": 10.5},
-    ("tiff", "frames"): {"L": 2.4, "RGB": 6.2, "RGBA": 10.5},
+    ("tiff", "frames"): {"L": 2.4, "RGB": 6.2, "RGBA": 12.7},
     ("gif", "still"): {"L": 3.4, "RGB": 16, "RGBA": 17},
     ("gif", "frames"): {"L": 3.4, "RGB": 16, "RGBA": 17},
     ("bmp", "still"): {"L": 1.2, "RGB": 7.5},

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from upscale_memory import measured
 
 from srgan.pictures import FORMATS, Picture, costs, decode, encode
 from srgan.pictures.formats import avif_grid, boxes
@@ -55,6 +56,32 @@ def test_encoders_take_what_the_table_says(format: str, kind: str, mode: str) ->
     measured = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     # A few megabytes do not grow with the picture.
     assert stated / 3 - 3 < measured <= stated + 20e6 / (float(megapixels) * 1e6)
+
+
+SIZES = [(3000, 4000), (2000, 3000), (1736, 2296), (1224, 1632)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_bound_of_800_megabytes_is_kept(
+    format: str, height: int, width: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    """By all processes together, the 140 MB of the program among it; or the picture is refused before any work."""
+    source, target = tmp_path / "source.png", tmp_path / f"result{FORMATS[format].suffixes[0]}"
+    source.write_bytes(encode(Picture(levels(height, width)), "png"))
+    arguments = ["upscale", str(source), "-o", str(target), "-n", str(tiny_model), "--memory", "800M"]
+    peak_bytes, code, lines = measured(arguments)
+    assert peak_bytes < 1.2e9
+    if code == 0:
+        with Image.open(target) as image:
+            assert image.size == (4 * width, 4 * height)
+        return
+    assert width > 1632, lines
+    (line,) = lines
+    assert "800 MB of memory are too little" in line
+    assert not target.exists()
 
 
 def test_large_avif_pictures_take_what_their_tiles_do() -> None:

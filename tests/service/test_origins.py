@@ -32,6 +32,8 @@ OURS = ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.1.2.3", "[::1]:800
 FOREIGN = [
     *("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil-localhost"),
     *("0.0.0.0:8000", "192.0.2.1", "[2001:db8::1]", "", "[::1", "127.0.0.1@evil.example", "localhost:", "a:b:c"),
+    *("evil.example/.localhost", "evil.example?.localhost", "[::ffff:127.0.0.1]", "[::1].evil.example", "127.1"),
+    *("2130706433", "0x7f000001", "evil.example #.localhost", "localhost:x"),
 ]
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import shutil
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from srgan_service.jobs.storage import Storage
 from srgan_service.jobs.workflows import Workflows
-from srgan_service.work.service import Service
-from support.serving import QUICK, Running, ended, left, png, problem, serving
+from srgan_service.work import service
+from support.serving import QUICK, Blocked, Running, ended, left, png, problem, serving, until
 
 ALICE, BOB = {"X-API-Key": "alice-alice-alice-alice-1"}, {"X-API-Key": "bob-bob-bob-bob-bob-bob-2"}
 KEYS = f"alice:{ALICE['X-API-Key']},bob:{BOB['X-API-Key']}"
@@ -48,6 +52,36 @@ def test_a_key_keeps_so_many_bytes(tmp_path: Path) -> None:
         problem(server.client.post("/v1/jobs", files=many, headers=ALICE), 429, "key-over-share")
         assert len(list((tmp_path / "jobs").iterdir())) == 1  # Bob's
         assert ended(server, left(server, headers=ALICE), **ALICE)["status"] == "completed"
+
+
+def test_what_comes_at_the_same_time_counts(tmp_path: Path) -> None:
+    content, blocked = png(100, 100), Blocked()
+    with serving(data_dir=str(tmp_path), keys=KEYS, key_job_bytes=50_000, before=blocked, **QUICK) as server:
+
+        def leave(_: int) -> int:
+            return server.client.post("/v1/jobs", content=content, headers=ALICE).status_code
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sorted(pool.map(leave, range(4))) == [202, 429, 429, 429]
+        blocked.let_go()
+
+
+def test_a_key_has_its_own_share_of_the_jobs(tmp_path: Path) -> None:
+    entries = [("alice", ALICE, 0.25), ("bob", BOB, 0.75)]
+    (tmp_path / "keys.toml").write_text(
+        "".join(
+            f'[keys.{name}]\nsha256 = "{hashlib.sha256(key["X-API-Key"].encode()).hexdigest()}"\nshare = {share}\n'
+            for name, key, share in entries
+        )
+    )
+    blocked = Blocked()
+    settings = {"data_dir": str(tmp_path / "data"), "keys_file": tmp_path / "keys.toml", "job_queue": 4, **QUICK}
+    with serving(before=blocked, **settings) as server:
+        left(server, headers=ALICE)
+        problem(server.client.post("/v1/jobs", content=png(), headers=ALICE), 429, "key-over-share")
+        for _ in range(3):
+            left(server, headers=BOB)
+        blocked.let_go()
 
 
 def test_what_has_ended_keeps_its_result_alone(tmp_path: Path) -> None:
@@ -101,13 +135,20 @@ def test_jobs_are_accepted_as_long_as_the_service_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(data_dir=str(tmp_path), **QUICK) as server:
-        for reason in ("disk", "storage", "memory"):
+        causes: dict[str, tuple[object, str, object]] = {
+            "disk": (shutil, "disk_usage", lambda place: SimpleNamespace(free=0)),
+            "storage": (server.service, "jobs_not_ready", lambda: "storage"),
+            "memory": (service, "available_bytes", lambda: 0),
+        }
+        for reason, cause in causes.items():
             with monkeypatch.context() as patch:
-                patch.setattr(Service, "not_ready", lambda service, reason=reason: reason)
+                patch.setattr(*cause)
+                until(lambda: server.client.get("/readyz").status_code == 503)
                 for answer in (server.client.get("/readyz"), server.client.post("/v1/jobs", content=png())):
                     assert problem(answer, 503, "not-ready")["detail"] == reason
                 status = server.client.post("/v1/upscale", content=png()).status_code
                 assert status == (503 if reason == "memory" else 200)  # which needs no disk
+            until(lambda: server.client.get("/readyz").status_code == 200)
         assert server.client.get("/v1/jobs").json()["jobs"] == []
         left(server)
 

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import numpy as np
 import onnx
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from srgan_service.http.routes import warnings_header
@@ -63,6 +65,34 @@ def test_formats_are_called_as_on_the_command_line(running: Running, name: str, 
     assert [answer.headers["content-type"] for answer in (by_query, both)] == [f"image/{kind}"] * 2
     assert by_form.headers["content-type"] == "image/png"
     problem(running.client.post("/v1/upscale?format=jxl", content=png()), 422, "invalid-parameter")
+
+
+def bigtiff(byteorder: Literal["<", ">"]) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, levels(6, 5), bigtiff=True, byteorder=byteorder, photometric="rgb")
+    return file.getvalue()
+
+
+def test_a_bigtiff_file_is_a_picture(running: Running) -> None:
+    content = bigtiff("<")
+    assert content[:4] == b"II+\0"
+    for answer in (
+        running.client.post("/v1/upscale", content=content),
+        running.client.post("/v1/upscale", files={"image": content}),
+    ):
+        np.testing.assert_array_equal(upscaled(answer), nearest(levels(6, 5)))
+        assert answer.headers["content-type"] == "image/tiff"
+    refused = problem(running.client.post("/v1/upscale", content=bigtiff(">")), 415, "unsupported-format")
+    assert "big-endian BigTIFF" in refused["detail"]
+
+
+def test_bigtiff_of_another_program_is_a_picture(shared: Path) -> None:
+    path = shared / "repro" / "BigTIFF.tif"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    with serving() as server:
+        answer = server.client.post("/v1/upscale?format=png", content=path.read_bytes())
+    np.testing.assert_array_equal(upscaled(answer), nearest(tifffile.imread(path)))
 
 
 @pytest.mark.parametrize("field", ["image", "file"])

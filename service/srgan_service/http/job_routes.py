@@ -145,12 +145,6 @@ class JobDesk:
         """Return how long one of this key's watchers is to wait before it looks again."""
         return max(_EVENTS_EVERY_S, self._watchers[holder.name] / _LOOKS_PER_S)
 
-    def refuse_if_not_ready(self) -> None:
-        """Raise the Problem that no job is accepted, for whatever reason readiness has."""
-        self.service.gate.refuse_if_draining()
-        if reason := self.service.not_ready():
-            raise Problem("not-ready", reason, retry_after_s=5)
-
     def state(self, job: Job) -> JobState:
         """Return what a client sees of a job."""
         result = None
@@ -238,7 +232,7 @@ async def create(
     limit = service.settings.job_bytes if is_form(request.headers) else service.settings.limit_bytes
     if announced > limit:
         raise too_large(limit)
-    desk.refuse_if_not_ready()
+    service.refuse_if_not_ready(for_jobs=True)
     ticket = desk.gate.enter(holder.name, holder.share, announced)
     try:
         limits = BodyLimits(limit, service.settings.body_timeout_s, service.settings.body_bytes_per_s)
@@ -247,7 +241,7 @@ async def create(
             uploads, wish = await service.cancellation.upload(_uploads(body, request, wish, service, held))
             _refuse_nonsense(wish, service)
             job, is_new = await desk.call(
-                lambda jobs: jobs.submit(_owner(holder), uploads, wish, idempotency_key),
+                lambda jobs: jobs.submit(_owner(holder), holder.share, uploads, wish, idempotency_key),
                 timeout_s=service.settings.deadline_s,
             )
     finally:

@@ -16,7 +16,7 @@ from srgan_service.http.keys import Keys, is_loopback
 from srgan_service.http.problems import Problem
 from srgan_service.settings import Settings
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d{1,5})?")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _FOR_WATCHERS = ("/healthz", "/readyz")
 
 

@@ -72,9 +72,7 @@ async def ticket_of(request: Request, service: AService, holder: AHolder) -> Asy
     announced = announced_bytes(request.headers)
     if announced > service.settings.limit_bytes:
         raise too_large(service.settings.limit_bytes)
-    service.refuse_if_not_ready()
-    if service.not_ready() == "memory":
-        raise Problem("not-ready", "memory", retry_after_s=2)
+    service.refuse_if_not_ready(for_jobs=False)
     ticket = service.gate.enter(holder.name, holder.share, announced)
     try:
         yield ticket

@@ -64,11 +64,14 @@ class JobFiles:
         self._storage.write(f"jobs/{id}/progress.json", json.dumps(fraction).encode())
 
     def progress(self, id: str) -> float:
-        """Return how far a job is, as the process that works on it told last; 0 if it told nothing."""
+        """Return how far a job is, as the process that works on it told last; 0 if it told nothing.
+
+        1 if its pictures are no longer kept: it is about to be told that it has ended.
+        """
         try:
             return float(json.loads(self._storage.read(f"jobs/{id}/progress.json")))
         except (OSError, ValueError):
-            return 0.0
+            return 0.0 if self._storage.exists(f"jobs/{id}/in") else 1.0
 
     def write_unfinished_starts(self, id: str, index: int, count: int) -> None:
         """Keep how often a picture was begun by a process that has not told its end; none if 0."""

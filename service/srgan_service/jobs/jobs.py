@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,7 @@ class Jobs:
         )
         self._quota = Quota(settings, self._workflows, self._files)
         self._work = JobWork(works, self._files, self._quota, metrics)
+        self._turns: dict[str, threading.Lock] = {}  # of owners, to bring jobs
         self._keeper = Keeper(settings, executor, self._workflows, self._storage, metrics)
         self._database_file: tuple[Path, tuple[int, int]] | None = (
             None  # of SQLite, once open: its device and inode
@@ -108,19 +110,26 @@ class Jobs:
         self._keeper.leave()
 
     def submit(
-        self, owner: str, uploads: list[Upload], wish: Wish, idempotency_key: str | None
+        self, owner: str, share: float, uploads: list[Upload], wish: Wish, idempotency_key: str | None
     ) -> tuple[Job, bool]:
         """Accept a job: it is on the disk and in the database when this returns. Return it and whether it is new.
 
-        `idempotency_key`: the same key and content give the same job; another content raises Problem. Raises
-        Problem if there are too many jobs, OSError if the pictures cannot be written.
+        `share`: what `owner` may have of the jobs in work. `idempotency_key`: the same key and content give the
+        same job; another content raises Problem. Raises Problem if there are too many jobs, OSError if the
+        pictures cannot be written.
         """
+        with self._turns.setdefault(owner, threading.Lock()):  # what comes at the same time counts, too
+            return self._submitted(owner, share, uploads, wish, idempotency_key)
+
+    def _submitted(
+        self, owner: str, share: float, uploads: list[Upload], wish: Wish, idempotency_key: str | None
+    ) -> tuple[Job, bool]:
         id, token = secrets.token_urlsafe(24), secrets.token_hex(8)
         if idempotency_key is not None:
             id = "i" + hashlib.sha256(f"{owner}\0{idempotency_key}".encode()).hexdigest()[:40]
             if known := self._find(owner, id):
                 return self._same(known, _spec(uploads, wish, token, lambda index, content: None)), False
-        room_bytes = self._quota.room_bytes(owner)
+        room_bytes = self._quota.room_bytes(owner, share)
 
         def take(index: int, content: bytes) -> None:
             nonlocal room_bytes

@@ -18,15 +18,17 @@ class Quota:
         self._workflows = workflows
         self._files = files
 
-    def room_bytes(self, owner: str) -> float:
-        """Return how many bytes a further job of `owner` may bring. Raises Problem if there may be none."""
+    def room_bytes(self, owner: str, share: float) -> float:
+        """Return how many bytes a further job of `owner` may bring. Raises Problem if there may be none.
+
+        `share`: what it may have of all jobs in work.
+        """
         most = self._settings.job_queue
         if self._workflows.count(ACTIVE) >= most:
             raise Problem("queue-full", "there are too many jobs; try again later", retry_after_s=30)
         if owner == ANYBODY:
             return float("inf")
-        share = max(1, self._settings.key_share * most)
-        if self._workflows.count(ACTIVE, owner) >= share:
+        if self._workflows.count(ACTIVE, owner) >= max(1, share * most):
             raise Problem("key-over-share", "this API key has too many jobs in work", retry_after_s=30)
         kept = self._workflows.page(owner, self._settings.key_jobs, 0)
         if len(kept) >= self._settings.key_jobs:

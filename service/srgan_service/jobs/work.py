@@ -107,10 +107,10 @@ class JobWork:
 
     def ended(self, id: str, outcome: JobOutcome) -> None:
         """Count a job that is done, and keep of it what somebody may still ask for."""
-        self._progress.pop(id, None)
         result = outcome["result"]
         with contextlib.suppress(OSError):  # then it goes when the job expires
             self._files.keep_result_alone(id, result["path"] if result is not None else None)
+        self._progress.pop(id, None)
         self._metrics.jobs_ended.labels("completed" if result else "failed").inc()
 
     def progress(self, id: str) -> float:

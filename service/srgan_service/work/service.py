@@ -122,7 +122,11 @@ class Service:
         for name, lane in self.works.lanes.items():
             self._declare_lane(name, lane)
         gauge("srgan_engine_pixels_per_second", "Of late.", lambda: self.device.lr_px_per_s)
-        self.metrics.total("srgan_decoder_crashes", "Decoders that died on a file.", lambda: self.decoder.crashes)
+        self.metrics.total(
+            "srgan_decoder_crashes",
+            "Decoders and encoders that died on a file.",
+            lambda: self.decoder.crashes + self.works.coder.crashes,
+        )
         gauge("srgan_ready", "1 if requests are taken.", lambda: float(self.not_ready() is None))
         self.metrics.total("srgan_engine_seconds", "Time the engine computed.", lambda: self.device.busy_s)
 
@@ -131,13 +135,24 @@ class Service:
         self.metrics.gauge(waiting, f"Pictures that wait in the {name} lane.", lambda: lane.waiting)
         self.metrics.gauge(working, f"Pictures of the {name} lane in work.", lambda: len(lane.working))
 
-    def not_ready(self) -> str | None:
-        """Return why no requests are taken, in a word that tells nothing secret, or None if they are."""
+    def not_ready(self, *, for_jobs: bool = True) -> str | None:
+        """Return why no requests are taken, in a word that tells nothing secret, or None if they are.
+
+        `for_jobs`: jobs need a disk and their database; a picture that is answered at once needs neither.
+        """
         if self.gate.draining:
             return "draining"
         if not self.models.ready:
             return "model" if self.models.failure else "loading"
-        return self._short_of() or self.jobs_not_ready()
+        shortage = self._short_of()
+        if for_jobs:
+            return shortage or self.jobs_not_ready()
+        return shortage if shortage == "memory" else None
+
+    def refuse_if_not_ready(self, *, for_jobs: bool) -> None:
+        """Raise the Problem for requests that come while `not_ready` has a reason."""
+        if (reason := self.not_ready(for_jobs=for_jobs)) is not None:
+            raise draining() if reason == "draining" else Problem("not-ready", reason, retry_after_s=2)
 
     def _short_of(self) -> str | None:
         """Return "memory" or "disk" if there is little of it, as it was at most half a second ago."""
@@ -151,12 +166,6 @@ class Service:
                 self._shortage = None
             self._looked_at = monotonic()
         return self._shortage
-
-    def refuse_if_not_ready(self) -> None:
-        """Raise the Problem for requests that come before the model is loaded, or while the service ends."""
-        self.gate.refuse_if_draining()
-        if not self.models.ready:
-            raise Problem("not-ready", "the model is not loaded", retry_after_s=2)
 
     def drain(self) -> None:
         """Take no more requests, refuse those that wait, and give those in work their grace time."""
