@@ -99,9 +99,10 @@ def test_a_result_by_the_suiting_model_is_known_again_and_not_that_of_a_named_on
     (tmp_path / "a.jpg").write_bytes(saved("JPEG", quality=40))
     rule = lossy_rule()
     assert rule is not None
-    assert srgan("upscale", tmp_path / "a.jpg").stdout.rstrip().endswith(rule.model)
-    assert "1 skipped" in srgan("upscale", tmp_path / "a.jpg").stdout
-    assert srgan("upscale", tmp_path / "a.jpg", "-n", "srresnet-x4").returncode == 1
+    asked = ["upscale", tmp_path / "a.jpg", "-o", tmp_path / "out"]
+    assert srgan(*asked).stdout.rstrip().endswith(rule.model)
+    assert "1 skipped" in srgan(*asked).stdout
+    assert srgan(*asked, "-n", "srresnet-x4").returncode == 1
 
 
 def test_arrays_say_nothing_of_a_file_and_go_to_the_default() -> None:

@@ -1,4 +1,4 @@
-"""WebP chunk by chunk: whether all of a file is there, for libwebp takes zeros for pixels; and whether it is lossy."""
+"""WebP chunk by chunk: whether it is lossy, and all of a file is there; libwebp takes zeros for pixels."""
 
 from __future__ import annotations
 
