@@ -99,7 +99,7 @@ def test_a_result_by_the_suiting_model_is_known_again_and_not_that_of_a_named_on
     (tmp_path / "a.jpg").write_bytes(saved("JPEG", quality=40))
     rule = lossy_rule()
     assert rule is not None
-    asked = ["upscale", tmp_path / "a.jpg", "-o", tmp_path / "out"]
+    asked: list[str | Path] = ["upscale", tmp_path / "a.jpg", "-o", tmp_path / "out"]
     assert srgan(*asked).stdout.rstrip().endswith(rule.model)
     assert "1 skipped" in srgan(*asked).stdout
     assert srgan(*asked, "-n", "srresnet-x4").returncode == 1
