@@ -68,7 +68,7 @@ class UpscaleOptions:
         typer.Option(
             "-n",
             "--model",
-            help="Bundled model (see `srgan models`), or the path of a file (.onnx, ...).",
+            help="Bundled model (see `srgan models`), or a file (.onnx, ...); default: what suits the picture.",
             autocompletion=_models,
         ),
     ] = None
