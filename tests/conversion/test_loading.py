@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from srgan.engines.openvino import OpenVinoEngine
 from srgan.engines.protocol import Precision
 from srgan.engines.torch import TorchEngine
 from srgan.errors import UnknownModelError, UsageError, WeightsError
+from srgan.installed import remedy
 from srgan.networks.reading import load_generator
 from srgan.weights import balance_models, bundled_folder, find_weights, tensors_of
 
@@ -46,7 +48,7 @@ def interpolated(share: float, lr: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_balance_is_the_generator_between(share: float) -> None:
     lr = noise(17, 13)
-    engine, _ = load_engine(balance=share, device="cpu", precision="fp32")
+    engine, _ = load_engine(balance=share, device="cpu", precision="fp32", faithful=False)
     np.testing.assert_allclose(engine.run(lr), interpolated(share, lr), rtol=0, atol=2e-5)
     if share in (0, 1):
         exact = OpenVinoEngine(find_weights(PAIR[int(share)]).onnx)
@@ -78,7 +80,7 @@ def test_names_hashes_and_engines_of_balances() -> None:
     assert first is again  # interpolated and compiled once for all
     assert sha256 == same != another
     assert (first.metadata.name, other.metadata.name) == ("srresnet-x4+srgan-x4@0.25", "srresnet-x4+srgan-x4@0.26")
-    plain, plain_sha256 = load_engine("srgan-x4", device="cpu", precision="fp32")
+    plain, plain_sha256 = load_engine("srgan-x4", device="cpu", precision="fp32", faithful=False)
     assert (plain.metadata.name, plain_sha256) == ("srgan-x4", find_weights("srgan-x4").sha256)
     assert balance_models() == PAIR
 
@@ -102,7 +104,8 @@ def test_balance_is_for_the_bundled_pair_only(tiny_model: Path) -> None:
     [
         ({"device": "tpu"}, "device 'tpu'"),
         ({"device": "cuda:x"}, "device 'cuda:x'"),
-        ({"precision": "int8"}, "precision 'int8'"),
+        ({"precision": "int9"}, "precision 'int9'"),
+        ({"balance": 0.5, "precision": "int8"}, "between two models there is no int8 form"),
         ({"device": "cpu", "precision": "fp16"}, "the cpu runs in fp32.*, not in fp16"),
         ({"device": "gpu:7"}, "no device gpu:7 that OpenVINO could use; it lists cpu"),
         ({"device": "cuda:99"}, "no device cuda:99"),
@@ -125,9 +128,11 @@ def test_auto_takes_the_accelerator_in_half_precision(monkeypatch: pytest.Monkey
     """No graphics processor here: torch's CPU stands in for it."""
     made = TorchEngine
 
-    def on_cpu(path: Path, *, device: str, precision: Precision, blend: tuple[Path, float] | None) -> TorchEngine:
+    def on_cpu(
+        path: Path, *, device: str, precision: Precision, blend: tuple[Path, float] | None, faithful: bool | None
+    ) -> TorchEngine:
         assert (device, precision) == ("cuda", "fp16")
-        return made(path, device="cpu", precision="fp32", blend=blend)
+        return made(path, device="cpu", precision="fp32", blend=blend, faithful=faithful)
 
     monkeypatch.setattr(loading, "has_graphics_driver", lambda: True)
     monkeypatch.setattr(engine_torch, "accelerator", lambda: "cuda")
@@ -135,7 +140,7 @@ def test_auto_takes_the_accelerator_in_half_precision(monkeypatch: pytest.Monkey
     engine, sha256 = load_engine("srgan-x4")
     assert isinstance(engine, TorchEngine)
     assert sha256 != find_weights("srgan-x4").sha256  # half precision gives other results
-    between, _ = load_engine(balance=0.3)
+    between, _ = load_engine(balance=0.3, faithful=False)
     lr = noise(11, 9)
     np.testing.assert_allclose(between.run(lr), interpolated(0.3, lr), rtol=0, atol=2e-5)
     assert between.metadata.name == "srresnet-x4+srgan-x4@0.3"
@@ -146,7 +151,7 @@ def test_without_torch_a_graphics_processor_is_refused_with_the_remedy(monkeypat
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "srgan.engines.torch")
     monkeypatch.delattr(engines, "torch")
-    with pytest.raises(UsageError, match=r"srgan\[cuda\]"):
+    with pytest.raises(UsageError, match=re.escape(remedy("cuda"))):
         load_engine(device="cuda")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert isinstance(load_engine()[0], OpenVinoEngine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from srgan.engines import probing
 from srgan.engines.inference import Inference
 from srgan.engines.openvino import OpenVinoEngine
 from srgan.errors import UsageError, WeightsError
+from srgan.installed import remedy
 from srgan.pictures import Picture
 from srgan.upscale import Upscaler
 
@@ -200,7 +202,7 @@ def test_unknown_weights_without_spandrel_say_what_to_install(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "spandrel", None)
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "x.pth")
-    with pytest.raises(UsageError, match=r"srgan\[models\]"):
+    with pytest.raises(UsageError, match=re.escape(remedy("models"))):
         import_model(tmp_path / "x.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -142,8 +142,8 @@ def job(running: Running, name: str, content: bytes, format: str) -> Outcome:
 
 
 def nameless(message: str) -> str:
-    """A refusal without what the front end calls the picture."""
-    return message.removeprefix("-: ").removeprefix("the picture: ")
+    """A refusal without what the front end calls the picture: its name, or it."""
+    return message.removeprefix("-: ").removeprefix("the picture: ").removeprefix("it ")
 
 
 def srgan(*arguments: str | Path, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:

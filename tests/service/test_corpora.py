@@ -77,7 +77,7 @@ def test_every_odd_file_gets_an_answer_of_its_class(shared: Path, running: Runni
 def test_the_openapi_document_describes_everything(running: Running) -> None:
     document = running.client.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        *("/v1/upscale", "/v1/models", "/healthz", "/readyz", "/metrics"),
+        *("/v1/upscale", "/v1/models", "/v1/limits", "/healthz", "/readyz", "/metrics"),
         *("/v1/jobs", "/v1/jobs/{id}", "/v1/jobs/{id}/result", "/v1/jobs/{id}/events"),
     }
     assert "HTTPValidationError" not in json.dumps(document)

@@ -259,7 +259,7 @@ def test_a_balance_is_that_of_the_command_line(running: Running) -> None:
         assert server.service.models.loaded_balances == [0.1, 0.2, 0.3, 0.4]
         problem(server.client.post("/v1/upscale?balance=1.1", content=content), 422, "invalid-parameter")
         listed = {model["name"]: model["faithful"] for model in server.client.get("/v1/models").json()["models"]}
-        assert listed == {"srresnet-x4": True, "srgan-x4": True, "srgan-x4-photo": False}
+        assert listed == {"srresnet-x4": True, "srgan-x4": True, "srgan-x4-photo": False, "srresnet-x2": True}
         results = {
             faithful: upscaled(server.client.post(f"/v1/upscale?faithful={faithful}", content=content)).astype(int)
             for faithful in ("on", "off")

@@ -203,8 +203,10 @@ def test_a_misspelt_key_names_the_known_ones() -> None:
 
 def test_a_misspelt_section_and_two_mistakes_at_once() -> None:
     line = refusal({"generater": {}, "losses": {"contents": {}}})
-    assert "unknown key 'generater' (known: adversarial, " in line
-    assert "unknown key 'losses.contents' (known: adversarial, artifact, content, " in line
+    assert "unknown key 'generater'; did you mean 'generator'? (known: adversarial, " in line
+    assert (
+        "unknown key 'losses.contents'; did you mean 'content'? (known: adversarial, artifact, content, " in line
+    )
 
 
 @pytest.mark.parametrize(
