@@ -35,7 +35,7 @@ from srgan.pictures import (
     without_tint,
 )
 from srgan.pictures.guarded import shared
-from srgan.weights import ModelMetadata, Weights, balance_models, find_weights, lossy_rule, partner_of
+from srgan.weights import ModelMetadata, Weights, find_weights, lossy_rule, partner_of
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
 MAX_SIDE_PX = 100_000
@@ -387,7 +387,7 @@ class Upscaler:
         if arguments["engine"] is not None or partner is None:
             raise UsageError(
                 f"{self.metadata.name} has no partner that was trained for content alone, which masks and maps "
-                f"need; give -n {' or -n '.join(balance_models())}"
+                "need; bundled models of x4 have one"
             )
         if named == partner:
             return self

@@ -697,8 +697,21 @@ def test_train_export_and_evaluate_hand_their_options_on(
         ("r", Path(), None, ["onnx", "openvino"], True, 13, None),
         (Path("f.pth"), Path("o"), "n", 5),
         (Path("f.pth"), Path(), None, None),
-        (Path("h"), Path("l"), ["m1", "m2"], ["a=b", "c"], 0, "full", 4, True, Path("j"), Path("c"), Path("p")),
-        (Path("h"), None, [], [], None, "studio", 0, False, None, None, None),
+        (
+            Path("h"),
+            Path("l"),
+            ["m1", "m2"],
+            "auto",
+            ["a=b", "c"],
+            0,
+            "full",
+            4,
+            True,
+            Path("j"),
+            Path("c"),
+            Path("p"),
+        ),
+        (Path("h"), None, [], "auto", [], None, "studio", 0, False, None, None, None),
     ]
 
 
