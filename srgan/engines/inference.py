@@ -60,7 +60,7 @@ class Plan:
     many tiles are run at once.
     """
 
-    tiles: list[tiling.Tile]
+    tiles: tiling.Grid
     strip_rows: int
     needed_bytes: float
     cost: float
@@ -233,7 +233,7 @@ class Inference:
         limit = limit_bytes or self._memory_bytes or self._usual_bytes()
         return math.ceil(self.plan(height, width, limit).needed_bytes)
 
-    def _in_tiles(self, tiles: list[tiling.Tile]) -> Plan:
+    def _in_tiles(self, tiles: tiling.Grid) -> Plan:
         read_px = tiles[0].read_px
         return Plan(tiles, 0, read_px * self._bytes_per_lr_px(), cost=read_px * len(tiles))
 
@@ -243,7 +243,7 @@ class Inference:
         most = int(min(limit_bytes, _ENOUGH_STRIP_BYTES) / per_column)
         halo = self.engine.metadata.halo_lr_px
         columns = tiling.tiles_within(1, width, max_read_px=most, halo_lr_px=halo)
-        tiles = [tiling.Tile(tiling.Span(0, height, 0, height), column.columns) for column in columns]
+        tiles = tiling.Grid([tiling.Span(0, height, 0, height)], columns.columns)
         run_rows = math.ceil((height + facts.lag_lr_px) / rows) * rows
         read_width = columns[0].read_px
         cost = len(tiles) * run_rows * read_width * _STRIP_OVERHEADS[rows]

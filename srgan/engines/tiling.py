@@ -10,7 +10,9 @@ that work in windows, the last ones may be smaller.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,47 @@ class Tile:
         )
 
 
-def whole(height: int, width: int) -> list[Tile]:
+@dataclass(frozen=True)
+class Grid(Sequence[Tile]):
+    """Tiles row by row, each made when it is looked at: a plan may have millions, only to be refused."""
+
+    rows: list[Span]
+    columns: list[Span]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tile]: ...
+
+    def __getitem__(self, index: int | slice) -> Tile | list[Tile]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, range):
+            return [self[number] for number in chosen]
+        row, column = divmod(chosen, len(self.columns))
+        return Tile(self.rows[row], self.columns[column])
+
+
+def whole(height: int, width: int) -> Grid:
     """Return the plan of one tile that is the whole picture."""
-    return _grid(_spans(height, 1, 0), _spans(width, 1, 0))
+    return Grid(_spans(height, 1, 0), _spans(width, 1, 0))
 
 
-def tiles_of_size(height: int, width: int, *, tile_lr_px: int, halo_lr_px: int) -> list[Tile]:
+def tiles_of_size(height: int, width: int, *, tile_lr_px: int, halo_lr_px: int) -> Grid:
     """Return tiles whose cores are at most `tile_lr_px` a side, more at the picture's edges.
 
     There no halo is needed, so a core may take its place: the part that is read is never wider than
     `tile_lr_px + 2 * halo_lr_px`.
     """
-    return _grid(
+    return Grid(
         *(_spans(length, _count(length, tile_lr_px, halo_lr_px), halo_lr_px) for length in (height, width))
     )
 
 
-def tiles_within(height: int, width: int, *, max_read_px: int, halo_lr_px: int) -> list[Tile]:
+def tiles_within(height: int, width: int, *, max_read_px: int, halo_lr_px: int) -> Grid:
     """Return the plan that runs the fewest pixels in all with no tile above `max_read_px`.
 
     If the halo alone is larger than that, the tiles have cores of one halo: smaller ones would spend nearly all
@@ -92,20 +118,20 @@ def tiles_within(height: int, width: int, *, max_read_px: int, halo_lr_px: int) 
     if not plans:
         return tiles_of_size(height, width, tile_lr_px=smallest, halo_lr_px=halo_lr_px)
     _, _, down, across = min(plans)
-    return _grid(_spans(height, down, halo_lr_px), _spans(width, across, halo_lr_px))
+    return Grid(_spans(height, down, halo_lr_px), _spans(width, across, halo_lr_px))
 
 
-def in_blocks(tiles: list[Tile], block_lr_px: int, height: int, width: int) -> list[Tile]:
+def in_blocks(tiles: Grid, block_lr_px: int, height: int, width: int) -> Grid:
     """Return the plan in pixels of one in blocks of `block_lr_px` a side, the last ones cut off by the picture.
 
     So every read begins at a multiple of a block, and ends at one or with the picture.
     """
 
-    def in_pixels(span: Span, length: int) -> Span:
-        places = (span.read_start, span.read_stop, span.start, span.stop)
-        return Span(*(min(place * block_lr_px, length) for place in places))
+    def in_pixels(spans: list[Span], length: int) -> list[Span]:
+        ends = [(span.read_start, span.read_stop, span.start, span.stop) for span in spans]
+        return [Span(*(min(place * block_lr_px, length) for place in places)) for places in ends]
 
-    return [Tile(in_pixels(tile.rows, height), in_pixels(tile.columns, width)) for tile in tiles]
+    return Grid(in_pixels(tiles.rows, height), in_pixels(tiles.columns, width))
 
 
 def _count(length: int, tile_lr_px: int, halo_lr_px: int) -> int:
@@ -134,7 +160,3 @@ def _spans(length: int, count: int, halo_lr_px: int) -> list[Span]:
     # A core begins where its read has a full halo before it; there the core before ends.
     edges = [0, *(start + halo_lr_px for start in starts[1:]), length]
     return [Span(start, start + read, edges[i], edges[i + 1]) for i, start in enumerate(starts)]
-
-
-def _grid(rows: list[Span], columns: list[Span]) -> list[Tile]:
-    return [Tile(row, column) for row in rows for column in columns]

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srgan.engines.tiling import Span, Tile, tiles_of_size, tiles_within, whole
+from srgan.engines.tiling import Grid, Span, Tile, tiles_of_size, tiles_within, whole
 
 sides = st.integers(1, 300)
 halos = st.integers(0, 40)
 
 
-def check(tiles: list[Tile], height: int, width: int, halo: int) -> tuple[int, int]:
+def check(tiles: Grid, height: int, width: int, halo: int) -> tuple[int, int]:
     """Assert what must hold of every plan, and return the shape that its tiles read."""
     times = np.zeros((height, width), int)
     for tile in tiles:
@@ -53,7 +53,7 @@ def test_tiles_within_run_no_more_than_square_tiles_of_that_area(
     square = tiles_of_size(height, width, tile_lr_px=side - 2 * halo, halo_lr_px=halo)
     chosen = tiles_within(height, width, max_read_px=side**2, halo_lr_px=halo)
 
-    def cost(tiles: list[Tile]) -> int:
+    def cost(tiles: Grid) -> int:
         return len(tiles) * int(np.prod(check(tiles, height, width, halo)))
 
     assert cost(chosen) <= cost(square)
@@ -63,6 +63,17 @@ def test_a_picture_that_fits_is_one_tile() -> None:
     assert tiles_within(300, 400, max_read_px=120_000, halo_lr_px=40) == whole(300, 400)
     assert len(tiles_within(300, 401, max_read_px=120_000, halo_lr_px=40)) == 2
     assert tiles_of_size(100, 90, tile_lr_px=20, halo_lr_px=40) == whole(100, 90)  # all of it is in reach anyway
+
+
+def test_a_plan_of_more_tiles_than_memory_holds_is_made() -> None:
+    """What is refused for its memory is planned before: 10^10 tiles as a list would be terabytes."""
+    tiles = tiles_of_size(100_000, 100_000, tile_lr_px=1, halo_lr_px=0)
+    assert len(tiles) == 10**10
+    assert tiles[-1] == Tile(*[Span(99_999, 100_000, 99_999, 100_000)] * 2)
+    assert [tile.read for tile in tiles[99_999:100_001]] == [
+        (slice(0, 1), slice(99_999, 100_000)),
+        (slice(1, 2), slice(0, 1)),
+    ]
 
 
 def test_a_long_strip_is_cut_across_only() -> None:

@@ -24,6 +24,7 @@ from support.runs import discs, rows_of, small
 from torch import Tensor, nn
 
 from srgan.commands.export import export
+from srgan.conversion.exporting import exported, write_files
 from srgan.errors import BackboneError, TrainingError, UnknownModelError, UsageError, WeightsError
 from srgan.evaluation import backbones, metrics
 from srgan.evaluation.backbones import FOLDER_VARIABLE
@@ -53,7 +54,7 @@ from srgan.training.trainer import (
     train,
 )
 from srgan.training.validation import validate
-from srgan.weights import bundled_tensors
+from srgan.weights import ModelMetadata, bundled_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +183,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Watch:
     return clock
 
 
+@pytest.fixture
+def weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages export no graph beside their weights: torch takes four seconds for one of any size."""
+
+    def export_weights(generator: Generator, metadata: ModelMetadata, folder: Path) -> list[Path]:
+        return write_files(exported(generator, metadata, ["safetensors"]), folder, metadata.name)
+
+    monkeypatch.setattr(run_module, "export_generator", export_weights)
+
+
 def test_minutes_anneal_both_stages_by_the_clock(
     cache: PictureCache, tmp_path: Path, clock: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,9 +228,10 @@ def test_minutes_of_a_single_stage_are_all_its_own(cache: PictureCache, tmp_path
 
 
 def exports_of(run: Path) -> list[str]:
-    return sorted(path.name for path in run.glob("*.onnx"))
+    return sorted(path.stem for path in run.glob("*.safetensors"))
 
 
+@pytest.mark.usefixtures("weights_alone")
 def test_a_game_without_time_writes_no_model_and_can_go_on(
     cache: PictureCache, tmp_path: Path, clock: Watch
 ) -> None:
@@ -227,18 +239,18 @@ def test_a_game_without_time_writes_no_model_and_can_go_on(
     message = r"adversarial took 0 steps in its share of --minutes 2, .*srgan-x4 was not written.*--resume"
     with pytest.raises(TrainingError, match=message):
         train(recipe, cache, tmp_path, minutes=2)
-    assert exports_of(tmp_path) == ["srresnet-x4.onnx"]
+    assert exports_of(tmp_path) == ["srresnet-x4"]
     with pytest.raises(TrainingError, match="adversarial took 0 steps"):
         train(recipe, cache, tmp_path, minutes=2, resume=True)
     more = small(pretrain={"time_share": 1.0}, adversarial={"time_share": 1.0})
     train(more, cache, tmp_path, minutes=5, resume=True)
-    assert exports_of(tmp_path) == ["srgan-x4.onnx", "srresnet-x4.onnx"]
+    assert exports_of(tmp_path) == ["srgan-x4", "srresnet-x4"]
 
 
 def test_a_game_is_not_the_discriminators_alone(cache: PictureCache, tmp_path: Path, clock: Watch) -> None:
     recipe = small(adversarial={"discriminator_alone_steps": 1000})
     train(recipe, cache, tmp_path / "by-clock", minutes=2)
-    assert exports_of(tmp_path / "by-clock") == ["srgan-x4.onnx", "srresnet-x4.onnx"]
+    assert exports_of(tmp_path / "by-clock") == ["srgan-x4", "srresnet-x4"]
     with pytest.raises(UsageError, match=r"adversarial\.steps = 4 leave the generator as it was.*alone for 1000"):
         train(recipe, cache, tmp_path / "by-steps")
     assert not (tmp_path / "by-steps").exists()
@@ -251,6 +263,7 @@ def test_minutes_that_leave_nothing_to_the_first_stage_are_refused(cache: Pictur
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("weights_alone")
 @pytest.mark.parametrize(
     ("stage", "growing"),
     [("pretrain", {"warmup_steps": 5}), ("adversarial", {"discriminator_alone_steps": 2, "ramp_steps": 3})],
