@@ -247,6 +247,7 @@ def test_a_game_without_time_writes_no_model_and_can_go_on(
     assert exports_of(tmp_path) == ["srgan-x4", "srresnet-x4"]
 
 
+@pytest.mark.usefixtures("weights_alone")
 def test_a_game_is_not_the_discriminators_alone(cache: PictureCache, tmp_path: Path, clock: Watch) -> None:
     recipe = small(adversarial={"discriminator_alone_steps": 1000})
     train(recipe, cache, tmp_path / "by-clock", minutes=2)
