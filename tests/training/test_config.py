@@ -115,17 +115,6 @@ def flat(section: dict[str, Any], prefix: str = "") -> set[str]:
     return keys
 
 
-def test_the_cost_of_the_bundled_weights_is_told_alike() -> None:
-    """The hours in both documents are those of the runs that the model card lists."""
-    root = Path(__file__).parents[2]
-    card, page = ((root / name).read_text() for name in ("weights/README.md", "docs/training.md"))
-    runs = re.findall(r"^\| \d \| [^|]+ \| (\d+), ", card, re.MULTILINE)
-    assert len(runs) == 6
-    assert round(2 * sum(map(int, runs)) / 60) / 2 == 4.5
-    assert "Four and a half hours on one or two cores" in card
-    assert "took four and a half hours on one or two cores" in " ".join(page.split())
-
-
 def test_what_is_measured_in_the_documents_is_there() -> None:
     root = Path(__file__).parents[2]
     for name in ("README.md", "docs/evaluation.md"):
