@@ -346,12 +346,12 @@ def test_four_runs_at_once_do_not_damage_each_other(tmp_path: Path) -> None:
 
 def test_an_abandoned_run_leaves_no_litter_and_only_whole_files(tmp_path: Path) -> None:
     source, out = pictures(tmp_path / "in", 30), tmp_path / "out"
+    of_others = set(threading.enumerate())
     running = run(plan([source], out, Naming()), Upscaler(engine=NearestEngine()))
     next(running), next(running)
     running.close()
-    for thread in threading.enumerate():
-        if thread.name.startswith("srgan"):
-            thread.join()
+    for thread in set(threading.enumerate()) - of_others:
+        thread.join()
     assert all(decode(path).width == 24 for path in out.rglob("*_x4.png"))
     assert statuses(made(source, out)).count("skipped") >= 2
     assert temporaries(out) == []

@@ -439,8 +439,10 @@ def test_serving_nonsense_is_refused(
     monkeypatch.setattr("srgan_service.logs.configure", lambda level: None)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    threads = set(threading.enumerate())
     with pytest.raises(SystemExit) as ended:
         cli.main()
+    assert set(threading.enumerate()) <= threads
     assert ended.value.code == 2
     printed = capsys.readouterr().err
     assert message in printed

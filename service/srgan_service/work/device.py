@@ -62,7 +62,8 @@ class Device:
 
     `batch_tiles`: how many tiles of one model and shape run at once, by default what the engine likes best: one on
     a CPU, more on a GPU. Threads that use a shared
-    engine wait for their turn; a thread of the device's own computes. Call `close` at the end.
+    engine wait for their turn; a thread of the device's own, begun with the first work, computes. Call `close` at
+    the end.
     """
 
     def __init__(self, *, batch_tiles: int | None = None) -> None:
@@ -74,7 +75,6 @@ class Device:
         self.forget_speed()
         self._warm: list[StripEngine] = []
         self._thread = threading.Thread(target=self._work, name="srgan-device", daemon=True)
-        self._thread.start()
 
     def share(self, engine: Engine) -> Engine:
         """Return an engine that does what `engine` does, when its turn comes."""
@@ -136,6 +136,8 @@ class Device:
         with self._changed:
             if self._closed:
                 raise EngineError("the service is shutting down")
+            if self._thread.ident is None:  # not before: an application that is refused its place is never closed
+                self._thread.start()
             self._waiting.put(piece.flow, piece.lr_px, piece)
             self._changed.notify()
         return piece.done
@@ -153,7 +155,8 @@ class Device:
             while self._waiting:
                 self._waiting.get().done.set_exception(EngineError("the service is shutting down"))
             self._changed.notify()
-        self._thread.join(timeout=30)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=30)
 
     def _work(self) -> None:
         while (pieces := self._next()) is not None:
