@@ -176,7 +176,7 @@ def test_all_front_ends_make_the_same_of_odd_files(
 
 # Small files that came out wrong once; the large one of them takes minutes.
 REPRO_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".jpg", ".png", ".tif", ".webp"}
-REPRO_MOST_BYTES = 60_000
+REPRO_MOST_BYTES = 20_000
 
 
 def test_all_front_ends_make_the_same_of_files_that_came_out_wrong_once(
