@@ -516,7 +516,7 @@ class Upscaler:
             request.protect.refuse_for(picture)
         for frame in picture.frames:
             height, width = request.output_size(frame.height, frame.width, self.scale)
-            lr_height, lr_width = self._run_size(frame, request)
+            (lr_height, lr_width), _ = self._passes(frame, request)[0]
             # The model's own result comes first, whatever is asked for.
             pixels += max(height * width, lr_height * lr_width * self.scale**2)
         if pixels > self._max_output_megapixels * 1e6:
@@ -596,11 +596,6 @@ class Upscaler:
             for frame in picture.frames
             for given, _ in self._passes(frame, request)
         )
-
-    def _run_size(self, frame: Picture, request: Request) -> tuple[int, int]:
-        """Return (height, width) of the part of a frame that the model is given."""
-        rows, columns = self._windows(frame, request)
-        return rows.stop - rows.start, columns.stop - columns.start
 
     def _windows(self, frame: Picture, request: Request) -> tuple[Window, Window]:
         """Return which rows and columns of a frame become what is asked for of its result."""

@@ -278,8 +278,9 @@ def partner_of(model: str | None) -> str | None:
         faithful, _ = balance_models()
     except UsageError:
         return None
-    scales = {listed.name: listed.scale for listed in bundled_models()}
-    name = _read_manifest(bundled_folder())["default"] if model is None else model
+    models = bundled_models()
+    scales = {listed.name: listed.scale for listed in models}
+    name = next(listed.name for listed in models if listed.is_default) if model is None else model
     return faithful if scales.get(name, 0) == scales[faithful] else None
 
 

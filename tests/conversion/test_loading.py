@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from support.engines import noise
 
 from srgan import engines
 from srgan.conversion import loading
@@ -24,10 +25,6 @@ from srgan.networks.reading import load_generator
 from srgan.weights import balance_models, bundled_folder, find_weights, tensors_of
 
 PAIR = ("srresnet-x4", "srgan-x4")
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((1, 3, height, width), dtype=np.float32)
 
 
 # Balance

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from support.engines import noise, strips
 
 from srgan.conversion.exporting import onnx_from
 from srgan.conversion.loading import load_engine
@@ -26,16 +27,6 @@ from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata, find_weights
 
 native = pytest.mark.skipif("bf16" not in precisions(), reason="this processor has no bfloat16")
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((1, 3, height, width), dtype=np.float32)
-
-
-def strips(engine: OpenVinoEngine, lr: np.ndarray, rows: int) -> np.ndarray:
-    height, width = lr.shape[2:]
-    pieces = engine.strips(height, width, rows, lambda start, stop: lr[:, :, start:stop])
-    return np.concatenate([sr.copy() for _, sr in pieces], axis=2)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from support.engines import noise, strips
 from support.photographs import photograph
 
 from srgan.conversion.exporting import onnx_from
@@ -21,16 +22,6 @@ from srgan.errors import EngineError
 from srgan.networks.residual import Architecture, ResidualNetwork
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata, bundled_models, bundled_tensors, find_weights
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((1, 3, height, width), dtype=np.float32)
-
-
-def strips(engine: OpenVinoEngine, lr: np.ndarray, rows: int) -> np.ndarray:
-    height, width = lr.shape[2:]
-    pieces = engine.strips(height, width, rows, lambda start, stop: lr[:, :, start:stop])
-    return np.concatenate([sr.copy() for _, sr in pieces], axis=2)
 
 
 def by_pillow(plane: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from support.engines import noise, strips
 
 from srgan.conversion.exporting import onnx_from
 from srgan.engines.inference import Inference
@@ -42,16 +43,6 @@ def made(scale: int, seed: int) -> tuple[Generator, bytes]:
 def case(request: pytest.FixtureRequest) -> Case:
     generator, onnx = made(request.param, 0)
     return Case(request.param, generator, onnx, OpenVinoEngine(onnx, threads=1))
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((1, 3, height, width), dtype=np.float32)
-
-
-def strips(engine: OpenVinoEngine, lr: np.ndarray, rows: int) -> np.ndarray:
-    height, width = lr.shape[2:]
-    pieces = engine.strips(height, width, rows, lambda start, stop: lr[:, :, start:stop])
-    return np.concatenate([sr.copy() for _, sr in pieces], axis=2)
 
 
 def test_the_graph_is_the_network(case: Case) -> None:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from srgan.engines.protocol import Engine
+from srgan.engines.protocol import Engine, StripEngine
 from srgan.weights import ModelMetadata
 
 METADATA = ModelMetadata(name="fake-x4", scale=4, halo_lr_px=0, architecture={})
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """LR (1,3,H,W) of evenly spread values in [0,1]."""
+    return np.random.default_rng(seed).random((1, 3, height, width), dtype=np.float32)
+
+
+def strips(engine: StripEngine, lr: np.ndarray, rows: int) -> np.ndarray:
+    """SR of `lr`, made in strips of so many rows."""
+    height, width = lr.shape[2:]
+    pieces = engine.strips(height, width, rows, lambda start, stop: lr[:, :, start:stop])
+    return np.concatenate([sr.copy() for _, sr in pieces], axis=2)
 
 
 class NearestEngine:
