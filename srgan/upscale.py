@@ -35,7 +35,7 @@ from srgan.pictures import (
     without_tint,
 )
 from srgan.pictures.guarded import shared
-from srgan.weights import ModelMetadata, Weights, find_weights, lossy_rule, partner_of
+from srgan.weights import ModelMetadata, Weights, lossy_rule, partner_of
 
 MIN_SCALE, MAX_SCALE = 1.0, 16.0
 MAX_SIDE_PX = 100_000
@@ -313,8 +313,7 @@ class Upscaler:
         self._for_lossy: Upscaler | None = None
         self._lock = threading.Lock()
         if self._rule is not None:
-            both = self._model_sha256 + find_weights(self._rule.model).sha256
-            self._model_sha256 = hashlib.sha256(f"{both} {self._rule}".encode()).hexdigest()
+            self._model_sha256 = hashlib.sha256(f"{self._model_sha256} {self._rule}".encode()).hexdigest()
         self._memory_bytes = memory_bytes
         self._inference = Inference(engine, tile_lr_px=tile_lr_px, memory_bytes=working_bytes)
         if memory_bytes is not None:

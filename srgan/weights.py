@@ -151,9 +151,11 @@ class LossyRule:
 
     `model`: that one, trained on what compression leaves. `below_quality`: of JPEG files on libjpeg's scale, where
     it is better more often than not. `formats`: of other files compressed with loss, keys of `pictures.FORMATS`.
+    `model_sha256`: hash of the file of that model, which is opened with the first such picture.
     """
 
     model: str
+    model_sha256: str
     below_quality: int
     formats: tuple[str, ...]
 
@@ -292,7 +294,10 @@ def lossy_rule() -> LossyRule | None:
     manifest = _read_manifest(bundled_folder())
     rule = manifest.get("lossy")
     try:
-        return rule and LossyRule(str(rule["model"]), int(rule["below_quality"]), tuple(rule["formats"]))
+        if not rule:
+            return None
+        sha256 = manifest["models"][rule["model"]]["files"]["onnx"]["sha256"]
+        return LossyRule(str(rule["model"]), str(sha256), int(rule["below_quality"]), tuple(rule["formats"]))
     except (TypeError, KeyError, ValueError) as error:
         raise WeightsError(f"{bundled_folder() / MANIFEST}: what it says of lossy pictures is wrong") from error
 

@@ -77,7 +77,7 @@ def _decided(upscaler: Upscaler) -> str:
     """Return with what the work is done, where that was left to the program."""
     memory = upscaler.memory_bytes
     within = "as much memory as there is" if memory is None else f"{memory / 1e9:.2g} GB of memory"
-    return f"{upscaler.metadata.name} in {upscaler.precision}, with {available_cores()} cores and {within}"
+    return f"model {upscaler.name} in {upscaler.precision}, with {available_cores()} cores and {within}"
 
 
 def _put(line: str, voice: Voice) -> str | None:

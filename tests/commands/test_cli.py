@@ -385,7 +385,7 @@ def test_quiet_and_verbose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     code, out, err = called("upscale", source, "--verbose", capsys=capsys)
     assert (code, out) == (1, "0 written, 1 skipped, 1 failed\n")
     first, second, third = err.splitlines()
-    assert first.startswith("srgan: note: tiny-x4 in ")
+    assert first.startswith("srgan: note: model tiny-x4 in ")
     assert second == f"srgan: note: {source / 'a.png'}: finished before as {tmp_path / 'in_x4' / 'a_x4.png'}"
     assert third.startswith("srgan: error: ")
 

@@ -21,7 +21,7 @@ from srgan.upscale import Upscaler
 from srgan.weights import LossyRule, bundled_models, lossy_rule
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
-RULE = LossyRule("for lossy", 90, ("webp",))
+RULE = LossyRule("for lossy", "", 90, ("webp",))
 
 
 def srgan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

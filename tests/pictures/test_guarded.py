@@ -35,7 +35,7 @@ from srgan.errors import (
     UnsupportedPictureError,
 )
 from srgan.pictures import Picture, guarded
-from srgan.pictures.guarded import GuardedDecoder, Limits, messages, process
+from srgan.pictures.guarded import GuardedDecoder, Limits, messages, process, shared
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -280,6 +280,19 @@ def test_processor_time_is_counted_for_each_file_anew() -> None:
 
         while spent_s() < 2.2:
             decoder.decode(content)
+        assert decoder.worker_pids == [pid]
+
+
+@linux_only
+def test_each_picture_has_its_own_limit_of_memory() -> None:
+    """That of the file before it may be smaller than the picture alone."""
+    small = Picture(np.zeros((8, 8), np.uint8))
+    large = Picture(shared.empty((6000, 7000, 3), np.dtype(np.uint8)))
+    large.pixels.fill(0)
+    with GuardedDecoder(Limits(memory_bytes=96 << 20), always=True, max_workers=1) as decoder:
+        decoder.decode(pictures.encode(small, "png"))
+        (pid,) = decoder.worker_pids
+        assert pictures.decode(decoder.encode(large, "jpg"), max_megapixels=50).pixels.shape == (6000, 7000, 3)
         assert decoder.worker_pids == [pid]
 
 

@@ -32,6 +32,9 @@ except ImportError:  # Windows
 START = "from srgan.pictures.guarded.worker import serve; serve()"
 _START_TIMEOUT_S = 60.0
 
+# What has closed its output is about to end, however much memory it has to give back.
+_END_TIMEOUT_S = 5.0
+
 # How long work goes on that nobody waits for.
 _CHECK_EVERY_S = 0.05
 
@@ -168,8 +171,11 @@ class Worker:
         self._process.returncode = 0  # so that it is not waited for
 
     def _cause_of_death(self, task: str, limits: Limits) -> str:
-        self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_END_TIMEOUT_S)  # so that it says itself what it ends with
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         if self._overdue:
             return f"takes longer than {limits.wall_s:g} s to {task}"
         if sys.platform != "win32" and code == -signal.SIGXCPU:

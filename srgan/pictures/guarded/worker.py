@@ -42,13 +42,13 @@ def serve() -> None:
             request = messages.receive_description(requests)
             limits = Limits(**request["limits"])
             kept_bytes = _address_space_bytes() - idle_bytes
+            _limit(limits, idle_bytes)  # before the pixels come: those of the last file may be too few for them
             if request["task"] == "decode":
                 blob = bytes(messages.receive(requests, request["bytes"]))
             else:  # its asker's own, as many bytes as it says
                 picture = messages.unpack(request["picture"], requests, messages.Budget(sys.maxsize), maps=True)
         except EOFError:
             return
-        _limit(limits, idle_bytes)
         worn = kept_bytes > limits.memory_bytes * _KEPT_SHARE
         if request["task"] == "decode":
             answer, blobs = _decoded(Path(os.fsdecode(blob)) if request["is_path"] else blob, limits)
