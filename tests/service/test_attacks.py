@@ -172,13 +172,13 @@ def load(server: Process) -> None:
 
 
 def watchers(server: Process) -> None:
-    location = (
-        b"/v1/jobs/" + json.loads(posted(server, png(), "/v1/jobs").rpartition(b"\r\n\r\n")[2])["id"].encode()
-    )
+    with httpx.Client(headers={"X-API-Key": ALICE}, trust_env=False) as client:
+        answer = client.post(f"http://127.0.0.1:{server.port}/v1/jobs", content=png())
+        location = answer.raise_for_status().headers["location"]
     with contextlib.ExitStack() as opened:
         for _ in range(300):
             connection = opened.enter_context(connection_to(server))
-            connection.sendall(head("GET", f"{location.decode()}/events", x_api_key=ALICE))
+            connection.sendall(head("GET", f"{location}/events", x_api_key=ALICE))
         time.sleep(SECONDS)
 
 
