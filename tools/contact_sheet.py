@@ -43,19 +43,21 @@ def busiest_window(picture: np.ndarray, side_px: int, step_px: int = 1) -> tuple
     return int(row) * step_px, int(column) * step_px
 
 
-def row_of(lr: Picture, hr: Picture | None, upscalers: dict[str, Upscaler], side_px: int) -> np.ndarray:
+def row_of(
+    lr: Picture, hr: Picture | None, upscalers: dict[str, Upscaler], side_px: int, scale: int = SCALE
+) -> np.ndarray:
     """Return a row of the sheet, (side, columns × side, 3): one window as all show it, then the truth if known.
 
-    `lr`: (h,w,3); `hr`: (4h,4w,3).
+    `lr`: (h,w,3); `hr`: (scale × h, scale × w, 3).
     """
-    side_px = min(side_px // SCALE, lr.height, lr.width) * SCALE
+    side_px = min(side_px // scale, lr.height, lr.width) * scale
     if hr is not None:
-        top, left = busiest_window(hr.pixels, side_px, SCALE)
+        top, left = busiest_window(hr.pixels, side_px, scale)
     else:
-        top, left = (SCALE * at for at in busiest_window(lr.pixels, side_px // SCALE))
-    nearest = lr.pixels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    columns = [nearest, resized(lr, SCALE * lr.height, SCALE * lr.width).pixels]
-    columns += [upscaler.upscale(lr).pixels for upscaler in upscalers.values()]
+        top, left = (scale * at for at in busiest_window(lr.pixels, side_px // scale))
+    nearest = lr.pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    columns = [nearest, resized(lr, scale * lr.height, scale * lr.width).pixels]
+    columns += [upscaler.upscale(lr, scale=scale).pixels for upscaler in upscalers.values()]
     columns += [] if hr is None else [hr.pixels]
     gap = np.full((side_px, GAP_PX, 3), 255, np.uint8)
     crops = [column[top : top + side_px, left : left + side_px] for column in columns]
@@ -84,11 +86,14 @@ def main() -> None:
     parser.add_argument("-n", "--model", action="append", default=[], help="model name or file; repeat for more")
     parser.add_argument("-o", "--out", type=Path, default=Path("contact_sheet.png"))
     parser.add_argument("--rows", type=int, default=6, help="how many pictures, evenly over the folder")
-    parser.add_argument("--side", type=int, default=192, help="side of a crop in HR pixels, a multiple of 4")
+    parser.add_argument("--side", type=int, default=192, help="side of a crop in HR pixels")
+    parser.add_argument(
+        "--scale", type=int, default=SCALE, help="HR pixels per LR pixel, whatever the models' own"
+    )
     arguments = parser.parse_args()
     every: Crops
     if arguments.hr is not None:
-        every = [(pair.name, pair.lr, pair.hr) for pair in pairs(arguments.hr, arguments.lr)]
+        every = [(pair.name, pair.lr, pair.hr) for pair in pairs(arguments.hr, arguments.lr, arguments.scale)]
     elif arguments.lr is not None:
         every = without_truth(arguments.lr)
     else:
@@ -96,7 +101,7 @@ def main() -> None:
 
     upscalers = {name: Upscaler(name) for name in arguments.model or ["srresnet-x4", "srgan-x4"]}
     chosen = [every[index] for index in np.unique(np.linspace(0, len(every) - 1, arguments.rows).astype(int))]
-    picture = sheet([row_of(lr, hr, upscalers, arguments.side) for _, lr, hr in chosen])
+    picture = sheet([row_of(lr, hr, upscalers, arguments.side, arguments.scale) for _, lr, hr in chosen])
     write_atomically(arguments.out, encode(picture, arguments.out.suffix[1:]))
     columns = ["nearest", "bicubic", *upscalers, *(["HR"] if arguments.hr else [])]
     print(f"{arguments.out}: {', '.join(columns)}; {', '.join(name for name, _, _ in chosen)}")

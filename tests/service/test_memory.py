@@ -251,12 +251,12 @@ def test_a_day_within_four_gigabytes(tiny_model: Path, tmp_path: Path) -> None:
                     if became not in ("completed", "refused"):
                         day.faults.append(f"job {words}: {became}")
         metrics = httpx.get(f"{url}/metrics", headers={"X-API-Key": KEYS[0]}, trust_env=False).text
-        print(f"requests {dict(day.answers)}, jobs {dict(outcomes)}, peak {peak[-1] / 2**20:.0f} MiB")
+        print(f"requests {dict(day.answers)}, jobs {dict(outcomes)}, peak {peak[0] / 2**20:.0f} MiB")
         assert running.poll() is None
         if bounds is not None:
             print(f"of the group {bounds.peak_bytes / 2**20:.0f} MiB")
             assert bounds.kills == 0
-        assert peak[-1] < LIMIT_BYTES
+        assert peak[0] < LIMIT_BYTES
     assert day.faults == []
     assert outcomes.total() == len(day.jobs) > 5
     assert outcomes["completed"] > 0.8 * outcomes.total()

@@ -23,7 +23,7 @@ def strips(engine: StripEngine, lr: np.ndarray, rows: int) -> np.ndarray:
 
 
 class NearestEngine:
-    """Repeats every pixel 4x4: what is done around an engine is then seen exactly."""
+    """Repeats every pixel, 4x4 by default: what is done around an engine is then seen exactly."""
 
     def __init__(self, metadata: ModelMetadata = METADATA) -> None:
         self.metadata = metadata
@@ -33,7 +33,7 @@ class NearestEngine:
         self.calls.append(lr.shape)
         assert lr.dtype == np.float32
         assert lr.flags.c_contiguous
-        return lr.repeat(4, axis=2).repeat(4, axis=3)
+        return lr.repeat(self.metadata.scale, axis=2).repeat(self.metadata.scale, axis=3)
 
 
 class _Plain:

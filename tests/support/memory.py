@@ -60,12 +60,12 @@ def _here() -> Path:
 
 @contextlib.contextmanager
 def peak_of(pid: int) -> Iterator[list[int]]:
-    """Look at the memory of a process and its children until the end of the block; the list's last is the peak."""
+    """Look at the memory of a process and its children until the block ends; the list's one number is the peak."""
     peak, is_over = [0], threading.Event()
 
     def look() -> None:
         while not is_over.wait(_LOOK_EVERY_S):
-            peak.append(max(peak.pop(), tree_bytes(pid)))
+            peak[0] = max(peak[0], tree_bytes(pid))
 
     thread = threading.Thread(target=look)
     thread.start()

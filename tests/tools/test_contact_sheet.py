@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.engines import NearestEngine
+from support.engines import METADATA, NearestEngine
 from support.scripts import load_script
 
 from srgan.pictures import Picture
@@ -31,21 +32,22 @@ def test_the_busiest_window_is_where_the_detail_is(script: ModuleType) -> None:
     assert left <= 32 < 41 <= left + 12
 
 
-@pytest.mark.parametrize("has_truth", [True, False])
-def test_every_column_shows_the_same_window(script: ModuleType, has_truth: bool) -> None:
+@pytest.mark.parametrize(("scale", "has_truth"), [(4, True), (4, False), (2, True)])
+def test_every_column_shows_the_same_window(script: ModuleType, scale: int, has_truth: bool) -> None:
     lr = np.full((20, 30, 3), 90, np.uint8)
     lr[11, 17] = 200
-    hr = Picture(lr.repeat(4, 0).repeat(4, 1))
-    upscalers = {"nearest": Upscaler(engine=NearestEngine())}
-    row = script.row_of(Picture(lr), hr if has_truth else None, upscalers, 32)
+    hr = Picture(lr.repeat(scale, 0).repeat(scale, 1))
+    upscalers = {"nearest": Upscaler(engine=NearestEngine(replace(METADATA, scale=scale)))}
+    row = script.row_of(Picture(lr), hr if has_truth else None, upscalers, 32, scale)
     columns = [row[:, start : start + 32] for start in range(0, row.shape[1], 32 + script.GAP_PX)]
     assert len(columns) == 3 + has_truth
     for column in (columns[0], *columns[2:]):
         assert np.array_equal(column, columns[0])
-        assert (column == 200).all(axis=2).sum() == 16
+        assert (column == 200).all(axis=2).sum() == scale**2
     assert 90 < columns[1].max() <= 200  # bicubic, in the same place
     assert (
-        np.unravel_index(columns[1][..., 0].argmax(), (32, 32))[0] // 4 == np.argmax(columns[0][..., 0]) // 32 // 4
+        np.unravel_index(columns[1][..., 0].argmax(), (32, 32))[0] // scale
+        == np.argmax(columns[0][..., 0]) // 32 // scale
     )
 
 
