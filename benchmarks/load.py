@@ -262,7 +262,7 @@ class Client:
         """Return status, headers and body of the answer."""
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**23)
-        head = f"POST /v1/upscale HTTP/1.1\r\nHost: load\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = f"POST /v1/upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
         self._writer.write(head.encode() + content)
         first, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = (line.partition(": ") for line in lines)
