@@ -6,9 +6,9 @@
     python benchmarks/bench.py --render           # nothing is measured: the page from the figures that are there
 
 Each part is a script of its own and a process of its own. Its figures are kept in results/PART.json, with the
-machine, the command, and how many cores other processes kept busy meanwhile; RESULTS.md and plots/ are made from
-these files alone. A run that was interrupted goes on after its last finished part; --fresh begins again. A part
-that fails is named with its reason, the rest goes on, and the exit code is 1.
+machine, the command, and how many cores other processes kept busy meanwhile; RESULTS.md, plots/ and what the
+README repeats are made from these files alone. A run that was interrupted goes on after its last finished part;
+--fresh begins again. A part that fails is named with its reason, the rest goes on, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -35,6 +36,9 @@ from measuring import ROOT, read_figures, write_figures
 from srgan.files import write_atomically
 
 Record = dict[str, Any]
+
+# What the README repeats.
+IN_SHORT = re.compile(r"(<!-- measured -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,10 @@ def render(out: Path) -> None:
     for stale in {path.name for path in (out / "plots").glob("*.svg")} - set(plots):
         (out / "plots" / stale).unlink()
     write_atomically(out / "RESULTS.md", page.encode())
+    if out == ROOT / "benchmarks":
+        readme = ROOT / "README.md"
+        text = IN_SHORT.sub(lambda found: found[1] + results_page.in_short(records) + found[2], readme.read_text())
+        write_atomically(readme, text.encode())
 
 
 def recorded(folder: Path) -> Iterator[tuple[str, Record]]:

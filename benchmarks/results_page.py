@@ -36,23 +36,22 @@ class Section:
     in_short: list[str] = field(default_factory=list)
 
 
+def in_short(records: Mapping[str, Record]) -> str:
+    """Return what is worth repeating of all parts, as a list in Markdown; "" where nothing was measured."""
+    lines = [line for section in _sections(records).values() for line in section.in_short]
+    return "".join(f"- {line}\n" for line in lines)
+
+
 def render(records: Mapping[str, Record]) -> tuple[str, dict[str, str]]:
     """Return the page, and the content of every plot by its file name; a part without a record is named."""
-    sections: dict[str, Section] = {}
-    for name, (_, write) in SECTIONS.items():
-        record = records.get(name, {})
-        if "figures" in record:
-            sections[name] = write(record["figures"])
-        else:
-            sections[name] = Section([f"Not measured: {record.get('failed', 'this part has not been run yet')}."])
+    sections = _sections(records)
     machines = [record["machine"] for record in records.values()]
     alike = all(machine == machines[0] for machine in machines)
     blocks = [_HEAD]
     if machines and alike:
         blocks.append(_machine(machines[0]))
-    short = [line for section in sections.values() for line in section.in_short]
-    if short:
-        blocks.append("\n".join(["## In short", "", *(f"- {line}" for line in short)]) + "\n")
+    if short := in_short(records):
+        blocks.append(f"## In short\n\n{short}")
     for name, section in sections.items():
         lines = [f"## {SECTIONS[name][0]}", "", *section.lines, ""]
         lines += [f"![{SECTIONS[name][0]}](plots/{plot})\n" for plot in section.plots]
@@ -63,6 +62,17 @@ def render(records: Mapping[str, Record]) -> tuple[str, dict[str, str]]:
         blocks.append("\n".join(lines).rstrip() + "\n")
     drawings = {plot: content for section in sections.values() for plot, content in section.plots.items()}
     return "\n".join(blocks), drawings
+
+
+def _sections(records: Mapping[str, Record]) -> dict[str, Section]:
+    sections: dict[str, Section] = {}
+    for name, (_, write) in SECTIONS.items():
+        record = records.get(name, {})
+        if "figures" in record:
+            sections[name] = write(record["figures"])
+        else:
+            sections[name] = Section([f"Not measured: {record.get('failed', 'this part has not been run yet')}."])
+    return sections
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -104,7 +114,7 @@ def _engine_at(figures: Figures, section: Section) -> None:
     ours = next(iter(measured))
     fastest = min(statistics.median(seconds) for seconds in figures["products"].values())
     peak = figures["product_operations"] / fastest
-    rows, drawn, short = [], [], []
+    rows, drawn, others, own = [], [], [], []
     for name, contender in contenders.items():
         if "missing" in contender:
             rows.append([name, f"not measured: {contender['missing']}", "", "", ""])
@@ -116,14 +126,20 @@ def _engine_at(figures: Figures, section: Section) -> None:
         speed = f"{rate / 1e9:.0f}, {rate / peak:.0%}"
         rows.append([name, spread(contender["seconds"], 3), f"{per_megapixel:.2f}", speed, compared])
         drawn.append((name, per_megapixel, f"{per_megapixel:.2f} s"))
-        if name != ours:
-            short.append(f"{statistics.median(faster):.2f} ({name})")
+        factor = statistics.median(faster)
+        if name.startswith(f"{ours}, "):
+            own.append(f"{1 / factor:.2f} ({name.removeprefix(f'{ours}, ')})")
+        elif name != ours:
+            others.append(f"{factor:.2f} ({name})")
     header = [f"{side}×{side} in", "seconds", "s per output megapixel", "GFLOP/s, of peak", f"{ours} is faster"]
     section.lines += ["", *table(header, rows)]
     title = f"Seconds per output megapixel, {side}×{side} in (shorter is faster)"
     section.plots = {"engine.svg": plots.bars(title, drawn, ours=[ours])}
-    if short:
-        section.in_short = [f"The engine on {side}×{side} is faster by a factor of: {', '.join(short)}."]
+    section.in_short = []
+    if own:
+        section.in_short += [f"The engine on {side}×{side}, faster than in float32 by: {', '.join(own)}."]
+    if others:
+        section.in_short += [f"In float32 on {side}×{side}, faster by: {', '.join(others)}."]
 
 
 def folder(figures: Figures) -> Section:
