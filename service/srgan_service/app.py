@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from srgan.environment import refuse_misspelt
 from srgan.interrupts import signals_taken
 from srgan.upscale import AnyUpscaler
 from srgan_service import logs
@@ -26,7 +27,7 @@ from srgan_service.http.origins import Cors, Origins
 from srgan_service.http.parameters import describe_errors
 from srgan_service.http.problems import Problem
 from srgan_service.jobs.jobs import Jobs
-from srgan_service.settings import Settings, refuse_misspelt
+from srgan_service.settings import Settings
 from srgan_service.work.service import Service
 from srgan_service.work.upscaling import Decode
 

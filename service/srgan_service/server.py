@@ -19,7 +19,7 @@ from srgan_service import logs
 from srgan_service.app import create_app
 from srgan_service.http import protocol
 from srgan_service.http.keys import Keys, is_loopback
-from srgan_service.settings import Settings, refuse_misspelt
+from srgan_service.settings import Settings
 
 _BACKLOG = 2048
 _log = structlog.stdlib.get_logger("srgan_service")
@@ -30,7 +30,6 @@ def serve_command(given: dict[str, Any]) -> None:
 
     Raises UsageError for settings that make no sense, and what `serve` raises.
     """
-    refuse_misspelt()
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

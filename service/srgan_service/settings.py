@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from srgan.errors import UsageError
-
-# What the library and its tests read; no settings of the service.
-_OF_OTHERS = {"SRGAN_BACKBONES", "SRGAN_SHARED"}
+from srgan.environment import PREFIX
 
 
 class Settings(BaseSettings):
@@ -23,7 +18,7 @@ class Settings(BaseSettings):
     "Megapixels" are of the picture as uploaded unless the name says output; `_s` are seconds.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SRGAN_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any.")
@@ -117,20 +112,3 @@ class Settings(BaseSettings):
     def origins(self) -> frozenset[str]:
         """`cors_origins`, as browsers spell them."""
         return frozenset(filter(None, (origin.strip().lower() for origin in self.cors_origins.split(","))))
-
-
-def refuse_misspelt(environment: Iterable[str] | None = None) -> None:
-    """Raise UsageError if a variable's name begins like a setting and is none: it would do nothing, in silence.
-
-    `environment`: the names, by default those of this process.
-    """
-    if environment is None:
-        environment = EnvSettingsSource(Settings).env_vars
-    known = [f"SRGAN_{name.upper()}" for name in Settings.model_fields]
-    for name in environment:
-        spelt = name.upper()
-        if not spelt.startswith("SRGAN_") or spelt in _OF_OTHERS or spelt in known:
-            continue
-        near = difflib.get_close_matches(spelt, known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else "docs/deployment.md lists them; unset it"
-        raise UsageError(f"{spelt} is no setting: {remedy}")

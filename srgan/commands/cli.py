@@ -21,6 +21,7 @@ from srgan.commands.extras import needs
 from srgan.commands.options import HALO_HELP, EvaluateOptions, TrainOptions, UpscaleOptions, taking
 from srgan.commands.terminal import FAILED, INTERRUPTED, USAGE, say, taken
 from srgan.commands.wording import Commands, MisunderstoodError, explained
+from srgan.environment import refuse_misspelt
 from srgan.errors import OutputError, SrganError, UsageError
 from srgan.isolated import leave_folder_at_hand
 from srgan.texts import did_you_mean, one_line
@@ -139,7 +140,8 @@ def _srgan(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that stand before the command."""
+    """Hold the options that stand before the command, and what is refused whatever that is."""
+    refuse_misspelt()
 
 
 @app.command()

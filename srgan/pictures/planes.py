@@ -112,7 +112,11 @@ class Planes:
 
 def from_floats(values: np.ndarray) -> np.ndarray:
     """Return floating-point samples of 0 (black) to 1 (white) as uint16; others are UnsupportedPictureError."""
-    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+    if not np.isfinite(values).all():
+        raise UnsupportedPictureError(
+            "floating-point samples beyond 0 to 1 (no number, or infinite) are not supported; give them a value"
+        )
+    if values.min() < 0 or values.max() > 1:
         raise UnsupportedPictureError(
             "floating-point samples beyond 0 to 1 are not supported, since nothing says what is black and white; "
             "save it with 16-bit integers"

@@ -29,6 +29,7 @@ from srgan.errors import UnsupportedPictureError
 from srgan.pictures import colour, metadata
 from srgan.pictures.faults import DECODER_ERRORS, OPENED, READ, Budget, as_picture_errors, open_regular_file
 from srgan.pictures.formats import (
+    beside,
     bitstreams,
     bmp,
     boxes,
@@ -243,7 +244,7 @@ def _read_heic(file: BinaryIO, budget: Budget, warnings: list[str]) -> Picture:
     opened = heic.open_first(file)
     budget.spend(*opened.size)
     planes = Planes.of_samples(opened.samples())
-    exif, warnings = b"", [*warnings, *opened.warnings]
+    exif, warnings = b"", [*warnings, *opened.warnings, *beside.unkept(_content(file))]
     try:
         if opened.exif:
             exif = metadata.upright_exif(opened.exif)  # libheif has turned the picture already
@@ -278,7 +279,11 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
         dpi = dpi[::-1]
     if opened.info.get("photoshop"):
         warnings.append("its Photoshop data was not kept")
-    xmp = opened.info.get("xmp") or raw.get("xmp", b"")
+    if opened.format != "BMP" and "icc_profile" in opened.info and not opened.info["icc_profile"]:
+        warnings.append("its colour profile is damaged and was not kept")
+    xmp = (
+        opened.info.get("xmp") or raw.get("xmp", b"") or (gif.beside(file).xmp if opened.format == "GIF" else b"")
+    )
     return Picture(
         pixels=planes.pixels,
         alpha=planes.alpha,
@@ -288,7 +293,7 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
         warnings=tuple(dict.fromkeys(warnings)),
         xmp=xmp if isinstance(xmp, bytes) else str(xmp).encode(),
         dpi=dpi,
-        texts=_texts(opened),
+        texts=_texts(opened, file),
         png_colour=_colour_chunks(opened, file) if not icc else (),
         lossy_quality=_lossy_quality(opened, file),
     )
@@ -317,20 +322,20 @@ def _content(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def _texts(opened: ImageFile.ImageFile) -> tuple[tuple[str, str], ...]:
+def _texts(opened: ImageFile.ImageFile, file: BinaryIO) -> tuple[tuple[str, str], ...]:
     if isinstance(opened, PngImagePlugin.PngImageFile):
         return tuple(
             (str(keyword), str(text))
             for keyword, text in opened.text.items()
             if keyword != "XML:com.adobe.xmp" and not png.raw_profiles({keyword: text})
         )
-    comment = opened.info.get("comment")
-    if not isinstance(comment, bytes) or not comment.strip():
-        return ()
-    try:
-        return (("Comment", comment.decode()),)
-    except UnicodeDecodeError:
-        return (("Comment", comment.decode("latin-1")),)
+    comment = ""
+    if opened.format == "GIF":
+        comment = gif.beside(file).comment
+    elif isinstance(opened, JpegImagePlugin.JpegImageFile):
+        comments = [body for name, body in opened.applist if name == "COM" and body.strip(b"\0 \n")]
+        comment = "\n".join(dict.fromkeys(map(gif.text_of, comments)))
+    return (("Comment", comment),) if comment else ()
 
 
 def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
@@ -346,6 +351,8 @@ def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
         across, down = boxes.pixel_shape(_content(file))
     elif opened.format == "GIF":
         across, down = gif.pixel_shape(file)
+        warnings = gif.beside(file).unkept
+    warnings += beside.unkept(_content(file))
     if across != down and across and down:
         # A file says how many pixels make the same length; AVIF and GIF how long they are.
         shape = f"{across}:{down}" if opened.format in ("AVIF", "GIF") else f"{down}:{across}"

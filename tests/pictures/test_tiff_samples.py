@@ -44,12 +44,37 @@ def test_signed_samples_keep_their_order_and_are_told(dtype: type, bits: int) ->
     )
 
 
-def test_signed_colours_of_8_bits_are_refused() -> None:
-    with pytest.raises(UnsupportedPictureError, match="kind of samples"):
-        decode(tiff(levels(np.int8, 8, 10, 3), photometric="rgb"))
-    samples = levels(np.int16, 8, 10, 3)
+@pytest.mark.parametrize(("dtype", "bits"), [(np.int8, 8), (np.int16, 16)])
+def test_signed_colours_keep_their_order_and_are_told(dtype: type, bits: int) -> None:
+    samples = levels(dtype, 8, 10, 3)
     picture = decode(tiff(samples, photometric="rgb"))
-    np.testing.assert_array_equal(picture.pixels, samples.astype(np.int64) + 2**15)
+    np.testing.assert_array_equal(picture.pixels, samples.astype(np.int64) + 2 ** (bits - 1))
+    assert [words for words in picture.warnings if f"moved up by {2 ** (bits - 1)}" in words]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floating_point_from_0_to_1_is_read(dtype: type, channels: int, order: Any) -> None:
+    samples = np.random.default_rng(0).random((8, 10, 3)).astype(dtype)
+    samples = samples if channels == 3 else samples[..., 0]
+    kind = "rgb" if channels == 3 else "minisblack"
+    picture = decode(tiff(samples, photometric=kind, byteorder=order))
+    np.testing.assert_array_equal(picture.pixels, np.rint(samples.astype(np.float64) * 65535))
+    assert picture.warnings == ("its floating-point samples were rounded to 16 bits",)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_bands_that_are_called_grey_or_lie_apart_are_read(planar: str, dtype: type) -> None:
+    samples = levels(dtype, 8, 10, 4)
+    stored = samples if planar == "contig" else np.ascontiguousarray(samples.transpose(2, 0, 1))
+    for kind, colours in (("minisblack", samples[..., 0]), ("rgb", samples[..., :3])):
+        extra = ("unspecified",) * (3 if kind == "minisblack" else 1)
+        picture = decode(tiff(stored, photometric=kind, planarconfig=planar, extrasamples=extra))
+        np.testing.assert_array_equal(picture.pixels, colours)
+        assert picture.alpha is None
+        assert picture.warnings == ("its additional channels were not kept",)
 
 
 def test_points_without_data_are_told() -> None:
@@ -150,7 +175,10 @@ def test_pyramids_are_told() -> None:
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    [(34712, "JPEG 2000"), (33005, "JPEG 2000"), (50001, "WebP"), (34887, "LERC"), (50002, "JPEG XL")],
+    [
+        *((34712, "JPEG 2000"), (33005, "JPEG 2000"), (50001, "WebP"), (34887, "LERC"), (50002, "JPEG XL")),
+        *((34933, "PNG"), (65123, "the method of number 65123")),
+    ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_compression_that_is_not_read_is_named(number: int, name: str, dtype: type) -> None:

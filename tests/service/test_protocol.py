@@ -21,10 +21,8 @@ import pytest
 import uvicorn
 from srgan_service.http.protocol import configured
 from srgan_service.logs import formatter
-from srgan_service.settings import Settings, refuse_misspelt
+from srgan_service.settings import Settings
 from support.serving import Blocked, Running, answer_on, free_port, head, png, problem, serving, until
-
-from srgan.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -387,18 +385,13 @@ def test_sigterm_during_long_work_ends_after_the_grace_time() -> None:
 
 # The command
 
-OF_TESTS = ("SRGAN_CHROMIUM", "SRGAN_SCREENSHOTS")  # would be misspelt settings
-
 
 def test_a_folder_with_a_package_called_service_changes_nothing(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "service").mkdir()
     (tmp_path / "service" / "__init__.py").write_text('raise RuntimeError("somebody else\'s")')
     port = free_port()
     arguments = ["--port", str(port), "--model", str(tiny_model), "--data-dir", "data"]
-    environment = {name: value for name, value in os.environ.items() if name not in OF_TESTS}
-    with subprocess.Popen(
-        [sys.executable, "-m", "srgan", "serve", *arguments], cwd=tmp_path, env=environment
-    ) as started:
+    with subprocess.Popen([sys.executable, "-m", "srgan", "serve", *arguments], cwd=tmp_path) as started:
         try:
             until(lambda: answers(f"http://127.0.0.1:{port}/healthz") == 200)
             started.send_signal(signal.SIGTERM)
@@ -434,8 +427,6 @@ def test_serving_nonsense_is_refused(
     from srgan.commands import cli
 
     monkeypatch.setattr(sys, "argv", ["srgan", "serve", *arguments])
-    for name in OF_TESTS:
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("srgan_service.logs.configure", lambda level: None)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -450,11 +441,10 @@ def test_serving_nonsense_is_refused(
 
 
 def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path, tiny_model: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in OF_TESTS}
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         command = [sys.executable, "-m", "srgan", "serve", "--port", str(port), "--model", str(tiny_model)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     told = f"srgan: error: port {port} of 127.0.0.1 is in use by another program: end that, or take --port "
     assert done.stderr.startswith(told)
@@ -462,11 +452,10 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path, tiny_model
 
 
 def test_a_person_at_a_terminal_is_told_what_to_open(tmp_path: Path, tiny_model: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in OF_TESTS}
     port = free_port()
     command = [sys.executable, "-m", "srgan", "serve", "--port", str(port), "--model", str(tiny_model)]
     ours, theirs = pty.openpty()
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs) as server:
+    with subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs) as server:
         os.close(theirs)
         try:
             told = ""
@@ -485,9 +474,3 @@ def test_lines_for_a_person_cannot_be_forged() -> None:
     assert line.splitlines() == [line]
     assert "\x1b" not in line
     assert "warning odd\\nforged" in line
-
-
-def test_what_the_library_and_others_read_is_no_misspelt_setting() -> None:
-    refuse_misspelt(["SRGAN_BACKBONES", "SRGAN_SHARED", "srgan_port", "SRGANX", "PATH", "SRGAN"])
-    with pytest.raises(UsageError, match="did you mean SRGAN_KEYS_FILE"):
-        refuse_misspelt(["PATH", "srgan_key_file"])

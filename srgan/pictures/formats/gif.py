@@ -11,13 +11,29 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
+from srgan.pictures.formats.beside import behind, of_others
 from srgan.pictures.formats.damage import CUT_SHORT, NO_END, OTHER_DATA, DamageError, fewer_frames, partly_whole
 from srgan.pictures.planes import Planes
 
 _EXTENSION, _IMAGE, _END = b"!", b",", b";"
-_CONTROL, _APPLICATION = b"\xf9", b"\xff"
+_CONTROL, _APPLICATION, _COMMENT, _PLAIN_TEXT = b"\xf9", b"\xff", b"\xfe", b"\x01"
 _REPEATING = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 _TO_CLEAR, _TO_BEFORE = 2, 3
+
+
+# ImageMagick writes the curve that its greys have anyhow.
+_PASSED_OVER = (*_REPEATING, b"ImageMagick")
+_XMP, _PROFILE = b"XMP DataXMP", b"ICCRGBG1012"
+_XMP_END = b"\x01\xff\xfe\xfd"  # of a packet: a row of bytes for programs that read on as if it were blocks
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a file holds beside its frames: the comments, an XMP packet, and what is told of the rest."""
+
+    comment: str
+    xmp: bytes
+    unkept: list[str]
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,44 @@ def pixel_shape(file: BinaryIO) -> tuple[int, int]:
     return (told + 15, 64) if told else (1, 1)
 
 
+def beside(file: BinaryIO) -> Beside:
+    """Return what a `sound` file holds beside its frames."""
+    blocks = _Blocks(file)
+    for _ in blocks:
+        pass
+    comments = [_joined(body) for name, body in blocks.extensions if name == _COMMENT]
+    programs = {body[1:12]: body[12:] for name, body in blocks.extensions if name == _APPLICATION}
+    packet = programs.pop(_XMP, b"")
+    told = []
+    if programs.pop(_PROFILE, b""):
+        told.append("its colour profile was not kept")
+    if any(name == _PLAIN_TEXT for name, _ in blocks.extensions):
+        told.append("the text that programs are to draw upon it was not kept")
+    told += of_others(name for name in programs if name not in _PASSED_OVER)
+    return Beside(
+        comment="\n".join(dict.fromkeys(text_of(comment) for comment in comments if comment.strip(b"\0 \n"))),
+        xmp=packet[: packet.rfind(_XMP_END)] if _XMP_END in packet else b"",
+        unkept=[*told, *behind(file.read())],
+    )
+
+
+def text_of(comment: bytes) -> str:
+    """Return a comment, which is in UTF-8 or Latin-1."""
+    try:
+        return comment.decode()
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")
+
+
+def _joined(body: bytes) -> bytes:
+    """Return blocks without their lengths."""
+    parts, place = [], 0
+    while place < len(body):
+        parts.append(body[place + 1 : place + 1 + body[place]])
+        place += 1 + body[place]
+    return b"".join(parts)
+
+
 def seen_frames(file: BinaryIO) -> Iterator[tuple[Planes, float]]:
     """Yield each frame of an animation as it is seen, whole, and how long, in milliseconds.
 
@@ -156,7 +210,7 @@ class _Blocks:
     """The frames of a file, read as they are asked for; the rest is known behind the last of them.
 
     `is_ended`: whether the mark for the end stands there. `is_stray`: whether something does that is no block.
-    `is_animation`: whether the file speaks of time or of repetition.
+    `is_animation`: whether the file speaks of time or of repetition. `extensions`: their names and blocks.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -165,6 +219,7 @@ class _Blocks:
         *self.screen, self._flags = struct.unpack("<HHB2x", file.read(7))
         self._palette = file.read(_palette_bytes(self._flags))
         self.is_ended = self.is_stray = self.is_animation = False
+        self.extensions: list[tuple[bytes, bytes]] = []
 
     def __iter__(self) -> Iterator[_Frame]:
         control = bytes(6)
@@ -175,6 +230,7 @@ class _Blocks:
             if kind == _EXTENSION:
                 name = self._file.read(1)
                 body, _ = _sub_blocks(self._file)
+                self.extensions.append((name, body))
                 self.is_animation |= name == _APPLICATION and body[1:12] in _REPEATING
                 if name == _CONTROL and len(body) >= 6:
                     control = body[:6]  # the length, flags, duration in hundredths, the clear colour, and an end

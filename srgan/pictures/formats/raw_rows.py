@@ -10,6 +10,7 @@ from PIL import Image, ImageFile
 
 from srgan.pictures.faults import DECODER_ERRORS
 from srgan.pictures.formats import filling
+from srgan.pictures.formats.beside import FURTHER, behind
 from srgan.pictures.formats.damage import CUT_SHORT, OTHER_DATA, DamageError
 
 # Of a pixel in a PPM file of 8 bits, by Pillow's mode.
@@ -47,7 +48,7 @@ def sound(
     else:
         missing = start + _row_bytes(codec, arguments, mode, width) * height - length
     if missing <= 0:
-        return file, []
+        return file, _told_of(content[length + missing :]) if format == "PPM" else []
     if not accept_damaged:
         raise DamageError(damage)
 
@@ -58,6 +59,11 @@ def sound(
         raise DamageError(filling.refusal(length / max(len(content), int.from_bytes(content[2:6], "little"))))
     fills = (0, 0x3F if mode == "F" else 1)  # the smallest floating-point numbers would not be told from none
     return filling.filled(build, fills, decode, length / (length + missing))
+
+
+def _told_of(rest: bytes) -> list[str]:
+    """Return what is told of bytes behind a picture; files of this kind may be put one behind the other."""
+    return [FURTHER] if re.match(rb"P[1-6]\s", rest.lstrip()) else behind(rest)
 
 
 def _is_read(content: bytes, decode: Callable[[bytes], object]) -> bool:

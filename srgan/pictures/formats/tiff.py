@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Directory
 
 from srgan.errors import UnsupportedPictureError
 from srgan.pictures import descriptions
+from srgan.pictures.formats.beside import CREDENTIALS
 from srgan.pictures.formats.damage import CUT_SHORT, DamageError
 from srgan.pictures.formats.tiff_directory import Entries, Form, appended, listed
 
@@ -67,7 +68,6 @@ _UNKEPT = {
     33629: "microscope data",
     34412: "microscope data",
     50839: "ImageJ overlays and labels",
-    52545: "content credentials",
 }
 
 # Compressions that are not read, by their names; of the others the library may have been built without some.
@@ -79,17 +79,21 @@ _COMPRESSIONS = {
     **dict.fromkeys((34676, 34677), "SGI LogLuv"),
     **dict.fromkeys((22610, 34934), "JPEG XR"),
     34887: "LERC",
+    34933: "PNG",
     34892: "lossy JPEG for raw pictures",
     34925: "LZMA",
     50000: "Zstandard",
     6: "JPEG of the old kind",
 }
 
-_NODATA, _SUB_IFDS, _DNG = 42113, 330, 50706
+# Those that Pillow and libtiff always read.
+_ALWAYS_READ = {1, 2, 3, 4, 5, 7, 8, 32771, 32773, 32809, 32946}
+
+_NODATA, _SUB_IFDS, _DNG, _CREDENTIALS = 42113, 330, 50706, 52545
 
 # Photometric interpretations: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK.
 _COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}
-_YCBCR = 6
+_YCBCR, _JPEG = 6, 7
 
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 
@@ -239,18 +243,34 @@ class Page:
 
     @property
     def is_deep(self) -> bool:
-        """Whether `deep_samples` reads it, not Pillow."""
-        return set(_per_sample(self.tags, _BITS, 1)) == {16}
+        """Whether `deep_samples` reads it; Pillow knows floating-point numbers of 32 bits, one a pixel."""
+        bits, is_float = set(_per_sample(self.tags, _BITS, 1)), self._kinds == {_FLOAT}
+        is_one_of_32 = bits == {32} and _integer(self.tags, _SAMPLES, 1) == 1
+        return bits == {16} or (is_float and bits in ({32}, {64}) and not is_one_of_32)
+
+    @property
+    def is_of_bytes(self) -> bool:
+        """Whether `deep_samples` reads it though its samples have 8 bits."""
+        is_plain = (
+            _integer(self.tags, _PHOTOMETRIC, 1) in _COLOURS and _integer(self.tags, _COMPRESSION, 1) != _JPEG
+        )
+        return is_plain and set(_per_sample(self.tags, _BITS, 1)) == {8} and self._kinds <= {_UNSIGNED, _SIGNED}
+
+    @property
+    def _kinds(self) -> set[int]:
+        return set(_per_sample(self.tags, _FORMAT, _UNSIGNED))
 
     @property
     def is_signed(self) -> bool:
         """Whether its samples are whole numbers that may lie below zero."""
-        return set(_per_sample(self.tags, _FORMAT, _UNSIGNED)) == {_SIGNED}
+        return self._kinds == {_SIGNED}
 
     def compression(self, *, built_in: bool = True) -> str | None:
         """Return the name of its compression if that may not be readable; `built_in`: even if libtiff knows it."""
         number = _integer(self.tags, _COMPRESSION, 1)
-        return _COMPRESSIONS.get(number) if built_in or not is_built_in(number) else None
+        if number in _ALWAYS_READ or not (built_in or not is_built_in(number)):
+            return None
+        return _COMPRESSIONS.get(number, f"the method of number {number}")
 
     @property
     def additional_channels(self) -> tuple[int, ...]:
@@ -309,6 +329,8 @@ class Page:
         """Return warnings of what the page carries that is not read, or cannot be."""
         unkept = {f"its {words} was not kept" for tag, words in _UNKEPT.items() if self._has(tag)}
         told = {_KEPT[tag] for tag in self.entries.unread if tag in _KEPT}
+        if self._has(_CREDENTIALS):
+            unkept.add(CREDENTIALS)
         return sorted(unkept | {f"{words} is damaged and was not kept" for words in told})
 
     def remarks(self) -> list[str]:
@@ -351,14 +373,17 @@ def pages(content: bytes) -> Iterator[Page]:
 
 
 def deep_samples(page: Page) -> np.ndarray:
-    """Return the samples of a page of 16 bits: (H,W,C) uint16 in 0..65535, signed ones moved to there, or float16.
+    """Return the samples of a page as they are stored: (H,W,C) uint8, uint16, float16, float32 or float64.
 
+    Signed ones are moved up to 0..255 or 0..65535.
     Raises UnsupportedPictureError for another kind of samples, and what Pillow does if the file is damaged.
     """
     tags = page.tags
     kinds = set(_per_sample(tags, _FORMAT, _UNSIGNED))
     if not kinds <= {_UNSIGNED, _SIGNED, _FLOAT} or len(kinds) != 1:
-        raise UnsupportedPictureError("this kind of 16-bit samples is not supported; save it with 16-bit integers")
+        raise UnsupportedPictureError(
+            f"this kind of {page.bits}-bit samples is not supported; save it with 16-bit integers"
+        )
     samples = _integer(tags, _SAMPLES, 1)
     if not 1 <= samples <= 8:
         raise UnsupportedPictureError(f"{samples} samples per pixel are not supported; save it as RGB")
@@ -369,8 +394,8 @@ def deep_samples(page: Page) -> np.ndarray:
     else:
         levels = _plane(page, height, width, None, samples)
     if kinds == {_FLOAT}:
-        return levels.view(np.float16)
-    return levels ^ np.uint16(0x8000) if kinds == {_SIGNED} else levels
+        return levels.view(f"f{levels.itemsize}")
+    return levels ^ levels.dtype.type(1 << page.bits - 1) if kinds == {_SIGNED} else levels
 
 
 def _plane(page: Page, height: int, width: int, plane: int | None, samples: int) -> np.ndarray:
@@ -379,23 +404,25 @@ def _plane(page: Page, height: int, width: int, plane: int | None, samples: int)
     together = samples if plane is None else 1
     step = _integer(tags, _TILE_WIDTH, width) if _TILES in tags else width
     padded = -(-width // max(1, step)) * step  # tiles are whole
-    shown = _as_bytes(
-        page, width=2 * together * padded, height=height, plane=plane, samples=samples, factor=2 * together
-    )
+    size = page.bits // 8
+    factor = size * together
+    shown = _as_bytes(page, width=factor * padded, height=height, plane=plane, samples=samples, factor=factor)
     with Image.open(io.BytesIO(shown), formats=("TIFF",)) as image:
         image.load()
         content = np.ascontiguousarray(np.asarray(image))
     predictor = _integer(tags, _PREDICTOR, 1)
     if predictor == 3:  # differences of bytes; in each row of a tile the high ones stand before the low ones
-        apart = content.reshape(height, -1, 2 * step, together).cumsum(axis=2, dtype=np.uint8)
-        halves = apart.reshape(height, -1, 2, step, together).astype(np.uint16)
-        joined: np.ndarray = (halves[:, :, 0] << 8 | halves[:, :, 1]).reshape(height, padded, together)
-        return joined[:, :width]
-    levels = content.view(Form.of(page.file).order + "u2").reshape(height, padded, together).astype(np.uint16)
+        apart = content.reshape(height, -1, size * step, together).cumsum(axis=2, dtype=np.uint8)
+        parts = np.moveaxis(apart.reshape(height, -1, size, step, together), 2, -1)
+        joined = np.ascontiguousarray(parts).view(f">u{size}").reshape(height, padded, together)
+        return joined[:, :width].astype(f"u{size}")
+    levels = (
+        content.view(f"{Form.of(page.file).order}u{size}").reshape(height, padded, together).astype(f"u{size}")
+    )
     if predictor == 2:  # each sample is the difference to the one on its left, within its tile
         for left in range(0, width, step):
             part = levels[:, left : left + step]
-            np.cumsum(part, axis=1, dtype=np.uint16, out=part)
+            np.cumsum(part, axis=1, dtype=part.dtype, out=part)
     elif predictor != 1:
         raise UnsupportedPictureError(f"predictor {predictor} is not supported; save it with another compression")
     cropped: np.ndarray = levels[:, :width]
@@ -440,11 +467,11 @@ def _as_bytes(page: Page, *, width: int, height: int, plane: int | None, samples
 
 
 def colour_and_extra(page: Page, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, int, list[str]]:
-    """Split samples (H,W,C) uint16 into colour (H,W,c), alpha (H,W) or None, photometric kind, and warnings."""
+    """Split samples (H,W,C) uint8 or uint16: colour (H,W,c), alpha (H,W) or None, photometric kind, warnings."""
     kind = _integer(page.tags, _PHOTOMETRIC, 1)
     if kind not in _COLOURS:
         raise UnsupportedPictureError(
-            f"16-bit samples of photometric kind {kind} are not supported; save it as RGB or greyscale"
+            f"{page.bits}-bit samples of photometric kind {kind} are not supported; save it as RGB or greyscale"
         )
     count = _COLOURS[kind]
     if levels.shape[2] < count:
@@ -452,7 +479,8 @@ def colour_and_extra(page: Page, levels: np.ndarray) -> tuple[np.ndarray, np.nda
     colour, extra = levels[..., :count], levels[..., count:]
     if kind == 0:
         colour = ~colour
-    meanings = _tuple(page.tags.get(_EXTRA, ())) or (2,) * extra.shape[2]
+    # Where nothing is told, one more than the colours is transparency; several may be any bands.
+    meanings = _tuple(page.tags.get(_EXTRA, ())) or (2 if extra.shape[2] == 1 else 0,)
     warnings = []
     alpha = None
     if extra.shape[2] and meanings[0] in (1, 2):
@@ -465,8 +493,9 @@ def colour_and_extra(page: Page, levels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _unpremultiplied(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    opacity = np.maximum(alpha, 1)[..., None].astype(np.float32) / 65535
-    straight: np.ndarray = np.rint(colour / opacity).clip(0, 65535).astype(np.uint16)
+    peak = np.iinfo(colour.dtype).max
+    opacity = np.maximum(alpha, 1)[..., None].astype(np.float32) / peak
+    straight: np.ndarray = np.rint(colour / opacity).clip(0, peak).astype(colour.dtype)
     return straight
 
 

@@ -126,7 +126,7 @@ def _planes(page: tiff.Page, warnings: list[str]) -> tuple[Planes, bytes | None]
 def _deep_planes(page: tiff.Page, warnings: list[str]) -> tuple[Planes, bytes | None]:
     icc = page.icc
     levels = tiff.deep_samples(page)
-    if levels.dtype == np.float16:
+    if levels.dtype.kind == "f":
         levels = from_floats(levels)
         warnings.append("its floating-point samples were rounded to 16 bits")
     colours, alpha, kind, further_warnings = tiff.colour_and_extra(page, levels)
@@ -134,7 +134,7 @@ def _deep_planes(page: tiff.Page, warnings: list[str]) -> tuple[Planes, bytes | 
     if kind == 5:
         image = Image.fromarray(to_8_bits(colours), "CMYK")
         image, warning = colour.from_cmyk(image, icc)
-        warnings += ["its 16 bits per channel were read as 8", warning]
+        warnings += [*["its 16 bits per channel were read as 8"] * (levels.itemsize > 1), warning]
         colours, alpha, icc = np.asarray(image), None if alpha is None else to_8_bits(alpha), None
     return Planes(colours[..., 0] if colours.shape[2] == 1 else colours, alpha), icc
 
@@ -144,6 +144,8 @@ def _shallow_planes(page: tiff.Page, warnings: list[str]) -> tuple[Planes, bytes
     try:
         image = Image.open(io.BytesIO(page.file), formats=("TIFF",))
     except UnidentifiedImageError as error:
+        if page.is_of_bytes and page.compression(built_in=False) is None:
+            return _deep_planes(page, warnings)
         if name := page.compression():
             raise _uncompressible(name) from error
         raise UnsupportedPictureError(

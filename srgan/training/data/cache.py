@@ -340,7 +340,9 @@ def locked(folder: Path, *, waits: bool = True) -> Iterator[bool]:
         lock.acquire(timeout=-1 if waits else 0)
     except Timeout:
         raise
-    except (OSError, NotImplementedError):  # some network file systems have no locks
+    except (OSError, NotImplementedError):
+        # Some network file systems have no locks. Whatever else is wrong with the folder (full, read-only, gone)
+        # is told, with its remedy, by the first write into it: nothing is hidden here.
         yield False
         return
     try:
