@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -53,22 +54,26 @@ def compare(folders: Sequence[Path]) -> str:
     """Return the page for the run folders; raises UsageError as `compare_command` does."""
     if len(folders) < 2:
         raise UsageError("a comparison needs two runs or more: give their folders")
+    return render("compare.html.j2", **side_by_side(folders))
+
+
+def side_by_side(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return what compare.html.j2 shows of the run folders; raises UsageError if one holds no run."""
     runs = [
         _Run(name, folder, read_run(folder)[0], _flat_recipe(folder))
         for name, folder in zip(_names(folders), folders, strict=True)
     ]
     stages = list(dict.fromkeys(stage for run in runs for stage in run.log.stages))
-    return render(
-        "compare.html.j2",
-        look="report",
-        title="Runs side by side",
-        names=[run.name for run in runs],
-        figures=[(plain(stage), _figures(stage, runs)) for stage in stages],
-        warnings=differences_of_data(folders),
-        differences=_differences(runs),
-        moments=_moments(runs, stages),
-        charts=[(plain(stage), _charts(stage, runs)) for stage in stages],
-    )
+    return {
+        "look": "report",
+        "title": "Runs side by side",
+        "names": [run.name for run in runs],
+        "figures": [(plain(stage), _figures(stage, runs)) for stage in stages],
+        "warnings": differences_of_data(folders),
+        "differences": _differences(runs),
+        "moments": _moments(runs, stages),
+        "charts": [(plain(stage), _charts(stage, runs)) for stage in stages],
+    }
 
 
 def differences_of_data(folders: Sequence[Path]) -> list[str]:
@@ -87,7 +92,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     paths = [folder.resolve().parts for folder in folders]
     if len(set(paths)) < len(paths):
         raise UsageError("the same run was given twice: give each folder once")
-    depth = next(n for n in range(1, max(map(len, paths)) + 1) if len({path[-n:] for path in paths}) == len(paths))
+    depths = range(1, max(map(len, paths), default=1) + 1)
+    depth = next(n for n in depths if len({path[-n:] for path in paths}) == len(paths))
     return ["/".join(path[-depth:]) for path in paths]
 
 
@@ -155,7 +161,7 @@ def _differences(runs: Sequence[_Run]) -> list[tuple[str, list[Cell]]]:
 def _moments(runs: Sequence[_Run], stages: Sequence[str]) -> list[tuple[str, list[Strip]]]:
     """Moments in the time of the runs, each from its first strip to its last, with one strip of each run."""
     files = [(run, strip_files(run.folder, stages)) for run in runs]
-    count = min(_MOMENTS, max(len(strips) for _, strips in files))
+    count = min(_MOMENTS, max((len(strips) for _, strips in files), default=0))
     moments = []
     for number in range(count):
         shown = []
