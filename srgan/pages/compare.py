@@ -77,11 +77,19 @@ def side_by_side(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def differences_of_data(folders: Sequence[Path]) -> list[str]:
-    """Return why the figures of runs do not compare: they saw, or are judged by, other pictures."""
-    records = [read_recipe(folder).get("run", {}) for folder in folders]
+    """Return why the figures of runs do not compare: they saw, or are judged by, other pictures, or other LR."""
+    recipes = [read_recipe(folder) for folder in folders]
+    records = [
+        recipe.get("run", {})
+        | {"scale": recipe.get("generator", {}).get("scale", 4)}
+        | {key: recipe[key] for key in ("degradation",) if key in recipe}
+        for recipe in recipes
+    ]
     texts = {
         "data_sha256": "the runs were trained on different pictures",
         "held_out_sha256": "the runs are judged by different pictures, so their figures do not compare",
+        "scale": "the runs are of different scales, so their figures do not compare",
+        "degradation": "the runs are judged by differently degraded LR, so their figures do not compare",
     }
     seen = {key: [json.dumps(record[key]) for record in records if key in record] for key in texts}
     return [text for key, text in texts.items() if len(set(seen[key])) > 1]
