@@ -280,9 +280,21 @@ def compare(
         list[Path], typer.Argument(metavar="RUN...", help="The folders of two runs or more.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The page.")] = Path("compare.html"),
+    study: Annotated[
+        bool,
+        typer.Option(
+            "--study",
+            help="RUN is the folder of a study (tools/objectives.py): its table, also printed, and its plots.",
+        ),
+    ] = False,
 ) -> None:
     """Show training runs side by side as one HTML page: figures, recipes, curves and samples."""
     with needs("train"):
+        if study:
+            from srgan.commands.study import show_study
+
+            show_study(runs, out)
+            return
         from srgan.pages.compare import compare_command, differences_of_data
 
         for text in differences_of_data(runs):

@@ -19,7 +19,7 @@ from srgan.pages.layout import render
 _WIDTH, _HEIGHT = 400, 220
 _MOST_DOTS = 300  # of one series; more would only blacken the same pixels
 _MOST_HITS = 80  # upright strips that answer the pointer
-COLOURS = 8
+COLOURS = 9
 _SMOOTH_FROM = 24  # points; shorter series are drawn as they are
 
 Point = tuple[float, float]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -53,30 +54,42 @@ def compare(folders: Sequence[Path]) -> str:
     """Return the page for the run folders; raises UsageError as `compare_command` does."""
     if len(folders) < 2:
         raise UsageError("a comparison needs two runs or more: give their folders")
+    return render("compare.html.j2", **side_by_side(folders))
+
+
+def side_by_side(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return what compare.html.j2 shows of the run folders; raises UsageError if one holds no run."""
     runs = [
         _Run(name, folder, read_run(folder)[0], _flat_recipe(folder))
         for name, folder in zip(_names(folders), folders, strict=True)
     ]
     stages = list(dict.fromkeys(stage for run in runs for stage in run.log.stages))
-    return render(
-        "compare.html.j2",
-        look="report",
-        title="Runs side by side",
-        names=[run.name for run in runs],
-        figures=[(plain(stage), _figures(stage, runs)) for stage in stages],
-        warnings=differences_of_data(folders),
-        differences=_differences(runs),
-        moments=_moments(runs, stages),
-        charts=[(plain(stage), _charts(stage, runs)) for stage in stages],
-    )
+    return {
+        "look": "report",
+        "title": "Runs side by side",
+        "names": [run.name for run in runs],
+        "figures": [(plain(stage), _figures(stage, runs)) for stage in stages],
+        "warnings": differences_of_data(folders),
+        "differences": _differences(runs),
+        "moments": _moments(runs, stages),
+        "charts": [(plain(stage), _charts(stage, runs)) for stage in stages],
+    }
 
 
 def differences_of_data(folders: Sequence[Path]) -> list[str]:
-    """Return why the figures of runs do not compare: they saw, or are judged by, other pictures."""
-    records = [read_recipe(folder).get("run", {}) for folder in folders]
+    """Return why the figures of runs do not compare: they saw, or are judged by, other pictures, or other LR."""
+    recipes = [read_recipe(folder) for folder in folders]
+    records = [
+        recipe.get("run", {})
+        | {"scale": recipe.get("generator", {}).get("scale", 4)}
+        | {key: recipe[key] for key in ("degradation",) if key in recipe}
+        for recipe in recipes
+    ]
     texts = {
         "data_sha256": "the runs were trained on different pictures",
         "held_out_sha256": "the runs are judged by different pictures, so their figures do not compare",
+        "scale": "the runs are of different scales, so their figures do not compare",
+        "degradation": "the runs are judged by differently degraded LR, so their figures do not compare",
     }
     seen = {key: [json.dumps(record[key]) for record in records if key in record] for key in texts}
     return [text for key, text in texts.items() if len(set(seen[key])) > 1]
@@ -87,7 +100,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     paths = [folder.resolve().parts for folder in folders]
     if len(set(paths)) < len(paths):
         raise UsageError("the same run was given twice: give each folder once")
-    depth = next(n for n in range(1, max(map(len, paths)) + 1) if len({path[-n:] for path in paths}) == len(paths))
+    depths = range(1, max(map(len, paths), default=1) + 1)
+    depth = next(n for n in depths if len({path[-n:] for path in paths}) == len(paths))
     return ["/".join(path[-depth:]) for path in paths]
 
 
@@ -155,7 +169,7 @@ def _differences(runs: Sequence[_Run]) -> list[tuple[str, list[Cell]]]:
 def _moments(runs: Sequence[_Run], stages: Sequence[str]) -> list[tuple[str, list[Strip]]]:
     """Moments in the time of the runs, each from its first strip to its last, with one strip of each run."""
     files = [(run, strip_files(run.folder, stages)) for run in runs]
-    count = min(_MOMENTS, max(len(strips) for _, strips in files))
+    count = min(_MOMENTS, max((len(strips) for _, strips in files), default=0))
     moments = []
     for number in range(count):
         shown = []

@@ -102,9 +102,12 @@ def curves(
 
 
 def sheet(title: str, upper: Sequence[Lines], lower: Sequence[Dots], *, x_name: str) -> str:
-    """Return panels of curves above panels of dots, for the same up to eight labels; `x_name`: of the curves."""
+    """Return panels of curves above panels of dots, for the same up to nine labels; `x_name`: of the curves."""
     labels = list(lower[0].rows)
-    legend = [_Text(12 + 135 * number, 46, label, colour=number) for number, label in enumerate(labels)]
+    legend = [
+        _Text(12 + 200 * (number % 5), 40 + 17 * (number // 5), label, colour=number)
+        for number, label in enumerate(labels)
+    ]
     drawings, captions = [], []
     width = (_SHEET_WIDTH - 12 - len(upper) * _SHEET_GAP) / len(upper)
     for number, panel in enumerate(upper):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tomllib
 from collections.abc import Sequence
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -353,7 +354,8 @@ class GuardsRecipe(_Strict):
     accuracy_steps: Annotated[int, Field(ge=1)] = 1000  # ... and after so many such steps an alarm is raised
     # A game that is none: what was logged looks so for this many steps in a row.
     asleep_steps: Annotated[int, Field(ge=1)] = 300  # a discriminator wakes within 100 to 350 steps, or never
-    flat_within: Weight = 0.01  # a loss that stays so near is flat; that of a live game moves more with each batch
+    # A loss that stays so near is flat, below 1 in proportion; that of a live game moves more with each batch.
+    flat_within: Weight = 0.01
     chance_within: Fraction = 0.15  # of 0.5: hardly more than guessing; few pairs say it no better
     loss_below: Weight = 1e-4  # of the discriminator: it has nothing left to learn
     # Of the game's gradient at SR beside the perceptual ones; those of live games were 0.01 to 1.
@@ -473,6 +475,12 @@ class Recipe(_Strict):
             )
         rules = self.losses.adversarial
         penalised = rules.r1_gamma or rules.r2_gamma
+        if not penalised and rules.penalty_steps != type(rules).model_fields["penalty_steps"].default:
+            raise ValueError(
+                "losses.adversarial.penalty_steps is only read with r1_gamma or r2_gamma: leave it out"
+            )
+        if rules.pull and not rules.weight:
+            raise ValueError("losses.adversarial.pull moves the weight in proportion, so not a weight of 0")
         reason = OBJECTIVE_DEFAULTS[self.objective].refuses_batch or (_BY_PICTURE if penalised else "")
         if reason and normalisation == "batch":
             raise ValueError(
@@ -492,10 +500,13 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _main_network_reads_it(self) -> Self:
-        beside = ("generator", "data", "degradation", "start", "compile")
-        for name in beside if self.main_network else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is not read beside main_network, which makes its own: leave it out")
+        if not self.main_network:
+            return self
+        silent = Recipe(objective=self.objective)
+        for key in _NOT_BESIDE_MAIN_NETWORK:
+            ours, theirs = (reduce(getattr, key.split("."), recipe) for recipe in (self, silent))
+            if ours != theirs:
+                raise ValueError(f"{key} is not read beside main_network, which makes its own: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -503,6 +514,15 @@ class Recipe(_Strict):
         if not self.pretrain.steps and not self.adversarial.steps:
             raise ValueError("pretrain.steps and adversarial.steps are both 0: nothing to train")
         return self
+
+
+# A main network brings its pictures, its judge and its loss; its run goes by steps, in one sitting.
+_NOT_BESIDE_MAIN_NETWORK = (
+    *("generator", "discriminator", "data", "degradation", "start", "compile"),
+    *("losses.content.kind", "losses.perceptual", "losses.artifact", "losses.lpips", "losses.structure_texture"),
+    *("pretrain.content", "checkpoint_minutes", "keep_checkpoints", "validation_minutes"),
+    *(f"{stage}.{key}" for stage in STAGES for key in ("batch_size", "patch_hr_px", "ema_decay", "time_share")),
+)
 
 
 def bundled_recipes() -> list[str]:

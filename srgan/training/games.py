@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from srgan.errors import RecipeError, UsageError
+from srgan.errors import RecipeError, TrainingError, UsageError
 from srgan.files import write_atomically
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import AdversarialStageRecipe, Recipe
@@ -27,7 +27,7 @@ from srgan.training.device import adam, sent
 from srgan.training.guards import Guards
 from srgan.training.journal import Journal
 from srgan.training.processes import make_fabric
-from srgan.training.run import Average, Players, Position, Scalars, discriminator_optimizer
+from srgan.training.run import Average, Health, Players, Position, Scalars, discriminator_optimizer
 from srgan.training.trainer import (
     Batch,
     Pace,
@@ -61,7 +61,8 @@ def adversarialise(
     for BEGAN to its own attempt at the same. None where `recipe.adversarial.steps` is 0. Of `recipe` these are
     read: seed, precision, objective, losses.content.weight (of the main loss), losses.adversarial, log_steps,
     guards, and of both stages steps, rates, betas, clip_norm and the like. `watch`: called every `log_steps`.
-    Networks and batches are put on the device of `make_fabric`.
+    Networks and batches are put on the device of `make_fabric`. Raises TrainingError where gradients are not
+    finite for `guards.bad_steps` in a row.
     """
     fabric = make_fabric(recipe)
     network.to(fabric.device).train()
@@ -140,6 +141,7 @@ def _play(
     players: Players, recipe: Recipe, name: str, loss: MainLoss, batches: Batches, watch: Watch | None
 ) -> None:
     stage, guards, position = recipe.stages()[name], Guards(recipe.guards), Position(name)
+    health = Health(players.fabric.device)
     for step in range(stage.steps):
         position.step, measure = step, (step + 1) % recipe.log_steps == 0
         pace = pace_of(stage, position, step / stage.steps, by_clock=False)
@@ -152,7 +154,11 @@ def _play(
             norm = descend(players.fabric, players.generator, players.generator_optimizer, main, stage.clip_norm)
             terms = {"content": main.detach(), "gradient_norm": norm}
         position.moved += not pace.alone
+        health.note(terms)
         if measure:
+            bad_steps, _ = health.worst().tolist()
+            if why := guards.went_bad(bad_steps, 0.0, lambda: True):
+                raise TrainingError(f"{name} step {step + 1}: {why}; lower {name}.learning_rate")
             scalars = {key: float(value) for key, value in terms.items()}
             alarms = guards.watch(position, scalars, recipe.log_steps, players)
             guards.balance(position, scalars, recipe.losses.adversarial)

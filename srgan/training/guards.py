@@ -142,13 +142,16 @@ class Guards:
 
     def _count(self, scalars: dict[str, float], steps: int) -> None:
         game, loss, accuracy = self._game, scalars["discriminator"], scalars["discriminator_accuracy"]
-        moved = abs(loss - game.flat_loss) > self.recipe.flat_within
+        # The loss of BEGAN's autoencoder, a difference of pixels, is far below 1 while it plays.
+        within = max(self.recipe.flat_within * min(1.0, abs(game.flat_loss)), self.recipe.loss_below)
+        moved = abs(loss - game.flat_loss) > within
         if moved or not math.isfinite(loss):
             game.flat_steps, game.flat_loss, game.flat_accuracy = 0, loss, 0.0
         else:
             game.flat_steps += steps
             game.flat_accuracy += steps * accuracy
-        silent = 0 < share_of_the_game(scalars) < self.recipe.share_below
+        plays = "gradient/adversarial" in scalars and scalars.get("adversarial_weight", 0.0) > 0
+        silent = plays and share_of_the_game(scalars) < self.recipe.share_below
         game.silent_steps = game.silent_steps + steps if silent else 0
         game.zero_steps = game.zero_steps + steps if abs(loss) < self.recipe.loss_below else 0
         ranks = not self._is_chance(game.flat_accuracy / game.flat_steps if game.flat_steps else accuracy)

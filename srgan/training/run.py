@@ -41,7 +41,7 @@ Scalars = dict[str, Tensor]  # by name
 Resume = bool | Literal["changed"]
 
 # Sections and keys that make a run another one. (What networks, objective and seed are is never to change.)
-_GRAVE = ("losses.", "degradation.", "data.held_out", "data.split_seed", "held_out")
+_GRAVE = ("losses.", "pretrain.content", "degradation.", "data.held_out", "data.split_seed", "held_out")
 _MOST_STEPS_ALONE = 100  # of several processes, between two agreements about the time
 # The least differences of figures that anyone reads.
 _NOTICED = {"psnr_y": 0.01, "ssim_y": 0.0005, "lpips": 0.0005}
@@ -96,7 +96,7 @@ class Run:
                 f"{folder} already holds a run: add --resume to go on with it, or choose another --run"
             )
         begun = STAGES[: STAGES.index(self.position.stage) + 1]
-        since = (begun, self.position.step)
+        since = (begun, self.position.step if resume else -1)  # a run that begins has no record yet
         self.journal = Journal(folder, recipe, speaks=fabric.is_global_zero, since=since)
         self.journal.record(self._record())
 
@@ -414,22 +414,22 @@ class Clock:
     def tick(self) -> float:
         """Ask the time, in all processes at once, and return it."""
         self.now_s, self.stopping = agreed(self.fabric, time.monotonic() - self._began_s, self._asked_to_stop())
-        self._asked_s, self._steps = self.now_s, 0
+        self._asked_s, self._steps, self._ask_at = self.now_s, -1, 1  # the next steps may take longer
         return self.now_s
 
     def pass_step(self) -> float:
         """Return the time before a step, the same in all processes.
 
         Several are not asked before each, or each would wait for all: about once a second, and in between the
-        clock goes on by the pace of the steps before.
+        clock goes on by the pace of the steps before. After a `tick` one step tells the pace anew.
         """
-        self._steps += 1
+        self._steps += 1  # those that have ended since anyone was asked
         if self._steps < self._ask_at and self.fabric.world_size > 1:
-            self.now_s += self._step_s
+            self.now_s += self._step_s if self._steps else 0.0
             return self.now_s
-        before_s, steps = self._asked_s, self._steps
+        before_s, steps = self._asked_s, max(self._steps, 1)
         self._step_s = max(self.tick() - before_s, 0.0) / steps
-        self._ask_at = max(1, min(_MOST_STEPS_ALONE, int(1 / max(self._step_s, 1e-6))))
+        self._steps, self._ask_at = 0, max(1, min(_MOST_STEPS_ALONE, int(1 / max(self._step_s, 1e-6))))
         return self.now_s
 
     def go_on_from(self, elapsed_s: float, minutes: float | None) -> None:
@@ -448,12 +448,12 @@ class Health:
         self._bad_steps, self._worst, self._error = torch.zeros(3, device=device)
 
     def note(self, terms: Scalars) -> None:
-        """Take the gradient norms of a step, which was left out if one was not finite, and its error at pixels."""
+        """Take the gradient norms of a step, left out if one was not finite, and its error at pixels if any."""
         norms = torch.stack([value for key, value in terms.items() if key.endswith("gradient_norm")])
         # Their sum is not finite if any is not.
         self._bad_steps = torch.where(norms.sum().isfinite(), 0.0, self._bad_steps + 1)
         self._worst = torch.maximum(self._worst, self._bad_steps)
-        self._error = terms.pop("pixel_error")
+        self._error = terms.pop("pixel_error", self._error)
 
     def worst(self) -> Tensor:
         """Return (2,): the most bad steps in a row since the last question, and the last step's error."""

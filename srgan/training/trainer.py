@@ -134,15 +134,16 @@ def train_stage(run: Run) -> None:
 def rehearse(run: Run) -> None:
     """Build all that the stages of `run` still need and take a step of each, with players that are then forgotten.
 
-    So that what is wrong with the last stage is known before the first one. The step is on noise; on CPUs of two
-    patches, on a GPU of a whole batch, for its memory. Raises UsageError if a step cannot be taken, BackboneError
-    for networks that cannot be had.
+    So that what is wrong with the last stage is known before the first one. The step is on noise; on CPUs of at
+    most two patches, on a GPU of a whole batch, for its memory. Raises UsageError if a step cannot be taken,
+    BackboneError for networks that cannot be had.
     """
     recipe, fabric = run.recipe, run.fabric
     for name in run.stages_left():
         stage = recipe.stages()[name]
         batch_source(recipe, stage, run.training, fabric.device, torch.Generator())  # are there such patches?
-        count, side = stage.batch_size if fabric.device.type == "cuda" else 2, stage.patch_hr_px
+        count, side = stage.batch_size, stage.patch_hr_px
+        count = count if fabric.device.type == "cuda" else min(count, 2)
         with torch.random.fork_rng(devices=[]):
             players = make_players(recipe, fabric, torch.Generator(), resume=True)
             hr = torch.rand(count, 3, side, side, device=fabric.device)

@@ -414,6 +414,9 @@ def test_state_continues_the_game(key: str) -> None:
     assert [play(other) for _ in range(3)] == [play(one) for _ in range(3)]
 
 
+RULES = {"penalty_steps": 2}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -428,6 +431,15 @@ def test_state_continues_the_game(key: str) -> None:
         ),
         ({"losses": {"adversarial": {"r1_gamma": 1.0}}}, "BatchNorm .*picture by picture"),
         ({"objective": "wgan", "adversarial": {"patch_hr_px": 16}}, "32 or more"),
+        ({"losses": {"adversarial": {"penalty_steps": 16}}}, "only read with r1_gamma or r2_gamma"),
+        (
+            {
+                "objective": "relativistic-paired",
+                "losses": {"adversarial": RULES | {"r1_gamma": 0, "r2_gamma": 0}},
+            },
+            "only read with r1_gamma or r2_gamma",
+        ),
+        ({"losses": {"adversarial": {"pull": 0.3, "weight": 0.0}}}, "not a weight of 0"),
         ({"objective": "hinge"}, "relativistic-average"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,49 +14,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.forked import together as two_processes
+from support.two_processes import by_the_clock, gradients_of_half, sittings
+from typer.testing import CliRunner
 
-from srgan.training.checkpoint import latest_checkpoint
-
-SCRIPT = """
-import sys
-import torch
-from lightning.fabric import Fabric
-from safetensors.torch import save_file
+from srgan.commands.cli import app
+from srgan.errors import WeightsError
 from srgan.networks.generator import Generator
-from srgan.training.processes import agreed, average_gradients, averaged, together
-from srgan.training.run import random_streams
-
-fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-with together(fabric):
-    torch.manual_seed(0)
-    generator = Generator(blocks=1, features=4)
-    random = torch.Generator().manual_seed(1)
-    lr, hr = torch.rand(4, 3, 8, 8, generator=random), torch.rand(4, 3, 32, 32, generator=random)
-    half = slice(2 * fabric.global_rank, 2 * fabric.global_rank + 2)
-    torch.nn.functional.mse_loss(generator(lr[half]), hr[half]).backward()
-    average_gradients(fabric, generator)
-    clock, stopping = agreed(fabric, 1.0 + fabric.global_rank, fabric.global_rank == 1)
-    patches, labels = random_streams(3, fabric)
-    draws = torch.stack([torch.rand(1, generator=stream) for stream in (patches, labels)])
-    everyone = [fabric.broadcast(draws, src=rank) for rank in range(2)]
-    out = {name: parameter.grad for name, parameter in generator.named_parameters()}
-    out["agreed"] = torch.tensor([clock, float(stopping)])
-    out["averaged"] = averaged(fabric, torch.tensor(float(fabric.global_rank)))
-    out["draws"] = torch.cat(everyone).flatten()
-    save_file(out, f"{sys.argv[1]}/{fabric.global_rank}.safetensors")
-"""
+from srgan.training.checkpoint import latest_checkpoint
 
 
 def test_gradients_of_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], timeout=240, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-    from srgan.networks.generator import Generator
-
+    two_processes(gradients_of_half, tmp_path / "log", tmp_path)
     torch.manual_seed(0)
     generator = Generator(blocks=1, features=4)
     random = torch.Generator().manual_seed(1)
@@ -103,114 +73,50 @@ def trained(run: Path) -> list[tuple[str, int]]:
 ALL_STEPS = [("pretrain", 2), ("pretrain", 4), ("adversarial", 2), ("adversarial", 4)]
 
 
+SRGAN = """
+from support.forked import without_graphs
+without_graphs()
+from srgan.commands.cli import main
+main()
+"""
+
+
 def test_the_command_line_trains_on_two_processes(photos: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "srgan", "train", str(tmp_path / "recipe.toml"), "--data", str(photos)]
-    done = subprocess.run([*command, "--run", run, "--devices", "2"], capture_output=True, text=True, check=False)
+    run, script = tmp_path / "run", tmp_path / "begin.py"
+    script.write_text(SRGAN)
+    arguments = ["train", str(tmp_path / "recipe.toml"), "--data", str(photos), "--run", str(run)]
+    done = subprocess.run(
+        [sys.executable, script, *arguments, "--devices", "2"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert trained(run) == ALL_STEPS
-    assert (run / "srgan-x4.onnx").is_file()
+    assert (run / "srgan-x4.safetensors").is_file()
     # A resume with another number of processes has other random streams, so it is refused.
-    alone = subprocess.run([*command, "--run", run, "--resume"], capture_output=True, text=True, check=False)
-    assert alone.returncode == 1
-    assert "2 processes" in alone.stderr
-
-
-ASTRAY = """
-import sys
-from pathlib import Path
-from safetensors.torch import save_file
-from srgan.training import run, trainer
-from srgan.training.config import load_recipe
-from srgan.training.data.cache import build_cache
-from srgan.training.processes import make_fabric, together
-
-folder, known = Path(sys.argv[1]), []
-real = run.make_players
-run.make_players = lambda *arguments, **options: known.append(real(*arguments, **options)) or known[0]
-# Alarms at every look, so that easing and the choice of the best have every chance to differ.
-easing = ["guards.accuracy_above=0.0", "guards.accuracy_steps=2", "guards.ease_discriminator=true"]
-steps = ["pretrain.steps=100000", "adversarial.steps=100000", "validation_minutes=1e-9", "checkpoint_minutes=0.01"]
-batch = ["generator.normalisation=batch", "guards.patience=40"]
-recipe = load_recipe(str(folder / "recipe.toml"), [*easing, *steps, *batch])
-fabric = make_fabric(recipe, 2)
-with together(fabric):
-    cache = build_cache([folder / "photos"], folder / f"cache{fabric.global_rank}")
-    trainer.train(recipe, cache, folder / "run", minutes=0.06, fabric=fabric)
-    state = {
-        f"{name}.{key}": value.contiguous()
-        for name, player in (("generator", known[0].generator), ("discriminator", known[0].discriminator))
-        for key, value in player.named_parameters()
-    }
-    save_file(state, folder / f"{fabric.global_rank}.safetensors")
-"""
+    alone = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert isinstance(alone.exception, WeightsError)
+    assert "2 processes" in str(alone.exception)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_processes_stay_of_one_mind_by_the_clock(tmp_path: Path) -> None:
-    script = tmp_path / "astray.py"
-    script.write_text(ASTRAY)
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], timeout=240, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    two_processes(by_the_clock, tmp_path / "log", tmp_path)
     one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-RESUMED = """
-import signal
-import sys
-from pathlib import Path
-from srgan.training import trainer
-from srgan.training.checkpoint import checkpoints
-from srgan.training.config import load_recipe
-from srgan.training.data.cache import build_cache
-from srgan.training.data.patches import Patches
-from srgan.training.processes import make_fabric, together
-
-folder, run, objective, stop_at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-changes = ["began_gain=0.5"] if objective == "began" else ["penalty_steps=3"]
-changes = [f"objective={objective}", "discriminator.features=8", f"losses.adversarial.{changes[0]}"]
-recipe = load_recipe(str(folder / "recipe.toml"), [*changes, "adversarial.steps=8"])
-fabric, draw, drawn = make_fabric(recipe, 2), Patches.pairs, []
-
-def counted(*arguments):
-    drawn.append(1)
-    if len(drawn) == stop_at and fabric.global_rank == 1:
-        signal.raise_signal(signal.SIGINT)
-    return draw(*arguments)
-
-Patches.pairs = counted
-with together(fabric):
-    cache = build_cache([folder / "photos"], folder / f"cache{fabric.global_rank}")
-    try:
-        trainer.train(recipe, cache, run, resume=bool(checkpoints(run)), fabric=fabric)
-    except KeyboardInterrupt:
-        assert stop_at
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("photos")
 @pytest.mark.parametrize("objective", ["relativistic-paired", "began"])
 def test_two_processes_that_resume_end_as_if_never_stopped(tmp_path: Path, objective: str) -> None:
     """Penalties keep their turn and BEGAN its balance, to the last bit."""
-    script = tmp_path / "resumed.py"
-    script.write_text(RESUMED)
-
-    def sitting(run: Path, stop_at: int) -> None:
-        command = [sys.executable, str(script), str(tmp_path), str(run), objective, str(stop_at)]
-        done = subprocess.run(command, timeout=240, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    sitting(straight, 0)
-    for stop_at in (7, 2, 0):  # in the middle of the game, and once more
-        sitting(stopped, stop_at)
-    one, other = (latest_checkpoint(run)[1] for run in (straight, stopped))
+    stops = {"straight": [0], "stopped": [7, 2, 0]}  # in the middle of the game, and once more
+    two_processes(sittings, tmp_path / "log", tmp_path, objective, stops)
+    one, other = (latest_checkpoint(tmp_path / name)[1] for name in stops)
     assert one["objective"] == other["objective"]
     assert one["objective"]["updates"] == 8
     assert objective != "began" or one["objective"]["k"] > 0
@@ -225,6 +131,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_torchrun_starts_the_processes(photos: Path, tmp_path: Path, nodes: int) -> None:
     run, port = tmp_path / "run", str(free_port())
@@ -238,7 +145,7 @@ def test_torchrun_starts_the_processes(photos: Path, tmp_path: Path, nodes: int)
 
     def outcome(*more: str) -> tuple[set[int], str]:
         machines = [machine(rank, *more) for rank in range(nodes)]
-        output = "".join(process.communicate(timeout=240)[0] for process in machines)
+        output = "".join(process.communicate(timeout=600)[0] for process in machines)
         return {process.returncode for process in machines}, output
 
     codes, output = outcome()

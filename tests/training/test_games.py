@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from srgan.commands.cli import app
-from srgan.errors import RecipeError, UsageError
+from srgan.errors import RecipeError, TrainingError, UsageError
 from srgan.training import adversarialise
 from srgan.training.adversarial import OBJECTIVES
 from srgan.training.config import Recipe, validated
@@ -183,8 +183,33 @@ def test_a_module_that_lacks_a_part_is_refused(module: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "section", [{"generator": {"blocks": 2}}, {"start": "srgan-x4"}, {"data": {"held_out": 1}}]
+    ("section", "key"),
+    [
+        ({"generator": {"blocks": 2}}, "generator"),
+        ({"start": "srgan-x4"}, "start"),
+        ({"data": {"held_out": 1}}, "data"),
+        ({"discriminator": {"kind": "unet"}}, "discriminator"),
+        ({"losses": {"perceptual": {"weight": 1.0}}}, "losses.perceptual"),
+        ({"losses": {"content": {"kind": "l1"}}}, "losses.content.kind"),
+        ({"pretrain": {"steps": 2, "content": "l1"}}, "pretrain.content"),
+        ({"adversarial": {"steps": 2, "batch_size": 4}}, "adversarial.batch_size"),
+        ({"validation_minutes": 1.0}, "validation_minutes"),
+    ],
 )
-def test_what_a_main_network_does_not_read_is_refused(section: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=f"{next(iter(section))} is not read beside main_network"):
+def test_what_a_main_network_does_not_read_is_refused(section: dict[str, Any], key: str) -> None:
+    with pytest.raises(RecipeError, match=f"{key} is not read beside main_network"):
         recipe(**section)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_recipe_of_a_main_network_that_was_written_whole_is_read_again(objective: str) -> None:
+    written = recipe(objective=objective)
+    assert validated(written.model_dump(mode="json"), "recipe.json") == written
+
+
+def test_a_main_loss_that_is_no_number_ends_the_training() -> None:
+    broken = recipe(guards={"bad_steps": 5})
+    with pytest.raises(TrainingError, match=r"pretrain step 10: gradients are not finite; lower pretrain\."):
+        adversarialise(
+            Shift(), lambda made, real: squares(made, real) * torch.nan, ones(), nn.Linear(4, 1), broken
+        )

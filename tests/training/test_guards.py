@@ -168,7 +168,12 @@ ASLEEP, SILENT, AT_ZERO = "the discriminator sleeps", "as if it were not played"
         ([logged(-3e-9, 0.5)] * 3, [AT_ZERO]),
         ([logged(0.3, 0.8, 1e-8)] * 9, [SILENT]),
         ([logged(0.3, 0.8, 1e-2)] * 9, []),
-        ([logged(0.3, 0.8, 0.0)] * 9, []),  # it is not to pull, as its weight says
+        ([logged(0.3, 0.8, 0.0)] * 9, [SILENT]),  # a critic that is dead, a sigmoid that is at its end
+        ([logged(0.3, 0.8, 0.0, adversarial_weight=0.0)] * 9, []),  # it is not to pull, as its weight says
+        ([logged(loss, 0.6) for loss in (2e-3, 3e-3, 1e-3, 4e-3, 2e-3)], []),  # a critic's scores may be small
+        ([logged(loss, 0.4) for loss in (0.051, 0.049, 0.052, 0.05)], []),  # and so are an autoencoder's errors
+        ([logged(-2e-3, 0.5)] * 4, [ASLEEP]),
+        ([logged(2e3 + step, 0.5) for step in range(9)], []),
         ([logged(0.3, 0.8, 8e-4, **{"gradient/lpips": 0.1})] * 9, [SILENT]),
         ([{"discriminator": 0.3, "discriminator_accuracy": 0.8}] * 9, []),  # the discriminator is alone
         ([{"content": 0.3}] * 9, []),  # no game

@@ -195,3 +195,19 @@ def test_processes_agree_about_the_time_once_a_second(monkeypatch: pytest.Monkey
     assert fabric.met < 15
     assert max(map(abs, told)) < 1e-6  # between two agreements it is right for steps of one length
     assert clock.stopping
+
+
+def test_processes_whose_steps_take_long_ask_before_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage begins with a look at the time, and its steps may be slower than those before."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    fabric: Any = TwoProcesses()
+    clock = Clock(fabric, asked_to_stop=lambda: now[0] > 9.5)
+    stopped_s = []
+    for step_s in (0.001, 4.0):
+        clock.tick()
+        for _ in range(5):
+            assert clock.pass_step() == pytest.approx(now[0])
+            stopped_s += [now[0]] if clock.stopping else []
+            now[0] += step_s
+    assert stopped_s == pytest.approx([12.005, 16.005])  # the first step after the wish

@@ -190,6 +190,7 @@ def test_a_resume_says_from_where_and_what_has_changed(
             {"losses": {"content": {"kind": "l1"}, "perceptual": {"weight": 0.0}}},
             "losses.content.kind = 'l1' was 'mse'",
         ),
+        ({"pretrain": {"content": "l1"}}, "pretrain.content = 'l1' was 'mse'"),
         ({"degradation": {"kind": "realistic"}}, "degradation.kind = 'realistic' was 'bicubic'"),
         ({"data": {"split_seed": 3}}, "data.split_seed = 3 was 0"),
         ({"data": {"held_out": 0}}, "data.held_out = 0 was 1"),
@@ -261,6 +262,20 @@ def test_what_was_written_after_the_checkpoint_is_dropped(tmp_path: Path) -> Non
     assert [place for place, path in paths.items() if path.exists()] == [(0, 10), (0, None)]
 
 
+def test_a_run_that_begins_keeps_nothing_of_one_that_was_killed_before_its_first_checkpoint(
+    cache: PictureCache, tmp_path: Path, no_onnx: list[Any], judged: list[float]
+) -> None:
+    left = [{"stage": stage, "step": step, "elapsed_s": 0.0, "bicubic/psnr_y": 1.0} for stage, step in LEFT]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in left))
+    train(small(**ALONE), cache, tmp_path)
+    rows = rows_of(tmp_path)
+    assert [row["bicubic/psnr_y"] for row in rows if "bicubic/psnr_y" in row] == [20.0]
+    assert {row["stage"] for row in rows} == {"pretrain"}
+
+
+LEFT = (("pretrain", 0), ("pretrain", 0), ("adversarial", 0))
+
+
 def test_one_process_trains_a_run_at_a_time(cache: PictureCache, tmp_path: Path) -> None:
     stopped_at(2, small(**ALONE), cache, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -327,6 +342,14 @@ def test_a_comparison_warns_of_different_data(tmp_path: Path) -> None:
     assert trained in page
     assert judged in page
     assert "All runs have the same recipe" in page
+    for change, text in (
+        ({"degradation": {"kind": "realistic"}}, "degraded LR"),
+        ({"generator": {"scale": 2}}, "scales"),
+    ):
+        (tmp_path / "b" / "recipe.json").write_text(small(**change).model_dump_json())
+        (tmp_path / "a" / "recipe.json").write_text(small().model_dump_json())
+        (warning,) = differences_of_data([tmp_path / "a", tmp_path / "b"])
+        assert text in warning
 
 
 def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -980,6 +980,10 @@ def test_mistakes_of_the_second_stage_are_found_before_the_first(
     with pytest.raises(UsageError, match="at least 80 px on both sides"):
         train(small(adversarial={"patch_hr_px": 64}), cache, tmp_path / "c")
 
+    single = {"batch_size": 1}  # of which BatchNorm has one value for each channel, where the strides have ended
+    with pytest.raises(UsageError, match="a step of adversarial cannot be taken: Expected more than 1 value"):
+        train(small(adversarial=single), cache, tmp_path / "single")
+
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("Kernel size can't be greater than actual input size")
 
