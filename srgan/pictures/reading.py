@@ -33,6 +33,7 @@ from srgan.pictures.formats import (
     bmp,
     boxes,
     coded_items,
+    credentials,
     filling,
     gif,
     heic,
@@ -249,6 +250,8 @@ def _read_heic(file: BinaryIO, budget: Budget, warnings: list[str]) -> Picture:
             exif = metadata.upright_exif(opened.exif)  # libheif has turned the picture already
     except (struct.error, ValueError):
         warnings.append("its EXIF data is damaged and was not kept")
+    if credentials.are_in(_content(file)):
+        warnings.append(credentials.TOLD)
     return Picture(
         pixels=planes.pixels,
         alpha=planes.alpha,
@@ -297,8 +300,8 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
 def _lossy_quality(opened: ImageFile.ImageFile, file: BinaryIO) -> int | None:
     if opened.format == "WEBP":
         return 0 if webp.is_lossy(_content(file)) else None
-    if opened.format == "AVIF":  # without loss it is hardly ever written, and does not say so
-        return 0
+    if opened.format == "AVIF":  # grey without loss does not say so
+        return None if boxes.is_identity(_content(file)) else 0
     return jpeg.quality_of(opened)
 
 
@@ -346,6 +349,8 @@ def _unkept(opened: ImageFile.ImageFile, file: BinaryIO) -> list[str]:
         across, down = boxes.pixel_shape(_content(file))
     elif opened.format == "GIF":
         across, down = gif.pixel_shape(file)
+    if opened.format in ("AVIF", "GIF", "WEBP") and credentials.are_in(_content(file)):
+        warnings.append(credentials.TOLD)
     if across != down and across and down:
         # A file says how many pixels make the same length; AVIF and GIF how long they are.
         shape = f"{across}:{down}" if opened.format in ("AVIF", "GIF") else f"{down}:{across}"

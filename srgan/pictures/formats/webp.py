@@ -80,6 +80,11 @@ def is_lossy(content: bytes) -> bool:
     return False
 
 
+def has_chunk(content: bytes, kind: bytes) -> bool:
+    """Return whether a file holds a chunk of that kind, beside those of frames."""
+    return any(chunk.kind == kind for chunk in _chunks(content, 12, len(content)))
+
+
 def _whole_frames(content: bytes, chunks: list[_Chunk], there: float) -> tuple[BinaryIO, list[str]]:
     frames = sum(chunk.kind == b"ANMF" for chunk in chunks)
     if not frames:
