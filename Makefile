@@ -8,7 +8,7 @@ PYTHON ?= python3
 CORE := .venv
 DEV := .venv-dev
 PIP_FLAGS := --quiet --disable-pip-version-check
-EXTRAS := client,cluster,heic,models,service,train,watch
+EXTRAS := client,cluster,codecs,heic,models,service,train,watch
 LOCK := requirements-dev.lock
 
 .DEFAULT_GOAL := help

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from srgan.pictures import Picture, costs, encode
+from srgan.pictures import Picture, Quality, costs, encode
 
 _FRAMES = 4
-_MEGAPIXELS = {"still": 8.0, "frames": 2.0}
+_MEGAPIXELS = {"still": 8.0, "frames": 2.0}  # of kinds that end so
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 
 
@@ -33,24 +33,25 @@ def main() -> None:
         return
     for (format, kind), row in costs.BYTES_PER_PX.items():
         for mode, stated in row.items():
-            case = format, kind, mode, str(_MEGAPIXELS[kind])
+            case = format, kind, mode, str(_MEGAPIXELS[kind.split()[-1]])
             done = subprocess.run([sys.executable, __file__, *case], capture_output=True, text=True)
             measured = done.stdout.strip() or done.stderr.strip().rpartition("\n")[2]
-            print(f"{format:5} {kind:6} {mode:5} measured {measured:>6}  table {stated:6g}", flush=True)
+            print(f"{format:5} {kind:15} {mode:5} measured {measured:>6}  table {stated:6g}", flush=True)
 
 
 def _bytes_per_px(format: str, kind: str, mode: str, megapixels: float) -> float:
-    count = _FRAMES if kind == "frames" else 1
+    count = _FRAMES if kind.endswith("frames") else 1
+    quality: Quality = "lossless" if kind.startswith("lossless") else 95 if format in ("webp", "avif") else None
     side = math.isqrt(int(megapixels * 1e6 / count))
     frames = [_noise(side, mode, seed) for seed in range(count)]
     picture = frames[0]
     if count > 1:
         frames = [replace(frame, duration_ms=None if format == "tiff" else 100.0) for frame in frames]
         picture = replace(frames[0], further=tuple(frames[1:]))
-    encode(Picture(np.zeros((64, 64, 3), np.uint8)), format)  # libraries load what they need
+    encode(Picture(np.zeros((64, 64, 3), np.uint8)), format, quality=quality)  # libraries load what they need
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     before = _memory("VmRSS")
-    content = encode(picture, format)
+    content = encode(picture, format, quality=quality)
     return (_memory("VmHWM") - before) / (side * side * count) if content else math.nan
 
 

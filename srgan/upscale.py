@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from srgan.conversion.loading import load_engine
 from srgan.engines.inference import Inference, Progress
-from srgan.engines.protocol import Engine, Precision, is_faithful, precision_of
+from srgan.engines.protocol import Engine, Precision, is_faithful, precision_of, weights_sha256_of
 from srgan.errors import PictureTooLargeError, UsageError
 from srgan.pictures import (
     Invention,
@@ -63,6 +63,9 @@ _Run = Callable[..., np.ndarray]
 
 AUTO_MODEL = "auto"  # what is called so takes the model that suits each picture
 
+Wrap: TypeAlias = Literal["horizontal", "both"]
+WRAPS: tuple[Wrap, ...] = ("horizontal", "both")
+
 _REDUCED = "it is larger than what was asked for, so it was reduced without the model"
 
 
@@ -75,7 +78,8 @@ class Request:
     into that box. None of them: the model's own scale. A picture that is larger than its size in pixels asks for
     is reduced. `strength`: 1 is the generator's result, 0 bicubic interpolation, between them is a blend of both.
     `protect`: where it is white, the result is that of the model's partner, which was trained for content alone;
-    the strength is of both. `region`: the part of the result that is made.
+    the strength is of both. `region`: the part of the result that is made. `wrap`: whose edges meet: "horizontal"
+    for left and right, as of a panorama of 360 degrees, "both" for those and top and bottom, as of a texture.
     Raises UsageError for more than one size or one that is out of range.
     """
 
@@ -86,6 +90,7 @@ class Request:
     strength: float = 1.0
     protect: Mask | None = None
     region: Region | None = None
+    wrap: Wrap | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
@@ -101,6 +106,8 @@ class Request:
                 raise UsageError(f"{name} {side} is out of range: choose one from 1 to {MAX_SIDE_PX} pixels")
         if not 0 <= self.strength <= 1:
             raise UsageError(f"strength {self.strength:g} is out of range: choose one from 0 to 1")
+        if self.wrap not in (None, *WRAPS):
+            raise UsageError(f"wrap {self.wrap!r} is not understood: choose {' or '.join(WRAPS)}")
 
     @classmethod
     def of(
@@ -110,13 +117,16 @@ class Request:
         strength: float | None = None,
         protect: Mask | None = None,
         region: Region | None = None,
+        wrap: Wrap | None = None,
     ) -> Request:
         """Return the request that a plain number, a scale, or None stands for; or that the others do.
 
         Raises UsageError if both are given.
         """
-        if request is not None and any(value is not None for value in (scale, strength, protect, region)):
-            raise UsageError("say it once: as `request`, or as `scale`, `strength`, `protect` and `region`")
+        if request is not None and any(value is not None for value in (scale, strength, protect, region, wrap)):
+            raise UsageError(
+                "say it once: as `request`, or as `scale`, `strength`, `protect`, `region` and `wrap`"
+            )
         if isinstance(request, Request):
             return request
         return cls(
@@ -124,11 +134,16 @@ class Request:
             strength=1.0 if strength is None else strength,
             protect=protect,
             region=region,
+            wrap=wrap,
         )
 
     def settings(self) -> dict[str, object]:
         """Return all of it, fit for JSON; of what most requests have none, nothing is said if there is none."""
-        rare = {"protect": self.protect and self.protect.sha256, "region": self.region and str(self.region)}
+        rare = {
+            "protect": self.protect and self.protect.sha256,
+            "region": self.region and str(self.region),
+            "wrap": self.wrap,
+        }
         usual = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in rare}
         return {**usual, **{name: value for name, value in rare.items() if value is not None}}
 
@@ -152,6 +167,11 @@ class Request:
                 f"at most {MAX_SCALE:g} times are possible"
             )
         return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+    def is_generated(self, height: int, width: int, model_scale: int) -> bool:
+        """Return whether a model takes part in the result for a picture of that size."""
+        whole = self.whole_size(height, width, model_scale)
+        return self.strength > 0 and whole[0] >= height and whole[1] >= width
 
     def label(self, model_scale: int) -> str:
         """Return the size in a word, for file names and messages: x4, x2.5, 2000px, 800w, 600h, 800x600.
@@ -178,6 +198,28 @@ class Request:
             if wanted is not None
         ]
         return min(sides) if sides else self.scale or model_scale
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A picture laid beside itself `across` times on either side, and `down` times above and below.
+
+    `given`, `whole`: (height, width) of that, and of its result. `region`: the part of the result that is wanted;
+    None for all of a picture that is alone. `reach_px`: how many pixels around one count for the result.
+    """
+
+    across: int
+    down: int
+    given: tuple[int, int]
+    whole: tuple[int, int]
+    region: Region | None
+    reach_px: int
+
+    def laid(self, levels: np.ndarray) -> np.ndarray:
+        """Return (H,W) or (H,W,3) of the picture as that of the sheet."""
+        if not self.across and not self.down:
+            return levels
+        return np.tile(levels, (2 * self.down + 1, 2 * self.across + 1, 1)[: levels.ndim])
 
 
 @dataclass(frozen=True)
@@ -245,6 +287,12 @@ def model_of(upscaler: AnyUpscaler, picture: Picture) -> str:
     """Return the name of the model that takes `picture`."""
     taken_by = upscaler.for_picture(picture) if isinstance(upscaler, Upscaler) else upscaler
     return taken_by.metadata.name
+
+
+def weights_of(upscaler: AnyUpscaler, picture: Picture) -> str:
+    """Return the hash of the weights that take `picture`, "" if it is not known."""
+    taken_by = upscaler.for_picture(picture) if isinstance(upscaler, Upscaler) else upscaler
+    return weights_sha256_of(taken_by)
 
 
 class Upscaler:
@@ -351,6 +399,11 @@ class Upscaler:
         return self._model_sha256
 
     @property
+    def weights_sha256(self) -> str:
+        """Hash of the file of weights, of two with + between; "" of an engine that does not say."""
+        return weights_sha256_of(self._inference.engine)
+
+    @property
     def precision(self) -> Precision:
         """In what the generator is computed; "auto" has become one of the others."""
         return precision_of(self._inference.engine)
@@ -424,6 +477,7 @@ class Upscaler:
         strength: float | None = None,
         protect: Mask | None = None,
         region: Region | None = None,
+        wrap: Wrap | None = None,
         beside_bytes: int = 0,
     ) -> Picture: ...
 
@@ -438,6 +492,7 @@ class Upscaler:
         strength: float | None = None,
         protect: Mask | None = None,
         region: Region | None = None,
+        wrap: Wrap | None = None,
         beside_bytes: int = 0,
     ) -> _Held: ...
 
@@ -451,6 +506,7 @@ class Upscaler:
         strength: float | None = None,
         protect: Mask | None = None,
         region: Region | None = None,
+        wrap: Wrap | None = None,
         beside_bytes: int = 0,
     ) -> Picture | npt.NDArray[np.generic] | PillowImage:
         """Return `picture` enlarged, as the kind that it came as.
@@ -458,7 +514,7 @@ class Upscaler:
         `picture`: a `Picture`; the path of a file, or the bytes of one, which give a `Picture`; an array, (H,W)
         grey, (H,W,3) RGB or (H,W,4) RGB and alpha, of uint8, uint16 or floats from 0 to 1; or a Pillow image, of
         which the current frame is taken. `request`: a `Request`, a scale, or None for the model's own scale;
-        instead of it, `scale`, `strength`, `protect` and `region` as in a `Request`.
+        instead of it, `scale`, `strength`, `protect`, `region` and `wrap` as in a `Request`.
 
         Frames and pages are upscaled one by one. A smaller size than the model's is reached by antialiased
         resampling of the model's result, a larger one by the model run again on its result, reduced to what that
@@ -469,7 +525,7 @@ class Upscaler:
         of range, too little memory or what is no picture, PictureError for one that cannot be read,
         PictureTooLargeError if the result would be larger than the limit, EngineError if inference fails.
         """
-        request = Request.of(request, scale, strength, protect, region)
+        request = Request.of(request, scale, strength, protect, region, wrap)
         if isinstance(picture, np.ndarray):
             result = self._upscale_picture(Picture.from_array(picture), request, progress, beside_bytes)
             return result.to_array(picture.dtype.newbyteorder("="))
@@ -535,9 +591,10 @@ class Upscaler:
         for frame in picture.frames:
             height, width = request.output_size(frame.height, frame.width, self.scale)
             px_bytes = frame.pixels[:1, :1].nbytes + (0 if frame.alpha is None else frame.alpha.itemsize)
-            rows, columns = self._windows(frame, request)
-            own_px = frame.height * frame.width
-            result_px = rows.length * columns.length if request.region is not None else height * width
+            sheet = self._sheet(frame, request)
+            rows, columns = self._windows(sheet)
+            own_px = math.prod(sheet.given)
+            result_px = rows.length * columns.length if sheet.region is not None else height * width
             held += (own_px + result_px) * px_bytes
             passes = self._passes(frame, request)
             for number, (given, kept) in enumerate(passes):
@@ -561,7 +618,7 @@ class Upscaler:
 
     def _passes(self, frame: Picture, request: Request) -> list[_Pass]:
         """Return the runs of the model that make what is asked for of a frame."""
-        rows, columns = self._windows(frame, request)
+        rows, columns = self._windows(self._sheet(frame, request))
         given = rows.stop - rows.start, columns.stop - columns.start
         return self._passes_between(given, (rows.length, columns.length))
 
@@ -596,40 +653,61 @@ class Upscaler:
             for given, _ in self._passes(frame, request)
         )
 
-    def _windows(self, frame: Picture, request: Request) -> tuple[Window, Window]:
-        """Return which rows and columns of a frame become what is asked for of its result."""
-        height, width = request.whole_size(frame.height, frame.width, self.scale)
-        region = request.region or Region(0, 0, width, height)
-        metadata = self.metadata
-        reach = max(2 * math.ceil(frame.height / height), 2 * math.ceil(frame.width / width)) + 2
-        if request.strength > 0 and height >= frame.height and width >= frame.width:
-            is_all = (height, width) == (frame.height * self.scale, frame.width * self.scale)
-            follows = not is_all or frame.alpha is not None or request.strength < 1 or request.protect is not None
-            reach = metadata.halo_lr_px + _AFTER_REACH_LR_PX * follows
-        kept = (slice(region.top, region.top + region.height), slice(region.left, region.left + region.width))
-        is_repeated = len(self._passes_between((frame.height, frame.width), (height, width))) > 1
-        if request.region is None or is_repeated:  # what the model runs on again is of the whole
-            return Window(0, frame.height, height, kept[0]), Window(0, frame.width, width, kept[1])
-        sizes = ((frame.height, height), (frame.width, width))
-        rows, columns = (
-            Window.around(part, *size, reach, metadata.multiple_lr_px)
-            for part, size in zip(kept, sizes, strict=True)
+    def _reach(self, size: tuple[int, int], whole: tuple[int, int], request: Request, *, is_clear: bool) -> int:
+        """Return how many pixels around one of a picture of that size count for the result, which has `whole`."""
+        if request.strength > 0 and whole[0] >= size[0] and whole[1] >= size[1]:
+            is_all = whole == (size[0] * self.scale, size[1] * self.scale)
+            follows = not is_all or is_clear or request.strength < 1 or request.protect is not None
+            return self.metadata.halo_lr_px + _AFTER_REACH_LR_PX * follows
+        return max(2 * math.ceil(side / length) for side, length in zip(size, whole, strict=True)) + 2
+
+    def _sheet(self, frame: Picture, request: Request) -> _Sheet:
+        """Return how often a frame is laid beside itself so that its edges meet, once where they do not."""
+        size = frame.height, frame.width
+        whole = request.whole_size(*size, self.scale)
+        reach = self._reach(size, whole, request, is_clear=frame.alpha is not None)
+        if request.wrap is None:
+            return _Sheet(0, 0, size, whole, request.region, reach)
+        repeats = len(self._passes_between(size, whole))  # each run of the model sees as far again
+        across = math.ceil(reach * repeats / frame.width)
+        down = math.ceil(reach * repeats / frame.height) if request.wrap == "both" else 0
+        part = request.region or Region(0, 0, whole[1], whole[0])
+        part = replace(part, left=part.left + across * whole[1], top=part.top + down * whole[0])
+        down_times, across_times = 2 * down + 1, 2 * across + 1
+        given, result = (
+            (size[0] * down_times, size[1] * across_times),
+            (whole[0] * down_times, whole[1] * across_times),
         )
-        return rows, columns
+        return _Sheet(across, down, given, result, part, reach)
+
+    def _windows(self, sheet: _Sheet) -> tuple[Window, Window]:
+        """Return which rows and columns of a sheet become what is asked for of its result."""
+        (rows, columns), (height, width) = sheet.given, sheet.whole
+        part = sheet.region or Region(0, 0, width, height)
+        kept = (slice(part.top, part.top + part.height), slice(part.left, part.left + part.width))
+        if sheet.region is None or len(self._passes_between(sheet.given, sheet.whole)) > 1:
+            # What the model runs on again is of the whole.
+            return Window(0, rows, height, kept[0]), Window(0, columns, width, kept[1])
+        around = (
+            Window.around(part, *size, sheet.reach_px, self.metadata.multiple_lr_px)
+            for part, size in zip(kept, ((rows, height), (columns, width)), strict=True)
+        )
+        return next(around), next(around)
 
     def _upscale_frame(
         self, picture: Picture, request: Request, report: Progress, limit_bytes: int | None
     ) -> Picture:
-        whole = request.whole_size(picture.height, picture.width, self.scale)
-        rows, columns = self._windows(picture, request)
-        visible = picture
+        sheet = self._sheet(picture, request)
+        rows, columns = self._windows(sheet)
+        visible = replace(picture, pixels=sheet.laid(picture.pixels))
         if picture.alpha is not None:
-            visible = replace(picture, pixels=_bled(picture.pixels, picture.alpha))
+            alpha = sheet.laid(picture.alpha)
+            visible = replace(visible, pixels=_bled(visible.pixels, alpha), alpha=alpha)
         visible = replace(visible, pixels=without_tint(visible.pixels))
         is_grey = _is_all_grey(visible.pixels)  # of the whole, whatever part of it is made
-        if request.region is not None:
+        if sheet.region is not None:
             visible = _cut(visible, slice(rows.start, rows.stop), slice(columns.start, columns.stop))
-        smaller = whole[0] < picture.height or whole[1] < picture.width
+        smaller = sheet.whole[0] < sheet.given[0] or sheet.whole[1] < sheet.given[1]
         if request.strength == 0 or smaller:
             report(1.0)
             if smaller:
@@ -638,11 +716,12 @@ class Upscaler:
         else:
             part = None
             if request.protect is not None:
-                part = request.protect.levels[rows.start : rows.stop, columns.start : columns.stop]
+                levels = sheet.laid(request.protect.levels)
+                part = levels[rows.start : rows.stop, columns.start : columns.stop]
             result = self._upscale_part(visible, (rows.length, columns.length), part, is_grey, report, limit_bytes)
             if request.strength < 1:
                 result = _blend(result, resized(visible, rows.length, columns.length), request.strength)
-        return result if request.region is None else _cut(result, rows.kept, columns.kept)
+        return result if sheet.region is None else _cut(result, rows.kept, columns.kept)
 
     def _upscale_part(
         self,

@@ -30,6 +30,7 @@ _FOR = {
     "service": "srgan serve",
     "client": "srgan.Client",
     "heic": "the pictures of telephones",
+    "codecs": "AVIF without loss",
     "watch": "srgan upscale --watch",
     "cluster": "srgan upscale --runner ray",
     "models": "models of other programs",

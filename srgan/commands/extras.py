@@ -18,6 +18,7 @@ PACKAGES = {
     "models": {"spandrel"},
     "client": {"httpx"},
     "heic": {"pillow_heif"},
+    "codecs": {"imagecodecs"},
     "watch": {"watchfiles"},
     "cluster": {"ray", "pyarrow", "pandas"},
     "service": {

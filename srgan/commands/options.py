@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from srgan.errors import UsageError
+
+if TYPE_CHECKING:
+    from srgan.pictures import Quality
 
 HALO_HELP = "Context of a tile, in pixels of the input, for a network of another program; default: measured."
 
@@ -136,6 +140,15 @@ class UpscaleOptions:
         str | None,
         typer.Option("--region", metavar="X,Y,W,H", help="Make this part alone, in pixels of the result."),
     ] = None
+    wrap: Annotated[
+        str | None,
+        typer.Option(
+            "--wrap",
+            metavar="horizontal|both",
+            help="Whose edges meet: left and right, as of 360 degrees, or all four, as of a texture.",
+            autocompletion=lambda: ["horizontal", "both"],
+        ),
+    ] = None
     map: Annotated[
         Path | None,
         typer.Option(
@@ -151,9 +164,32 @@ class UpscaleOptions:
             autocompletion=lambda: ["auto", "png", "jpg", "webp", "avif", "tiff", "gif", "bmp", "ppm"],
         ),
     ] = "auto"
-    quality: Annotated[int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")] = (
-        None
-    )
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            "-q",
+            "--quality",
+            metavar="1..100|lossless",
+            help="For jpg, webp and avif; default: lossless in webp and avif if the input is.",
+        ),
+    ] = None
+    background: Annotated[
+        str | None,
+        typer.Option(
+            "--background",
+            metavar="COLOUR",
+            help="Put behind transparent pictures where the format holds no transparency: white, #ff8000.",
+        ),
+    ] = None
+    label: Annotated[
+        str,
+        typer.Option(
+            "--label",
+            metavar="on|off",
+            help="Whether results say in XMP, or as a text, that and how a model made them.",
+            autocompletion=lambda: ["on", "off"],
+        ),
+    ] = "on"
     name: Annotated[
         str,
         typer.Option(
@@ -218,6 +254,22 @@ class UpscaleOptions:
         if self.faithful not in (None, "on", "off"):
             raise UsageError(f"faithful {self.faithful!r} is not understood: choose on or off")
         return None if self.faithful is None else self.faithful == "on"
+
+    @property
+    def quality_level(self) -> Quality:
+        """What "80" and "lossless" stand for; None for what suits the picture."""
+        if self.quality is None or self.quality == "lossless":
+            return self.quality  # type: ignore[return-value]  # one of the two
+        if re.fullmatch(r"[+-]?[0-9]{1,9}", self.quality):
+            return int(self.quality)
+        raise UsageError(f"quality {self.quality!r} is not understood: choose one from 1 to 100, or lossless")
+
+    @property
+    def label_word(self) -> Literal["on", "off"]:
+        """Whether results are labelled, by one of the two words."""
+        if self.label not in ("on", "off"):
+            raise UsageError(f"label {self.label!r} is not understood: choose on or off")
+        return self.label  # type: ignore[return-value]  # one of the two
 
     @property
     def memory_bytes(self) -> int | None:

@@ -21,7 +21,7 @@ from srgan.folder.making import Order, known_format
 from srgan.folder.reporting import FileReport, JsonReport
 from srgan.interrupts import interruptible
 from srgan.machine import available_cores
-from srgan.pictures import Mask, Region, guarded
+from srgan.pictures import Background, Mask, Region, guarded
 from srgan.texts import did_you_mean, one_line
 from srgan.upscale import Request, Upscaler
 from srgan.weights import bundled_models, suited
@@ -109,9 +109,17 @@ def _settings(options: UpscaleOptions) -> Options:
         strength=options.strength,
         protect=_mask(options),
         region=None if options.region is None else Region.parsed(options.region),
+        wrap=options.wrap,  # type: ignore[arg-type]  # it says what is wrong with another word
     )
     return Options(
-        Order(request, format=known_format(options.format), quality=options.quality, map=options.map is not None),
+        Order(
+            request,
+            format=known_format(options.format),
+            quality=options.quality_level,
+            map=options.map is not None,
+            label=options.label_word,
+            background=None if options.background is None else Background.parsed(options.background),
+        ),
         overwrite=options.overwrite,
         fail_fast=options.fail_fast,
         measured=options.json_path is not None,

@@ -93,6 +93,7 @@ def load_engine(
     if _is_openvinos(device):
         int8 = _int8_form(weights, blend) if precision == "int8" and device == "cpu" else None
         runs = _by_openvino(weights, blend, halo_lr_px, device, precision, faithful, int8)
+        runs.weights_sha256 = _weights_sha256(weights, blend)
         exact = runs.precision if int8 is None else f"int8 {int8.to_json()}"
         return runs, _sha256(weights.sha256, blend, exact, runs.faithful)
     exact = _chosen(precision, "fp16" if device.startswith("cuda") else "fp32")
@@ -103,6 +104,7 @@ def load_engine(
         blend=None if blend is None else (tensors_of(blend[0]), blend[1]),
         faithful=faithful,
     )
+    engine.weights_sha256 = _weights_sha256(weights, blend)
     if blend is not None:
         engine.metadata = replace(engine.metadata, name=_name(weights, *blend))
     return engine, _sha256(weights.sha256, blend, exact, engine.faithful)
@@ -126,6 +128,7 @@ def _of_weights_alone(
     if _is_openvinos(device) and isinstance(network, tuple):
         content = _as_onnx(*network)
         runs = OpenVinoEngine(content, name=str(path), device=device, precision=precision, faithful=faithful)
+        runs.weights_sha256 = hashlib.sha256(read_file(path)).hexdigest()
         return runs, _sha256(hashlib.sha256(content).hexdigest(), None, runs.precision, runs.faithful)
     if device == "cpu":
         _refuse_half(precision)
@@ -133,10 +136,11 @@ def _of_weights_alone(
         raise UsageError(f"{path}: PyTorch runs networks of this architecture; choose --device cpu, cuda or mps")
     halved = device.startswith("cuda") and (isinstance(network, tuple) or network.half_will_do)
     exact = _chosen(precision, "fp16" if halved else "fp32")
-    engine: Engine = _torch_engines().TorchEngine(
+    engine = _torch_engines().TorchEngine(
         network, device=device, precision=exact, name=str(path), halo_lr_px=halo_lr_px, faithful=faithful
     )
-    facts = [hashlib.sha256(read_file(path)).hexdigest(), exact, str(engine.metadata.halo_lr_px)]
+    engine.weights_sha256 = hashlib.sha256(read_file(path)).hexdigest()
+    facts = [engine.weights_sha256, exact, str(engine.metadata.halo_lr_px)]
     facts += ["faithful"] * is_faithful(engine)
     return engine, hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
@@ -266,6 +270,11 @@ def _blended(
 
 def _name(weights: Weights, towards: Weights, share: float) -> str:
     return f"{weights.name}+{towards.name}@{share:g}"
+
+
+def _weights_sha256(weights: Weights, blend: tuple[Weights, float] | None) -> str:
+    """Return the hash of a model's file, or those of the two that it lies between."""
+    return weights.sha256 if blend is None else f"{weights.sha256}+{blend[0].sha256}"
 
 
 def _sha256(sha256: str, blend: tuple[Weights, float] | None, precision: str, faithful: bool) -> str:

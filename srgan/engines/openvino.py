@@ -73,6 +73,7 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self._channels = graphs.channels_of(self._model, source)
         self.metadata = self._metadata(source, halo_lr_px)
+        self.weights_sha256 = ""  # who knows the file says it
         self.precision: Precision = "int8"
         if precision == "int8" and device == "cpu":
             if int8 is None:

@@ -47,6 +47,12 @@ def is_faithful(engine: object) -> bool:
     return faithful
 
 
+def weights_sha256_of(engine: object) -> str:
+    """Return the hash of the weights of an engine, or one behind it; "" if it does not say."""
+    sha256: str = getattr(engine, "weights_sha256", "")
+    return sha256
+
+
 @runtime_checkable
 class DeviceEngine(Engine, Protocol):
     """An engine with memory of its own, that may run in half precision: `run` can raise PrecisionError."""

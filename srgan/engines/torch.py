@@ -83,6 +83,7 @@ class TorchEngine:
         if precision not in _HALF_TYPES:
             raise UsageError(f"PyTorch runs in {', '.join(_HALF_TYPES)}, not in {precision}")
         self.precision = precision
+        self.weights_sha256 = ""  # who knows the file says it
         self.bytes_per_lr_px: float | None = None
         self._half = _HALF_TYPES[precision]
         self._device = _checked_device(device)

@@ -20,10 +20,26 @@ from pathlib import Path
 from typing import Literal
 
 from srgan.errors import FormatError, UsageError
-from srgan.pictures import FORMATS, Invention, Picture, costs, format_of_suffix, guarded, losses, why_not
+from srgan.pictures import (
+    ALWAYS_LOSSY,
+    FORMATS,
+    Background,
+    Invention,
+    Picture,
+    Quality,
+    costs,
+    format_of_suffix,
+    guarded,
+    labels,
+    laid_on,
+    losses,
+    why_not,
+    why_not_lossless,
+)
 from srgan.pictures.guarded import GuardedDecoder
+from srgan.pictures.labels import Label, labelled
 from srgan.texts import did_you_mean
-from srgan.upscale import AnyUpscaler, MemoryNeed, Request, model_of
+from srgan.upscale import AnyUpscaler, MemoryNeed, Request, model_of, weights_of
 
 AUTO = "auto"  # the format of the input
 
@@ -39,21 +55,28 @@ class Order:
     """What is asked for of a file, all that decides on the result beside the picture and the model.
 
     `format`: a key of `pictures.FORMATS`, or `AUTO` for that of the picture, and PNG where that cannot hold the
-    result. `quality`: 1..100 for lossy formats, None for their default. `metadata`: "strip" leaves out what the
-    picture's file says beside its pixels and their colours. `map`: whether it is told how much is invented; that
-    changes nothing of the result, and takes as long again. Raises UsageError for a value out of range.
+    result. `quality`: 1..100 or "lossless", None for the default, as `pictures.encode` has it. `background`: what
+    is put behind a transparent picture if its format holds no transparency. `metadata`: "strip" leaves out what
+    the picture's file says beside its pixels and their colours. `map`: whether it is told how much is invented;
+    that changes nothing of the result, and takes as long again. `label`: whether the file says how it was made.
+    Raises UsageError for a value out of range.
     """
 
     request: Request = field(default_factory=Request)
     format: str = AUTO
-    quality: int | None = None
+    quality: Quality = None
     metadata: Literal["keep", "strip"] = "keep"
     map: bool = False
+    label: Literal["on", "off"] = "on"
+    background: Background | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UsageError(f"quality {self.quality} is out of range: choose one from 1 to 100")
+        if isinstance(self.quality, int) and not 1 <= self.quality <= 100:
+            raise UsageError(f"quality {self.quality} is out of range: choose one from 1 to 100, or lossless")
+        if self.quality == "lossless" and self.format in ALWAYS_LOSSY:
+            reason = f"{FORMATS[self.format].pillow} {ALWAYS_LOSSY[self.format]}"
+            raise UsageError(f"{reason}; choose png, webp, avif or tiff for a result without loss")
         if self.map and self.request.region is not None:
             raise UsageError("a map is of a whole result: leave the region away")
         if self.format != AUTO and self.format not in FORMATS:
@@ -61,9 +84,11 @@ class Order:
 
     def settings(self, model_scale: int) -> dict[str, object]:
         """Return all of it, fit for JSON; to ask for `model_scale`, the model's own, is to ask for none."""
-        settings = {**self.request.settings(), "format": self.format, "quality": self.quality}
+        settings = {**self.request.settings(), "format": self.format, "quality": self.quality, "label": self.label}
         if settings["scale"] == model_scale:
             settings["scale"] = None
+        if self.background is not None:
+            settings["background"] = str(self.background)
         # Absent where it is kept, so that results of before there was a choice are still known.
         return settings if self.metadata == "keep" else {**settings, "metadata": self.metadata}
 
@@ -77,8 +102,8 @@ class Order:
 class Decision:
     """How `picture` will be written: `format` is a key of `pictures.FORMATS`, `warnings` tell why that one.
 
-    `model`: the name of the one that takes it. `memory`: what that takes, the picture, its result and the file
-    among it; `encoding_bytes` of that.
+    `model`: the name of the one that takes it. `label`: what the file will say of how it was made.
+    `memory`: what that takes, the picture, its result and the file among it; `encoding_bytes` of that.
     """
 
     picture: Picture
@@ -86,6 +111,7 @@ class Decision:
     format: str
     warnings: tuple[str, ...] = ()
     model: str = field(kw_only=True)
+    label: Label | None = field(kw_only=True)
     memory: MemoryNeed = field(kw_only=True)
     encoding_bytes: int = field(kw_only=True)
 
@@ -103,9 +129,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Made:
-    """A result: the `picture`, and the `content` of its file in `format`. `warnings`: what is not as it was.
+    """A result: the `picture` without label and background, and the `content` of its file in `format`.
 
-    `invention`: how much of it is invented, if a map was ordered.
+    `warnings`: what is not as it was. `invention`: how much of it is invented, if a map was ordered.
     """
 
     picture: Picture
@@ -125,21 +151,49 @@ def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
     if order.map or order.request.protect is not None:
         upscaler.partner()
     size = upscaler.output_size(picture, order.request)
-    format, warnings = _format(picture, order, size)
+    shown = picture if order.background is None else laid_on(picture, order.background)
+    format, warnings = _format(picture, shown, order, size)
     request, scale = order.request, upscaler.scale
     sizes = [request.output_size(frame.height, frame.width, scale) for frame in picture.frames]
-    encoding_bytes = costs.encoding_bytes(picture, format, sizes)
+    encoding_bytes = costs.encoding_bytes(_in(format, picture, shown), format, sizes, order.quality)
+    if _in(format, picture, shown) is not picture:
+        encoding_bytes += sum(3 * picture.bits // 8 * height * width for height, width in sizes)
     if order.map:
         encoding_bytes += _MAP_BYTES_PER_PX * sizes[0][0] * sizes[0][1]
     memory = upscaler.memory(picture, request, beside_bytes=encoding_bytes)
-    model = model_of(upscaler, picture)
-    return Decision(picture, order, format, warnings, model=model, memory=memory, encoding_bytes=encoding_bytes)
+    return Decision(
+        picture,
+        order,
+        format,
+        warnings,
+        model=model_of(upscaler, picture),
+        label=_label(picture, order, upscaler) if order.label == "on" else None,
+        memory=memory,
+        encoding_bytes=encoding_bytes,
+    )
 
 
-def _format(picture: Picture, order: Order, size: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
-    """Return the format of the result and what is told of that; raises FormatError if there is none."""
+def _label(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Label:
+    request, scale = order.request, upscaler.scale
+    return Label(
+        model_of(upscaler, picture),
+        weights_of(upscaler, picture),
+        request.label(scale),
+        request.strength,
+        is_generated=any(request.is_generated(frame.height, frame.width, scale) for frame in picture.frames),
+        day=labels.day(),
+    )
+
+
+def _format(picture: Picture, shown: Picture, order: Order, size: tuple[int, int]) -> tuple[str, tuple[str, ...]]:
+    """Return the format of the result and what is told of that; raises FormatError if there is none.
+
+    `shown`: the picture on its background.
+    """
     format = picture.format if order.format == AUTO else order.format
-    reason = why_not(picture, format, size=size)
+    reason = why_not(_in(format, picture, shown), format, size=size)
+    if reason is None and order.quality == "lossless":
+        reason = why_not_lossless(shown, format)
     if reason is None:
         return format, ()
     if order.format != AUTO:
@@ -147,6 +201,11 @@ def _format(picture: Picture, order: Order, size: tuple[int, int]) -> tuple[str,
     if png_cannot := why_not(picture, "png", size=size):
         raise FormatError(f"{reason}, and {png_cannot}; choose another format")
     return "png", (f"{reason}, so the result is PNG",)
+
+
+def _in(format: str, picture: Picture, shown: Picture) -> Picture:
+    """Return what a file of `format` shows of `picture`: itself, or where it holds no transparency, `shown`."""
+    return picture if format not in FORMATS or "alpha" in FORMATS[format].holds else shown
 
 
 def make(
@@ -170,11 +229,25 @@ def make(
             told = upscaler.invented(decision.picture, result, order.request, progress)
     if order.metadata == "strip":
         result = stripped(result)
+    file, told_of_file = _of_file(result, decision)
     check = None if progress is None else functools.partial(progress, 1.0)
     encode = guarded.encode if coder is None else coder.encode
-    content = encode(result, decision.format, quality=order.quality, check=check)
-    warnings = dict.fromkeys([*result.warnings, *decision.warnings, *losses(result, decision.format)])
+    content = encode(file, decision.format, quality=order.quality, check=check)
+    warnings = dict.fromkeys([*file.warnings, *decision.warnings, *told_of_file, *losses(file, decision.format)])
     return Made(result, content, decision.format, tuple(warnings), told)
+
+
+def _of_file(result: Picture, decision: Decision) -> tuple[Picture, tuple[str, ...]]:
+    """Return what of a result is written: on its background and labelled, if so; and what is told of that."""
+    told: tuple[str, ...] = ()
+    background, format = decision.order.background, decision.format
+    clear = any(frame.alpha is not None for frame in result.frames)
+    if background is not None and clear and "alpha" not in FORMATS[format].holds:
+        result = laid_on(result, background)
+        told = (f"{FORMATS[format].pillow} cannot hold transparency, so it was laid on {background}",)
+    if decision.label is not None:
+        result = labelled(result, decision.label, format)
+    return result, told
 
 
 def stripped(picture: Picture) -> Picture:

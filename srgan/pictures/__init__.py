@@ -11,23 +11,28 @@ format of the result can hold it, and what is not is told.
     Region     a part of a result, and what it takes of the picture: regions.py
     mixed      two results by a `Mask`: masks.py
     invention  what of a result its picture does not say, as a number and a map: invention.py
+    laid_on    a `Picture` on a `Background`: backgrounds.py
     flattened  a `Picture` as 8-bit RGB without transparency: flattening.py
     guarded    decoding of files that may be hostile, in a process with limits
 """
 
+from srgan.pictures.backgrounds import Background, laid_on
 from srgan.pictures.flattening import flattened
 from srgan.pictures.formats.jpeg import jpeg_quality
 from srgan.pictures.interchange import PillowImage
 from srgan.pictures.invention import Invention, invention
 from srgan.pictures.masks import Mask, mixed
 from srgan.pictures.picture import (
+    ALWAYS_LOSSY,
     FORMATS,
     PICTURE_SUFFIXES,
     Format,
     Picture,
+    Quality,
     format_of_suffix,
     losses,
     why_not,
+    why_not_lossless,
 )
 from srgan.pictures.planes import without_tint
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
@@ -37,16 +42,19 @@ from srgan.pictures.signatures import NO_PICTURE, START_BYTES, format_of_start, 
 from srgan.pictures.writing import encode
 
 __all__ = [
+    "ALWAYS_LOSSY",
     "DEFAULT_MAX_MEGAPIXELS",
     "FORMATS",
     "NO_PICTURE",
     "PICTURE_SUFFIXES",
     "START_BYTES",
+    "Background",
     "Format",
     "Invention",
     "Mask",
     "Picture",
     "PillowImage",
+    "Quality",
     "Region",
     "Window",
     "back_project",
@@ -57,11 +65,13 @@ __all__ = [
     "format_of_suffix",
     "invention",
     "jpeg_quality",
+    "laid_on",
     "looks_like_picture",
     "losses",
     "mixed",
     "resized",
     "scaled_dpi",
     "why_not",
+    "why_not_lossless",
     "without_tint",
 ]

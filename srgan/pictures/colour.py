@@ -144,6 +144,27 @@ def from_lab(image: Image.Image) -> tuple[Image.Image, str]:
     return _to_srgb(image, profile), "its L*a*b* colours were converted to sRGB"
 
 
+def from_srgb(levels: tuple[int, int, int], icc: bytes, *, grey: bool) -> tuple[int, ...]:
+    """Return sRGB levels 0..255 in the colours of a profile, three of them or one for greys; as they are, if it
+    is one that cannot be used.
+    """
+    from PIL import ImageCms
+
+    mode = "L" if grey else "RGB"
+    try:
+        converted = ImageCms.profileToProfile(
+            Image.new("RGB", (1, 1), levels),
+            ImageCms.createProfile("sRGB"),
+            ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode=mode,
+        )
+    except (OSError, ValueError, ImageCms.PyCMSError):
+        return levels[:1] if grey else levels
+    assert converted is not None  # noqa: S101  # it is None only if asked to work in place
+    return tuple(int(level) for level in np.asarray(converted).reshape(-1))
+
+
 def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
     from PIL import ImageCms
 

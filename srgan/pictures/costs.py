@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from srgan.pictures.formats import avif_grid
-from srgan.pictures.picture import Picture
+from srgan.pictures.picture import Picture, Quality, is_lossless
 
 # Memory beside the picture, its file included, for each pixel of noise in all frames: an eighth above what `python
 # benchmarks/encoding_memory.py` measured (Pillow 13, libavif 1.4.2). RGBA stands for all with transparency. WebP
@@ -16,7 +16,9 @@ BYTES_PER_PX: dict[tuple[str, str], dict[str, float]] = {
     ("jpg", "still"): {"L": 2.3, "RGB": 7.3},
     ("webp", "still"): {"L": 13, "RGB": 13, "RGBA": 47},
     ("webp", "frames"): {"L": 14, "RGB": 14, "RGBA": 19},
-    ("avif", "still"): {"L": 23, "RGB": 53, "RGBA": 53},
+    ("webp", "lossless still"): {"L": 48, "RGB": 48, "RGBA": 48},
+    ("webp", "lossless frames"): {"L": 22, "RGB": 22, "RGBA": 24},
+    ("avif", "still"): {"L": 27, "RGB": 53, "RGBA": 53},
     ("avif", "frames"): {"L": 125, "RGB": 125, "RGBA": 125},
     ("tiff", "still"): {"L": 2.4, "RGB": 3.6, "RGBA": 10.5},
     ("tiff", "frames"): {"L": 2.4, "RGB": 6.2, "RGBA": 12.7},
@@ -37,14 +39,20 @@ _AVIF_FRAME_BYTES_PER_PX = 6
 _DEEP = {"png", "tiff", "ppm"}
 
 
-def encoding_bytes(picture: Picture, format: str, sizes: Sequence[tuple[int, int]]) -> int:
+def encoding_bytes(
+    picture: Picture, format: str, sizes: Sequence[tuple[int, int]], quality: Quality = None
+) -> int:
     """Return how much memory `encode` takes at most beside a picture like this one, its file among it.
 
     `format`: a key of `FORMATS` that can hold it. `sizes`: (height, width) of the frames of what is encoded.
+    `quality`: as `encode` takes it.
     """
     channels = (1 if picture.is_grey else 3) + any(frame.alpha is not None for frame in picture.frames)
     mode = {1: "L", 3: "RGB"}.get(channels, "RGBA")
-    row = BYTES_PER_PX[format, "frames" if len(sizes) > 1 else "still"]
+    kind = "frames" if len(sizes) > 1 else "still"
+    if (format, f"lossless {kind}") in BYTES_PER_PX and is_lossless(picture, format, quality):
+        kind = f"lossless {kind}"
+    row = BYTES_PER_PX[format, kind]
     per_px = row.get(mode, max(row.values()))
     px = sum(height * width for height, width in sizes)
     if format == "avif" and len(sizes) == 1 and avif_grid.is_needed(*sizes[0]):

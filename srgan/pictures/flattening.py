@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
+from srgan.pictures.backgrounds import WHITE, laid_on
 from srgan.pictures.picture import Picture
 
 
@@ -15,23 +18,16 @@ def flattened(picture: Picture) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]
     8 after that; grey becomes three equal channels.
     """
     changed = []
-    pixels = picture.pixels
     if picture.further:
         changed.append(f"only the first {'frame' if picture.is_animated else 'page'}")
     if picture.alpha is not None and picture.alpha.min() < np.iinfo(picture.alpha.dtype).max:
-        pixels = _on_white(pixels, picture.alpha)
+        picture = laid_on(
+            replace(picture, icc=None, png_colour=(), further=()), WHITE
+        )  # white is that in all of them
         changed.append("transparency laid on white")
+    pixels = picture.pixels
     if pixels.dtype == np.uint16:
         pixels = (pixels.astype(np.uint32) + 128) // 257  # to the nearest: 65535 is 255 times 257
         changed.append("16 bits rounded to 8")
     colours = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     return np.ascontiguousarray(colours, dtype=np.uint8), tuple(changed)
-
-
-def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return `pixels` with white behind them, rounded, of the same type."""
-    peak = np.uint32(np.iinfo(alpha.dtype).max)
-    opacity = alpha.astype(np.uint32).reshape(*alpha.shape, *[1] * (pixels.ndim - 2))
-    # 65535 · 65535 and half of 65535 still fit 32 bits.
-    laid: np.ndarray = (pixels * opacity + peak * (peak - opacity) + peak // 2) // peak
-    return laid.astype(pixels.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,12 @@ from PIL import Image
 
 from srgan.errors import UsageError
 from srgan.files import write_atomically
+from srgan.installed import remedy
 from srgan.pictures import colour, metadata, timing
+from srgan.pictures.formats import coders
+
+# 1..100 of files compressed with loss, or none of that; None for what suits the picture and the format.
+Quality: TypeAlias = int | Literal["lossless"] | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +117,7 @@ class Picture:
 
         return interchange.to_pil(self)
 
-    def save(self, path: str | Path, *, quality: int | None = None) -> tuple[str, ...]:
+    def save(self, path: str | Path, *, quality: Quality = None) -> tuple[str, ...]:
         """Write the picture, whole or not at all, and return what the format did not hold, in a few words each.
 
         The suffix decides the format. `quality`: see `encode`. Raises UsageError for a suffix of no format that
@@ -206,6 +212,13 @@ SAYS_CODE_POINTS = {"png", "avif"}
 ONE_SIZE = {"webp", "avif"}
 
 
+# Formats of which a file is compressed with loss or without it.
+EITHER_WAY = {"webp", "avif"}
+
+# Formats that never are without loss, and why.
+ALWAYS_LOSSY = {"jpg": "compresses with loss", "gif": "holds 256 colours a frame"}
+
+
 def format_of_suffix(suffix: str) -> str | None:
     """Return the key in `FORMATS` that file names with `suffix` (".jpg") have, or None."""
     return next((key for key, format in FORMATS.items() if suffix.lower() in format.suffixes), None)
@@ -232,6 +245,33 @@ def why_not(picture: Picture, format: str, *, size: tuple[int, int] | None = Non
     if max(size or (picture.height, picture.width)) > target.max_side_px:
         return f"{target.pillow} ends at {target.max_side_px} pixels a side"
     return None
+
+
+def why_not_lossless(picture: Picture, format: str) -> str | None:
+    """Return why a file of `format` cannot hold `picture` without loss, in a few words, or None if it can.
+
+    That 16 bits become 8 is no such loss, but one that `losses` tells.
+    """
+    name = FORMATS[format].pillow
+    if format in ALWAYS_LOSSY:
+        return f"{name} {ALWAYS_LOSSY[format]}"
+    if format == "avif" and picture.is_animated:
+        return f"an animated {name} is compressed with loss"
+    if format == "avif" and not picture.is_grey and not coders.are_there():
+        return f"{name} without loss needs imagecodecs, which is not installed ({remedy('codecs')})"
+    return None
+
+
+def is_lossless(picture: Picture, format: str, quality: Quality) -> bool:
+    """Return whether a file of `format` is to be compressed without loss, where there is a choice.
+
+    It is if `quality` says so; and if that says nothing, where the picture comes from no lossy file.
+    """
+    if format not in EITHER_WAY or isinstance(quality, int):
+        return False
+    if quality is None and picture.lossy_quality is not None:
+        return False
+    return why_not_lossless(picture, format) is None
 
 
 def losses(picture: Picture, format: str) -> tuple[str, ...]:

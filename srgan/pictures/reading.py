@@ -302,8 +302,8 @@ def _finished(planes: Planes, opened: ImageFile.ImageFile, file: BinaryIO, warni
 def _lossy_quality(opened: ImageFile.ImageFile, file: BinaryIO) -> int | None:
     if opened.format == "WEBP":
         return 0 if webp.is_lossy(_content(file)) else None
-    if opened.format == "AVIF":  # without loss it is hardly ever written, and does not say so
-        return 0
+    if opened.format == "AVIF":  # grey without loss does not say so
+        return None if boxes.is_identity(_content(file)) else 0
     return jpeg.quality_of(opened)
 
 

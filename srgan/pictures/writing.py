@@ -16,15 +16,18 @@ from srgan.errors import PictureError
 from srgan.machine import available_cores
 from srgan.pictures import colour, metadata, timing
 from srgan.pictures.faults import as_picture_errors
-from srgan.pictures.formats import avif_grid, boxes, png, tiff
+from srgan.pictures.formats import avif_grid, boxes, coders, png, tiff
 from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
     MAX_JPEG_XMP_BYTES,
     Picture,
+    Quality,
     exif_for,
+    is_lossless,
     profile_for,
     why_not,
+    why_not_lossless,
 )
 from srgan.pictures.planes import to_8_bits
 
@@ -34,16 +37,21 @@ _MOST_AVIF_THREADS = 4
 _PALETTE_PX = 512 * 512
 
 
-def encode(picture: Picture, format: str, *, quality: int | None = None) -> bytes:
+def encode(picture: Picture, format: str, *, quality: Quality = None) -> bytes:
     """Return `picture`, frames and pages included, as a file of `format`, a key of `FORMATS`.
 
     Its profile, EXIF, XMP, resolution and texts go with it as far as the format holds them; `losses` tells what
     does not. EXIF and XMP are made to tell the size that the picture has now. `quality`: 1..100 for the lossy
-    formats (JPEG, WebP, AVIF), None for the default, which is chosen to be hard to tell from the original.
-    Raises PictureError if the format cannot hold what is seen of the picture (`why_not`).
+    formats (JPEG, WebP, AVIF) or "lossless"; None for that in WebP and AVIF if the picture comes from no lossy
+    file, else for what is hard to tell from the original.
+    Raises PictureError if the format cannot hold what is seen of the picture (`why_not`), or not without loss.
     """
-    if reason := why_not(picture, format):
+    reason = why_not(picture, format)
+    if quality == "lossless":
+        reason = reason or why_not_lossless(picture, format)
+    if reason:
         raise PictureError(f"{reason}; choose another format, PNG holds everything but pages and TIFF those")
+    lossless = is_lossless(picture, format, quality)
     target = FORMATS[format]
     exif, xmp = _metadata(picture, format)
     with as_picture_errors(f"as {target.pillow}", "cannot be encoded"):
@@ -53,7 +61,9 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
             return _ppm(picture)
         if format == "png" and not picture.further:
             return png.write(_joined(picture), _png_chunks(picture, exif, xmp))
-        options = _encoder_options(format, quality)
+        options = _encoder_options(format, None if quality == "lossless" else quality)
+        if lossless:
+            options |= _lossless_options(format)
         if picture.dpi and not exif and format in ("webp", "avif"):
             exif = _resolution_as_exif(picture.dpi)
         if icc := profile_for(picture, format):
@@ -68,10 +78,13 @@ def encode(picture: Picture, format: str, *, quality: int | None = None) -> byte
             options["pnginfo"] = _png_info(picture, xmp)
         if "comment" in target.holds and (comment := dict(picture.texts).get("Comment")):
             options["comment"] = comment.encode()
-        if format == "avif" and all(_is_without_colour(frame) for frame in picture.frames):
+        is_grey = format == "avif" and all(_is_without_colour(frame) for frame in picture.frames)
+        if is_grey:
             options["subsampling"] = "4:0:0"  # grey alone, so that no reader finds a tint
-        if format == "avif" and not picture.further and avif_grid.is_needed(picture.height, picture.width):
-            return _with_code_points(picture, _in_tiles(picture, options))
+        by_coders = format == "avif" and lossless and not is_grey
+        is_large = avif_grid.is_needed(picture.height, picture.width)
+        if by_coders or (format == "avif" and not picture.further and is_large):
+            return _with_code_points(picture, _in_tiles(picture, options, by_coders=by_coders))
         images = _images(picture, format)
         if picture.further:
             options |= _animation_options(picture, format)
@@ -88,11 +101,17 @@ def _with_code_points(picture: Picture, content: bytes) -> bytes:
     return boxes.with_colours(content, *code_points) if code_points and not picture.icc else content
 
 
-def _in_tiles(picture: Picture, options: dict[str, Any]) -> bytes:
-    """Return a large picture as an AVIF file, by the options for a small one."""
+def _in_tiles(picture: Picture, options: dict[str, Any], *, by_coders: bool) -> bytes:
+    """Return a large picture as an AVIF file, by the options for a small one.
+
+    `by_coders`: its colours without loss, which Pillow cannot.
+    """
     exif, xmp = options.pop("exif", b""), options.pop("xmp", b"")
+    icc = options.pop("icc_profile", b"") if by_coders else b""
 
     def encode_tile(levels: np.ndarray, is_alpha: bool) -> bytes:
+        if by_coders and not is_alpha:
+            return coders.avif(levels, options["max_threads"])
         buffer = io.BytesIO()
         # Transparency is a grey picture beside, without a profile.
         beside = {"subsampling": "4:0:0", "icc_profile": None} if is_alpha else {}
@@ -100,7 +119,7 @@ def _in_tiles(picture: Picture, options: dict[str, Any]) -> bytes:
         return buffer.getvalue()
 
     alpha = None if picture.alpha is None else to_8_bits(picture.alpha)
-    return avif_grid.write(to_8_bits(picture.pixels), alpha, encode_tile, exif=exif, xmp=xmp)
+    return avif_grid.write(to_8_bits(picture.pixels), alpha, encode_tile, exif=exif, xmp=xmp, icc=icc)
 
 
 def _metadata(picture: Picture, format: str) -> tuple[bytes, bytes]:
@@ -244,6 +263,13 @@ def _encoder_options(format: str, quality: int | None) -> dict[str, Any]:
             return {"quality": quality or 90, "subsampling": "4:4:4", "max_threads": threads}
         case _:
             return {}
+
+
+def _lossless_options(format: str) -> dict[str, Any]:
+    """Return what Pillow's options become without loss."""
+    if format == "webp":
+        return {"lossless": True, "exact": True, "quality": 50}  # colours under full transparency are kept
+    return {"quality": 100}
 
 
 def _png_info(picture: Picture, xmp: bytes) -> PngImagePlugin.PngInfo:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from xml.sax.saxutils import escape, quoteattr
 
 # Namespaces, and which names of them speak of what lies behind a picture in its file and is not kept: gain maps,
 # films, depth maps, lists of all these, and the part of a packet that did not fit into its first segment.
@@ -25,6 +28,15 @@ _NAMESPACE = re.compile(rb"""\sxmlns:([A-Za-z_][\w.-]*)\s*=\s*(["'])([^"'<>]*)\2
 # A link to content credentials in the file itself, which vouch for the original alone.
 _CREDENTIALS = re.compile(rb"""\s[\w.-]+:provenance\s*=\s*(["'])self#jumbf[^"'<>]*\1""")
 
+_RDF = b"http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_HISTORY = b"http://ns.adobe.com/xap/1.0/mm/"
+_EVENT = "http://ns.adobe.com/xap/1.0/sType/ResourceEvent#"
+_IPTC = b"http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+_EMPTY = (
+    b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    b'<rdf:RDF xmlns:rdf="%s"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>' % _RDF
+)
+
 _PANORAMA = b"http://ns.google.com/photos/1.0/panorama/"
 # Lengths in pixels of a panorama, by whether they lie across.
 _ACROSS = tuple(
@@ -46,6 +58,99 @@ def without_absent(packet: bytes) -> bytes:
             declared = rb"\sxmlns:" + re.escape(prefix) + rb"""\s*=\s*(["'])[^"'<>]*\1"""
             packet = re.sub(declared, b"", packet)
     return _CREDENTIALS.sub(b"", packet)
+
+
+@dataclass(frozen=True)
+class Event:
+    """An entry of the history of a picture: with which program, how, and when (YYYY-MM-DD) it was edited."""
+
+    program: str
+    parameters: str
+    day: str
+
+
+def with_event(packet: bytes, event: Event, source_type: Callable[[str], str]) -> bytes | None:
+    """Return an XMP packet, which may be empty, whose history ends with `event`; None if it cannot be read.
+
+    `source_type`: returns IPTC's DigitalSourceType for the one that was said before, "" for none.
+    """
+    packet = _opened(packet or _EMPTY)
+    rdf = _prefixes(packet, _RDF)
+    ends = [(place, prefix) for prefix in rdf if (place := packet.rfind(b"</" + prefix + b":RDF>")) >= 0]
+    if not ends:
+        return None
+    packet, before = _taken(packet, _IPTC, b"DigitalSourceType")
+    entry = _entry(event)
+    packet, is_added = _with_entry(packet, entry, max(ends)[1])
+    history = b"" if is_added else b"<xmpMM:History><rdf:Seq>%s</rdf:Seq></xmpMM:History>" % entry
+    about = re.search(rb"""\s[\w.-]+:about\s*=\s*(["'])([^"'<>]*)\1""", packet)
+    description = (
+        b'<rdf:Description xmlns:rdf="%s" xmlns:xmpMM="%s" xmlns:Iptc4xmpExt="%s" rdf:about="%s">%s'
+        b"<Iptc4xmpExt:DigitalSourceType>%s</Iptc4xmpExt:DigitalSourceType></rdf:Description>"
+    ) % (
+        _RDF,
+        _HISTORY,
+        _IPTC,
+        about[2] if about else b"",
+        history,
+        escape(source_type(before.decode("utf-8", "replace"))).encode(),
+    )
+    place = packet.rfind(b"</" + max(ends)[1] + b":RDF>")
+    return packet[:place] + description + packet[place:]
+
+
+def _opened(packet: bytes) -> bytes:
+    """Return a packet whose element of RDF has an end tag, if it can have one."""
+    packet = re.sub(rb"<([\w.-]+:(?:RDF|xmpmeta|xapmeta))(\s[^<>]*)?/>", rb"<\1\2></\1>", packet)
+    end = re.search(rb"</[\w.-]+:(?:xmpmeta|xapmeta)>", packet)
+    if end is None or re.search(rb"</[\w.-]+:RDF>", packet):
+        return packet
+    return packet[: end.start()] + b'<rdf:RDF xmlns:rdf="%s"></rdf:RDF>' % _RDF + packet[end.start() :]
+
+
+def _entry(event: Event) -> bytes:
+    facts = {
+        "action": "edited",
+        "softwareAgent": event.program,
+        "when": event.day,
+        "parameters": event.parameters,
+        "changed": "/",
+    }
+    fields = " ".join(f"stEvt:{name}={quoteattr(value)}" for name, value in facts.items())
+    return f'<rdf:li xmlns:rdf="{_RDF.decode()}" xmlns:stEvt="{_EVENT}" {fields}/>'.encode()
+
+
+def _with_entry(packet: bytes, entry: bytes, rdf: bytes) -> tuple[bytes, bool]:
+    """Return the packet with `entry` at the end of the history that it has, and whether it has one."""
+    for prefix in _prefixes(packet, _HISTORY):
+        end = packet.rfind(b"</" + prefix + b":History>")
+        list_end = packet.rfind(b"</" + rdf + b":Seq>", 0, max(0, end))
+        if end >= 0 and list_end >= 0 and not packet[packet.index(b">", list_end) + 1 : end].strip():
+            return packet[:list_end] + entry + packet[list_end:], True
+        packet, _ = _taken(packet, _HISTORY, b"History")  # an empty one
+    return packet, False
+
+
+def _prefixes(packet: bytes, space: bytes) -> list[bytes]:
+    """Return the names by which a packet calls a namespace."""
+    return sorted({prefix for prefix, _, named in _NAMESPACE.findall(packet) if named == space})
+
+
+def _taken(packet: bytes, space: bytes, name: bytes) -> tuple[bytes, bytes]:
+    """Return the packet without a property, and its value: an attribute, an element's text or its resource."""
+    value = b""
+    for prefix in _prefixes(packet, space):
+        full = re.escape(prefix) + b":" + name
+        attribute = re.compile(rb"\s" + full + rb"""\s*=\s*(["'])([^"'<>]*)\1""")
+        if match := attribute.search(packet):
+            value = match[2]
+        packet = attribute.sub(b"", packet)
+        if match := re.search(rb"<" + full + rb"""\s[^<>]*:resource\s*=\s*(["'])([^"'<>]*)\1""", packet):
+            value = match[2]
+        elif match := re.search(rb"<" + full + rb"(?:\s[^<>]*)?>([^<>]*)<", packet):
+            value = match[1].strip()
+        packet = _without_elements(packet, full)
+    return packet, value
 
 
 def _without_elements(packet: bytes, name: bytes) -> bytes:

@@ -78,7 +78,7 @@ def flat(height: int, width: int, format: str, frames: int = 1) -> Picture:
 
 
 def held_mb(picture: Picture, format: str) -> str:
-    decision = decide(picture, Order(format=format), Upscaler(engine=NearestEngine()))
+    decision = decide(picture, Order(format=format, quality=90), Upscaler(engine=NearestEngine()))
     return f"{decision.memory.held / 1e6:,.0f} MB"
 
 
@@ -101,7 +101,7 @@ def test_what_the_service_may_take_fits_the_machine() -> None:
     assert room + 2 * working_bytes(settings, 4 * 2**30) + settings.queue_bytes < 3.5 * 2**30
     for format in sorted(set(FORMATS) - {"webp", "gif"}):
         picture = flat(3000, 4000, format)
-        held = decide(picture, Order(format=format), Upscaler(engine=NearestEngine())).memory.held
+        held = decide(picture, Order(format=format, quality=90), Upscaler(engine=NearestEngine())).memory.held
         assert held <= 0.8 * room, format
     assert working_bytes(settings, 64 * 2**30) == settings.memory_bytes
     assert room_bytes(settings, 2**28) == 0

@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from srgan_service.http.routes import warnings_header
 from srgan_service.settings import Settings
 from srgan_service.work.service import upload_megapixels
+from support.engines import NearestEngine
 from support.serving import Blocked, Running, answer_on, head, levels, png, problem, serving, settings_of, until
 
 from srgan.errors import GuardError
-from srgan.pictures import Picture, decode, encode
+from srgan.pictures import Background, Picture, decode, encode, laid_on
 from srgan.upscale import Request, Upscaler
 
 
@@ -282,6 +283,25 @@ def test_a_region_is_that_of_the_command_line(running: Running) -> None:
     assert "lies outside the result" in problem(outside, 422, "invalid-parameter")["detail"]
 
 
+def test_what_a_file_is_written_as_is_that_of_the_command_line(running: Running) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 6, 3), np.uint8)
+    alpha = np.random.default_rng(2).integers(0, 256, (5, 6), np.uint8)
+    picture = Picture(pixels, alpha)
+    content, upscaler = encode(picture, "png"), Upscaler(engine=NearestEngine())
+    result = upscaler.upscale(picture)
+    answer = running.client.post("/v1/upscale?format=webp&quality=lossless", content=content)
+    np.testing.assert_array_equal(upscaled(answer), result.pixels)
+    assert decode(answer.content).lossy_quality is None
+    assert b"compositeWithTrainedAlgorithmicMedia" in answer.content
+    bare = running.client.post("/v1/upscale?label=off", content=content)
+    assert b"srgan" not in bare.content
+    laid = running.client.post("/v1/upscale?format=bmp&background=%23ff8000", content=content)
+    np.testing.assert_array_equal(upscaled(laid), laid_on(result, Background(255, 128, 0)).pixels)
+    assert "so it was laid on #ff8000" in laid.headers["x-warnings"]
+    wrapped = running.client.post("/v1/upscale?wrap=both", content=content)
+    np.testing.assert_array_equal(upscaled(wrapped), upscaler.upscale(picture, wrap="both").pixels)
+
+
 def test_a_map_and_a_mask_are_those_of_the_command_line(running: Running) -> None:
     content, mask = png(20, 16), np.zeros((20, 16, 3), np.uint8)
     mask[:, :8] = 255
@@ -358,6 +378,12 @@ REFUSED = {
     "a region without pixels": (png(), {}, "?region=1,2,0,3", 422, "invalid-parameter"),
     "a map of a part": (png(), {}, "?region=1,2,3,3&map=true", 422, "invalid-parameter"),
     "a map of a model alone": (png(), {}, "?map=true", 422, "invalid-parameter"),
+    "a quality that is none": (png(), {}, "?quality=0", 422, "invalid-parameter"),
+    "a quality by another word": (png(), {}, "?quality=best", 422, "invalid-parameter"),
+    "JPEG without loss": (png(), {}, "?format=jpg&quality=lossless", 422, "invalid-parameter"),
+    "a colour that is none": (png(), {}, "?background=whit", 422, "invalid-parameter"),
+    "edges of another word": (png(), {}, "?wrap=vertical", 422, "invalid-parameter"),
+    "a label by another word": (png(), {}, "?label=maybe", 422, "invalid-parameter"),
     "unknown format": (png(), {}, "?format=exe", 422, "invalid-parameter"),
 }
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import UploadFile
 
 from srgan.errors import UsageError
 from srgan.folder.making import Order, known_format
-from srgan.pictures import FORMATS, Mask, Region
-from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request
+from srgan.pictures import FORMATS, Background, Mask, Quality, Region
+from srgan.upscale import MAX_SCALE, MAX_SIDE_PX, MIN_SCALE, Request, Wrap
 from srgan_service.http.problems import Problem
 
 FormatName = Literal["auto", "png", "jpg", "webp", "avif", "tiff", "gif", "bmp", "ppm"]
@@ -29,6 +30,28 @@ def _spelt(name: object) -> object:
         return known_format(name.lower()) if isinstance(name, str) else name
     except UsageError:
         return name
+
+
+def _quality(value: object) -> object:
+    """Return the number that text stands for, or "lossless"; raises ValueError for others."""
+    if value is None or value == "lossless":
+        return value
+    if re.fullmatch(r"[0-9]{1,3}", str(value)) and not isinstance(value, bool) and 1 <= int(str(value)) <= 100:
+        return int(str(value))
+    raise ValueError("choose one from 1 to 100, or lossless")
+
+
+def _colour(value: object) -> object:
+    """Return a colour as #rrggbb; raises ValueError for text that is none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return str(Background.parsed(value))
+    except UsageError as error:
+        raise ValueError("give a colour such as white or #ff8000") from error
+
+
+_QUALITIES = [{"type": "integer", "minimum": 1, "maximum": 100}, {"type": "string", "enum": ["lossless"]}]
 
 
 class Wish(BaseModel):
@@ -58,7 +81,21 @@ class Wish(BaseModel):
     format: Annotated[
         FormatName, BeforeValidator(_spelt), Field(description="Of the result; auto: that of the upload.")
     ] = "auto"
-    quality: Annotated[int | None, Field(ge=1, le=100, description="For jpg, webp and avif.")] = None
+    quality: Annotated[
+        Quality,
+        BeforeValidator(_quality),
+        WithJsonSchema({"anyOf": [*_QUALITIES, {"type": "null"}]}),
+        Field(description="For jpg, webp and avif; default: lossless in webp and avif if the upload is."),
+    ] = None
+    background: Annotated[
+        str | None,
+        BeforeValidator(_colour),
+        Field(
+            max_length=40,
+            description="A colour to put behind a transparent upload where the format holds no transparency.",
+            examples=["white", "#ff8000"],
+        ),
+    ] = None
     strength: Annotated[
         float, Field(ge=0, le=1, description="1 is the generator's result, 0 bicubic interpolation.")
     ] = 1.0
@@ -74,10 +111,18 @@ class Wish(BaseModel):
             examples=["0,0,512,512"],
         ),
     ] = None
+    wrap: Annotated[
+        Wrap | None,
+        Field(description="Whose edges meet: left and right, as of 360 degrees, or all four, as of a texture."),
+    ] = None
     map: Annotated[
         bool,
         Field(description="Answer with a map, as PNG, of what is invented; `X-Invented-Levels` says how much."),
     ] = False
+    label: Annotated[
+        Literal["on", "off"],
+        Field(description="Whether the result says in XMP, or as a text, that and how a model made it."),
+    ] = "on"
     metadata: Annotated[
         Literal["strip", "keep"],
         Field(description="Whether what the upload says of place, time and camera stays in the result."),
@@ -101,8 +146,17 @@ class Wish(BaseModel):
             strength=self.strength,
             protect=protect,
             region=None if self.region is None else Region.parsed(self.region),
+            wrap=self.wrap,
         )
-        return Order(request, format=self.format, quality=self.quality, metadata=self.metadata, map=self.map)
+        return Order(
+            request,
+            format=self.format,
+            quality=self.quality,
+            metadata=self.metadata,
+            map=self.map,
+            label=self.label,
+            background=None if self.background is None else Background.parsed(self.background),
+        )
 
 
 assert set(FormatName.__args__) == {"auto", *FORMATS}  # type: ignore[attr-defined]  # noqa: S101

@@ -21,6 +21,7 @@ from srgan.engines.protocol import (
     StripFacts,
     is_faithful,
     precision_of,
+    weights_sha256_of,
 )
 from srgan.errors import EngineError
 from srgan.weights import ModelMetadata
@@ -211,6 +212,7 @@ class _SharedEngine:
         self._engine = engine
         self.precision = precision_of(engine)
         self.faithful = is_faithful(engine)
+        self.weights_sha256 = weights_sha256_of(engine)
 
     @property
     def metadata(self) -> ModelMetadata:

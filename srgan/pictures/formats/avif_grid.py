@@ -30,16 +30,25 @@ def is_needed(height: int, width: int) -> bool:
 
 
 def write(
-    pixels: np.ndarray, alpha: np.ndarray | None, encode: EncodeTile, *, exif: bytes = b"", xmp: bytes = b""
+    pixels: np.ndarray,
+    alpha: np.ndarray | None,
+    encode: EncodeTile,
+    *,
+    exif: bytes = b"",
+    xmp: bytes = b"",
+    icc: bytes = b"",
 ) -> bytes:
     """Return an AVIF file of (H,W,3) or (H,W) uint8, and (H,W) alpha or None, whose tiles `encode` makes.
 
-    `exif`: with or without its header; `xmp`: the packet. Raises what `encode` raises.
+    `exif`: with or without its header; `xmp`: the packet; `icc`: the profile, if it is not in the tiles. Raises
+    what `encode` raises.
     """
     file = _File()
-    colour = file.add_grid(pixels, encode)
+    colour = file.add_grid(pixels, encode, [_box(b"colr", b"prof" + icc)] if icc else [])
     if alpha is not None:
-        file.references.append((b"auxl", file.add_grid(alpha, encode, auxiliary=_ALPHA), [colour]))
+        file.references.append(
+            (b"auxl", file.add_grid(alpha, encode, [_full_box(b"auxC", _ALPHA)], is_alpha=True), [colour])
+        )
     if exif:
         block = bytes(4) + exif.removeprefix(b"Exif\0\0")
         file.references.append((b"cdsc", file.add(_Item(b"Exif", block)), [colour]))
@@ -70,18 +79,25 @@ class _File:
         self.items.append(item)
         return len(self.items)
 
-    def add_grid(self, plane: np.ndarray, encode: EncodeTile, auxiliary: bytes = b"") -> int:
+    def add_grid(
+        self, plane: np.ndarray, encode: EncodeTile, extra: list[bytes], *, is_alpha: bool = False
+    ) -> int:
+        """Add a plane and return its number; one that is a single tile needs no grid."""
         height, width = plane.shape[:2]
         rows, columns = math.ceil(height / TILE_PX), math.ceil(width / TILE_PX)
+        if rows == columns == 1:
+            file = encode(plane, is_alpha)
+            self.kind = self.kind or _kind(file)
+            coded, properties = _coded(file)
+            return self.add(_Item(b"av01", coded, properties + extra))
         large = max(height, width) > 0xFFFF
         layout = struct.pack(">BBBB", 0, large, rows - 1, columns - 1)
         layout += struct.pack(">LL" if large else ">HH", width, height)
         grid = _Item(b"grid", layout)
         number = self.add(grid)
-        extra = [_full_box(b"auxC", auxiliary)] if auxiliary else []
         tiles = []
         for tile in _tiles(plane, rows, columns):
-            file = encode(tile, bool(auxiliary))
+            file = encode(tile, is_alpha)
             self.kind = self.kind or _kind(file)
             coded, properties = _coded(file)
             tiles.append(self.add(_Item(b"av01", coded, properties + extra, _HIDDEN)))

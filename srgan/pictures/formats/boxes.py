@@ -34,6 +34,14 @@ def colours(content: bytes) -> tuple[int, int] | None:
     return None
 
 
+def is_identity(content: bytes) -> bool:
+    """Return whether the planes of a file hold its colours as they are, as those without loss do."""
+    return any(
+        content[start : start + 4] == b"nclx" and content[start + 8 : start + 10] == b"\0\0"
+        for start, _ in of_kind(content, b"colr")
+    )
+
+
 def with_colours(content: bytes, primaries: int, transfer: int) -> bytes:
     """Return the file with these in all of its nclx boxes."""
     edited = bytearray(content)

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from srgan.pictures.formats import beside
+
 _EOI, _SOS, _APP0, _APP1, _APP2, _APP11, _APP13, _APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEB, 0xED, 0xEE
 
 # In coded data 0xFF is followed by zero, by a restart number or by more of itself; all else is a marker.
@@ -141,9 +143,7 @@ def _unknown_segments(parts: Layout) -> list[str]:
             continue
         if marker == _APP11 and body.startswith(b"JP"):
             if b"c2pa" in body:
-                told.append(
-                    "its content credentials (C2PA) were not kept, since they vouch for the original alone"
-                )
+                told.append(beside.CREDENTIALS)
             elif b"jumb" in body:
                 told.append("its JUMBF data was not kept")
             continue

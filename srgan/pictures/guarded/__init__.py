@@ -38,7 +38,7 @@ from typing import BinaryIO, Self
 
 from srgan import pictures
 from srgan.machine import available_cores
-from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture, costs
+from srgan.pictures import DEFAULT_MAX_MEGAPIXELS, Picture, Quality, costs
 from srgan.pictures.guarded import headers
 from srgan.pictures.guarded.headers import Limits
 from srgan.pictures.guarded.pool import Pool
@@ -98,7 +98,7 @@ class GuardedDecoder:
         return self._pool.decode(source, name, limits)
 
     def encode(
-        self, picture: Picture, format: str, *, quality: int | None = None, check: Check | None = None
+        self, picture: Picture, format: str, *, quality: Quality = None, check: Check | None = None
     ) -> bytes:
         """Return `picture` as a file, as `pictures.encode` does; in a worker if it is AVIF, animated or `always`.
 
@@ -110,7 +110,7 @@ class GuardedDecoder:
             return pictures.encode(picture, format, quality=quality)
         sizes = [(frame.height, frame.width) for frame in picture.frames]
         megapixels = sum(height * width for height, width in sizes) / 1e6
-        limits = Limits.of_encoding(megapixels, costs.encoding_bytes(picture, format, sizes))
+        limits = Limits.of_encoding(megapixels, costs.encoding_bytes(picture, format, sizes, quality))
         return self._pool.encode(picture, format, quality, limits, check)
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ def decode(
     )
 
 
-def encode(picture: Picture, format: str, *, quality: int | None = None, check: Check | None = None) -> bytes:
+def encode(picture: Picture, format: str, *, quality: Quality = None, check: Check | None = None) -> bytes:
     """Do as `pictures.encode` does, and take and raise as `GuardedDecoder.encode`."""
     return decoder_of_own_pictures().encode(picture, format, quality=quality, check=check)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from srgan.errors import GuardError
-from srgan.pictures import Picture
+from srgan.pictures import Picture, Quality
 from srgan.pictures.guarded.headers import Limits
 from srgan.pictures.guarded.process import Check, Worker
 
@@ -43,7 +43,7 @@ class Pool:
             return worker.decode(source, name, limits)
 
     def encode(
-        self, picture: Picture, format: str, quality: int | None, limits: Limits, check: Check | None = None
+        self, picture: Picture, format: str, quality: Quality, limits: Limits, check: Check | None = None
     ) -> bytes:
         """Have a worker encode a picture, as soon as there is one; raises what `Worker.encode` raises."""
         with self._worker() as worker:

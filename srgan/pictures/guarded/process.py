@@ -19,7 +19,7 @@ import numpy as np
 
 from srgan import errors, isolated
 from srgan.errors import GuardError, PictureError, SrganError
-from srgan.pictures import FORMATS, Picture
+from srgan.pictures import FORMATS, Picture, Quality
 from srgan.pictures.guarded import messages
 from srgan.pictures.guarded.headers import Limits
 
@@ -108,7 +108,7 @@ class Worker:
         return picture
 
     def encode(
-        self, picture: Picture, format: str, quality: int | None, limits: Limits, check: Check | None = None
+        self, picture: Picture, format: str, quality: Quality, limits: Limits, check: Check | None = None
     ) -> bytes:
         """Have a picture encoded; raises what the encoder does, PictureError if it dies or takes too long.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from srgan import pictures
 from srgan.errors import SrganError
-from srgan.pictures import FORMATS, Picture
+from srgan.pictures import FORMATS, Picture, Quality
 from srgan.pictures.guarded import headers, messages
 from srgan.pictures.guarded.headers import Header, Limits
 
@@ -79,7 +79,7 @@ def _decoded(source: Path | bytes, limits: Limits) -> _Answer:
         return _failure(error, prefix, "decoded")
 
 
-def _encoded(picture: Picture, format: str, quality: int | None) -> _Answer:
+def _encoded(picture: Picture, format: str, quality: Quality) -> _Answer:
     blobs: list[bytes | np.ndarray] = []
     try:
         return {"result": messages.pack(pictures.encode(picture, format, quality=quality), blobs)}, blobs
