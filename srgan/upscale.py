@@ -31,6 +31,7 @@ from srgan.pictures import (
     invention,
     mixed,
     resized,
+    resized_gain_map,
     scaled_dpi,
     without_tint,
 )
@@ -540,6 +541,8 @@ class Upscaler:
             own_px = frame.height * frame.width
             result_px = rows.length * columns.length if request.region is not None else height * width
             held += (own_px + result_px) * px_bytes
+            if frame.gain_map is not None:
+                held += frame.gain_map.levels.nbytes * (own_px + height * width) // own_px
             passes = self._passes(frame, request)
             for number, (given, kept) in enumerate(passes):
                 model_px, pass_px = math.prod(given) * self.scale**2, math.prod(kept)
@@ -623,7 +626,8 @@ class Upscaler:
     ) -> Picture:
         whole = request.whole_size(picture.height, picture.width, self.scale)
         rows, columns = self._windows(picture, request)
-        visible = picture
+        gain_map = resized_gain_map(picture, *whole, request.region)
+        visible = picture = replace(picture, gain_map=None)
         if picture.alpha is not None:
             visible = replace(picture, pixels=_bled(picture.pixels, picture.alpha))
         visible = replace(visible, pixels=without_tint(visible.pixels))
@@ -643,7 +647,8 @@ class Upscaler:
             result = self._upscale_part(visible, (rows.length, columns.length), part, is_grey, report, limit_bytes)
             if request.strength < 1:
                 result = _blend(result, resized(visible, rows.length, columns.length), request.strength)
-        return result if request.region is None else _cut(result, rows.kept, columns.kept)
+        result = result if request.region is None else _cut(result, rows.kept, columns.kept)
+        return replace(result, gain_map=gain_map)
 
     def _upscale_part(
         self,

@@ -154,6 +154,14 @@ class UpscaleOptions:
     quality: Annotated[int | None, typer.Option("-q", "--quality", help="1 to 100, for jpg, webp and avif.")] = (
         None
     )
+    hdr: Annotated[
+        str,
+        typer.Option(
+            "--hdr",
+            metavar="keep|drop",
+            help="What becomes of the gain map by which a JPEG is for HDR screens, too.",
+        ),
+    ] = "keep"
     name: Annotated[
         str,
         typer.Option(

@@ -111,7 +111,13 @@ def _settings(options: UpscaleOptions) -> Options:
         region=None if options.region is None else Region.parsed(options.region),
     )
     return Options(
-        Order(request, format=known_format(options.format), quality=options.quality, map=options.map is not None),
+        Order(
+            request,
+            format=known_format(options.format),
+            quality=options.quality,
+            hdr=options.hdr,  # type: ignore[arg-type]  # refused there if it is neither
+            map=options.map is not None,
+        ),
         overwrite=options.overwrite,
         fail_fast=options.fail_fast,
         measured=options.json_path is not None,

@@ -40,7 +40,8 @@ class Order:
 
     `format`: a key of `pictures.FORMATS`, or `AUTO` for that of the picture, and PNG where that cannot hold the
     result. `quality`: 1..100 for lossy formats, None for their default. `metadata`: "strip" leaves out what the
-    picture's file says beside its pixels and their colours. `map`: whether it is told how much is invented; that
+    picture's file says beside its pixels and their colours. `hdr`: "drop" leaves out a gain map, which is picture
+    and no metadata. `map`: whether it is told how much is invented; that
     changes nothing of the result, and takes as long again. Raises UsageError for a value out of range.
     """
 
@@ -48,12 +49,15 @@ class Order:
     format: str = AUTO
     quality: int | None = None
     metadata: Literal["keep", "strip"] = "keep"
+    hdr: Literal["keep", "drop"] = "keep"
     map: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense whatever the picture."""
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise UsageError(f"quality {self.quality} is out of range: choose one from 1 to 100")
+        if self.hdr not in ("keep", "drop"):
+            raise UsageError(f"hdr {self.hdr!r} is not understood: choose keep or drop")
         if self.map and self.request.region is not None:
             raise UsageError("a map is of a whole result: leave the region away")
         if self.format != AUTO and self.format not in FORMATS:
@@ -65,7 +69,8 @@ class Order:
         if settings["scale"] == model_scale:
             settings["scale"] = None
         # Absent where it is kept, so that results of before there was a choice are still known.
-        return settings if self.metadata == "keep" else {**settings, "metadata": self.metadata}
+        rare = {"metadata": self.metadata, "hdr": self.hdr}
+        return {**settings, **{name: value for name, value in rare.items() if value != "keep"}}
 
     def fingerprint(self, model_sha256: str, model_scale: int) -> str:
         """Return what two results have in common that were made with the same model and settings."""
@@ -124,6 +129,8 @@ def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
     """
     if order.map or order.request.protect is not None:
         upscaler.partner()
+    if order.hdr == "drop":
+        picture = picture.without_gain_map()
     size = upscaler.output_size(picture, order.request)
     format, warnings = _format(picture, order, size)
     request, scale = order.request, upscaler.scale
@@ -180,6 +187,8 @@ def make(
 def stripped(picture: Picture) -> Picture:
     """Return `picture` with its colour profile and nothing else that its file said beside the pixels."""
     frames = [replace(frame.without_metadata(), icc=_profile(frame.icc)) for frame in picture.frames]
+    if (gain_map := frames[0].gain_map) is not None:
+        frames[0] = replace(frames[0], gain_map=replace(gain_map, icc=_profile(gain_map.icc)))
     warnings = picture.warnings
     if any(before.icc and not after.icc for before, after in zip(picture.frames, frames, strict=True)):
         warnings = (*warnings, "its colour profile is none that can be passed on, so it was left out")

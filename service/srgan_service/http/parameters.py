@@ -82,6 +82,10 @@ class Wish(BaseModel):
         Literal["strip", "keep"],
         Field(description="Whether what the upload says of place, time and camera stays in the result."),
     ] = "strip"
+    hdr: Annotated[
+        Literal["keep", "drop"],
+        Field(description="Whether a JPEG that is for HDR screens, too, by a gain map, stays one."),
+    ] = "keep"
 
     @property
     def is_faithful(self) -> bool | None:
@@ -102,7 +106,14 @@ class Wish(BaseModel):
             protect=protect,
             region=None if self.region is None else Region.parsed(self.region),
         )
-        return Order(request, format=self.format, quality=self.quality, metadata=self.metadata, map=self.map)
+        return Order(
+            request,
+            format=self.format,
+            quality=self.quality,
+            metadata=self.metadata,
+            hdr=self.hdr,
+            map=self.map,
+        )
 
 
 assert set(FormatName.__args__) == {"auto", *FORMATS}  # type: ignore[attr-defined]  # noqa: S101
