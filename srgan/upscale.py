@@ -31,6 +31,7 @@ from srgan.pictures import (
     invention,
     mixed,
     resized,
+    resized_gain_map,
     scaled_dpi,
     without_tint,
 )
@@ -596,6 +597,8 @@ class Upscaler:
             own_px = math.prod(sheet.given)
             result_px = rows.length * columns.length if sheet.region is not None else height * width
             held += (own_px + result_px) * px_bytes
+            if frame.gain_map is not None:
+                held += frame.gain_map.levels.nbytes * (own_px + height * width) // own_px
             passes = self._passes(frame, request)
             for number, (given, kept) in enumerate(passes):
                 model_px, pass_px = math.prod(given) * self.scale**2, math.prod(kept)
@@ -699,7 +702,9 @@ class Upscaler:
     ) -> Picture:
         sheet = self._sheet(picture, request)
         rows, columns = self._windows(sheet)
-        visible = replace(picture, pixels=sheet.laid(picture.pixels))
+        size = request.whole_size(picture.height, picture.width, self.scale)
+        gain_map = resized_gain_map(picture, *size, request.region)
+        visible = replace(picture, pixels=sheet.laid(picture.pixels), gain_map=None)
         if picture.alpha is not None:
             alpha = sheet.laid(picture.alpha)
             visible = replace(visible, pixels=_bled(visible.pixels, alpha), alpha=alpha)
@@ -721,7 +726,8 @@ class Upscaler:
             result = self._upscale_part(visible, (rows.length, columns.length), part, is_grey, report, limit_bytes)
             if request.strength < 1:
                 result = _blend(result, resized(visible, rows.length, columns.length), request.strength)
-        return result if sheet.region is None else _cut(result, rows.kept, columns.kept)
+        result = result if sheet.region is None else _cut(result, rows.kept, columns.kept)
+        return replace(result, gain_map=gain_map)
 
     def _upscale_part(
         self,

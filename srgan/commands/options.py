@@ -67,11 +67,12 @@ class UpscaleOptions:
         Path | None,
         typer.Option("-o", "--output", metavar="OUT", help="Folder for the results, or a file for one picture."),
     ] = None
-    model: Annotated[
-        str | None,
+    models: Annotated[
+        list[str] | None,
         typer.Option(
             "-n",
             "--model",
+            metavar="MODEL",
             help="Bundled model (see `srgan models`), or a file (.onnx, ...); default: what suits the picture.",
             autocompletion=_models,
         ),
@@ -155,6 +156,12 @@ class UpscaleOptions:
             "--map", metavar="FILE", help="Draw there what of the result is invented; takes twice the time."
         ),
     ] = None
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--sheet", metavar="FILE", help="Instead of results, a page that compares several -n on one picture."
+        ),
+    ] = None
     format: Annotated[
         str,
         typer.Option(
@@ -190,6 +197,14 @@ class UpscaleOptions:
             autocompletion=lambda: ["on", "off"],
         ),
     ] = "on"
+    hdr: Annotated[
+        str,
+        typer.Option(
+            "--hdr",
+            metavar="keep|drop",
+            help="What becomes of the gain map by which a JPEG is for HDR screens, too.",
+        ),
+    ] = "keep"
     name: Annotated[
         str,
         typer.Option(
@@ -238,6 +253,11 @@ class UpscaleOptions:
     ] = None
     # What --runner was called until 0.2.0: an engine is what runs a generator, and nothing else.
     engine: Annotated[str | None, typer.Option("--engine", hidden=True)] = None
+
+    @property
+    def model(self) -> str | None:
+        """The model that was asked for, the first of several."""
+        return self.models[0] if self.models else None
 
     @property
     def tile_lr_px(self) -> int | Literal["auto", "off"]:

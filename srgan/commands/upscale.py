@@ -44,7 +44,11 @@ def upscale(options: UpscaleOptions) -> int:
     is_stream = streams.is_asked_for(options.inputs, options.out)
     picture_to_stdout = is_stream and options.out in (None, streams.STREAM)
     _refuse_contradictions(options, is_stream=is_stream, picture_to_stdout=picture_to_stdout)
-    make_upscaler = _upscaler_maker(options)
+    if options.sheet is not None:
+        return _sheet(options, settings)
+    if options.models and len(options.models) > 1:
+        raise UsageError(f"-n is one model, or several with --sheet: leave -n {options.models[-1]} away")
+    make_upscaler = _upscaler_maker(options, _model(options))
     upscaler = make_upscaler()
     passed_over: _PassedOver = planning.PassedOver
     total: int | None = 1
@@ -71,6 +75,17 @@ def upscale(options: UpscaleOptions) -> int:
     voice = Voice(to_stderr, quiet=options.quiet, verbose=options.verbose)
     voice.note(_decided(upscaler))
     return _carried_out(start, total, log, voice, passed_over)
+
+
+def _sheet(options: UpscaleOptions, settings: Options) -> int:
+    """Write the page that compares models, all of which are loaded before any work."""
+    from srgan.commands import sheet
+
+    path = sheet.place(options)
+    models: list[str | None] = [*options.models] if options.models else [_model(options)]
+    upscalers = {model: _upscaler_maker(options, model)() for model in models}
+    voice = Voice(quiet=options.quiet, verbose=options.verbose)
+    return sheet.write_sheet(path, options.inputs[0], sheet.by_name(upscalers), settings, voice)
 
 
 def _decided(upscaler: Upscaler) -> str:
@@ -116,6 +131,7 @@ def _settings(options: UpscaleOptions) -> Options:
             request,
             format=known_format(options.format),
             quality=options.quality_level,
+            hdr=options.hdr,  # type: ignore[arg-type]  # refused there if it is neither
             map=options.map is not None,
             label=options.label_word,
             background=None if options.background is None else Background.parsed(options.background),
@@ -138,10 +154,10 @@ def _mask(options: UpscaleOptions) -> Mask | None:
         raise UsageError(f"--protect: {error}") from error
 
 
-def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
+def _upscaler_maker(options: UpscaleOptions, model: str | None) -> Callable[[], Upscaler]:
     return functools.partial(
         Upscaler,
-        _model(options),
+        model,
         tile_lr_px=options.tile_lr_px,
         memory_bytes=options.memory_bytes,
         device=options.device,
@@ -155,7 +171,8 @@ def _upscaler_maker(options: UpscaleOptions) -> Callable[[], Upscaler]:
 def _refuse_for_many(options: UpscaleOptions) -> None:
     """Refuse what is of one picture where there may be several."""
     many = len(options.inputs) != 1 or options.inputs[0].is_dir() or options.watch or options.runner != "local"
-    for name, given in (("--map", options.map), ("--protect", options.protect), ("--region", options.region)):
+    of_one = {"--map": options.map, "--protect": options.protect, "--region": options.region}
+    for name, given in (of_one | {"--sheet": options.sheet}).items():
         if given is not None and many:
             raise UsageError(f"{name} is of one picture: give one file, here, without --watch")
     if options.map is not None and options.map in (*options.inputs, options.out, options.json_path):

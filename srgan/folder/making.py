@@ -57,7 +57,8 @@ class Order:
     `format`: a key of `pictures.FORMATS`, or `AUTO` for that of the picture, and PNG where that cannot hold the
     result. `quality`: 1..100 or "lossless", None for the default, as `pictures.encode` has it. `background`: what
     is put behind a transparent picture if its format holds no transparency. `metadata`: "strip" leaves out what
-    the picture's file says beside its pixels and their colours. `map`: whether it is told how much is invented;
+    the picture's file says beside its pixels and their colours. `hdr`: "drop" leaves out a gain map, which is
+    picture and no metadata. `map`: whether it is told how much is invented;
     that changes nothing of the result, and takes as long again. `label`: whether the file says how it was made.
     Raises UsageError for a value out of range.
     """
@@ -66,6 +67,7 @@ class Order:
     format: str = AUTO
     quality: Quality = None
     metadata: Literal["keep", "strip"] = "keep"
+    hdr: Literal["keep", "drop"] = "keep"
     map: bool = False
     label: Literal["on", "off"] = "on"
     background: Background | None = None
@@ -77,6 +79,8 @@ class Order:
         if self.quality == "lossless" and self.format in ALWAYS_LOSSY:
             reason = f"{FORMATS[self.format].pillow} {ALWAYS_LOSSY[self.format]}"
             raise UsageError(f"{reason}; choose png, webp, avif or tiff for a result without loss")
+        if self.hdr not in ("keep", "drop"):
+            raise UsageError(f"hdr {self.hdr!r} is not understood: choose keep or drop")
         if self.map and self.request.region is not None:
             raise UsageError("a map is of a whole result: leave the region away")
         if self.format != AUTO and self.format not in FORMATS:
@@ -90,7 +94,8 @@ class Order:
         if self.background is not None:
             settings["background"] = str(self.background)
         # Absent where it is kept, so that results of before there was a choice are still known.
-        return settings if self.metadata == "keep" else {**settings, "metadata": self.metadata}
+        rare = {"metadata": self.metadata, "hdr": self.hdr}
+        return {**settings, **{name: value for name, value in rare.items() if value != "keep"}}
 
     def fingerprint(self, model_sha256: str, model_scale: int) -> str:
         """Return what two results have in common that were made with the same model and settings."""
@@ -150,6 +155,8 @@ def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
     """
     if order.map or order.request.protect is not None:
         upscaler.partner()
+    if order.hdr == "drop":
+        picture = picture.without_gain_map()
     size = upscaler.output_size(picture, order.request)
     shown = picture if order.background is None else laid_on(picture, order.background)
     format, warnings = _format(picture, shown, order, size)
@@ -253,6 +260,8 @@ def _of_file(result: Picture, decision: Decision) -> tuple[Picture, tuple[str, .
 def stripped(picture: Picture) -> Picture:
     """Return `picture` with its colour profile and nothing else that its file said beside the pixels."""
     frames = [replace(frame.without_metadata(), icc=_profile(frame.icc)) for frame in picture.frames]
+    if (gain_map := frames[0].gain_map) is not None:
+        frames[0] = replace(frames[0], gain_map=replace(gain_map, icc=_profile(gain_map.icc)))
     warnings = picture.warnings
     if any(before.icc and not after.icc for before, after in zip(picture.frames, frames, strict=True)):
         warnings = (*warnings, "its colour profile is none that can be passed on, so it was left out")

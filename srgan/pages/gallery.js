@@ -13,6 +13,10 @@ for (const card of document.querySelectorAll(".exhibit")) {
   }
 }
 
+for (const box of document.querySelectorAll(".actual")) {
+  box.addEventListener("change", () => box.closest(".exhibit").classList.toggle("actual-size", box.checked));
+}
+
 const order = document.querySelector("#order");
 if (order) {
   const exhibits = document.querySelector(".exhibits");

@@ -8,6 +8,7 @@ format of the result can hold it, and what is not is told.
     why_not    why a format cannot hold a picture; `losses`: what of it the format will not carry: picture.py
     resized    a `Picture` at another size: resampling.py; `back_project`: one kept true to its original
     from_pil, to_pil, from_array, to_array   of a `Picture`: what other libraries hold: interchange.py
+    GainMap    what makes a picture for HDR screens of one: gain_map.py, formats/ultra_hdr.py
     Region     a part of a result, and what it takes of the picture: regions.py
     mixed      two results by a `Mask`: masks.py
     invention  what of a result its picture does not say, as a number and a map: invention.py
@@ -19,6 +20,7 @@ format of the result can hold it, and what is not is told.
 from srgan.pictures.backgrounds import Background, laid_on
 from srgan.pictures.flattening import flattened
 from srgan.pictures.formats.jpeg import jpeg_quality
+from srgan.pictures.gain_map import GainMap
 from srgan.pictures.interchange import PillowImage
 from srgan.pictures.invention import Invention, invention
 from srgan.pictures.masks import Mask, mixed
@@ -37,7 +39,7 @@ from srgan.pictures.picture import (
 from srgan.pictures.planes import without_tint
 from srgan.pictures.reading import DEFAULT_MAX_MEGAPIXELS, decode
 from srgan.pictures.regions import Region, Window
-from srgan.pictures.resampling import back_project, resized, scaled_dpi
+from srgan.pictures.resampling import back_project, resized, resized_gain_map, scaled_dpi
 from srgan.pictures.signatures import NO_PICTURE, START_BYTES, format_of_start, looks_like_picture
 from srgan.pictures.writing import encode
 
@@ -50,6 +52,7 @@ __all__ = [
     "START_BYTES",
     "Background",
     "Format",
+    "GainMap",
     "Invention",
     "Mask",
     "Picture",
@@ -70,6 +73,7 @@ __all__ = [
     "losses",
     "mixed",
     "resized",
+    "resized_gain_map",
     "scaled_dpi",
     "why_not",
     "why_not_lossless",

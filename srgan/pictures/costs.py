@@ -63,6 +63,10 @@ def encoding_bytes(
         needed = per_px * min(px, _AVIF_FRAMES * largest) + _AVIF_FRAME_BYTES_PER_PX * px
     else:
         needed = per_px * px
+    if picture.gain_map is not None and format == "jpg":
+        levels = picture.gain_map.levels
+        share = levels.shape[0] * levels.shape[1] / (picture.height * picture.width)
+        needed += BYTES_PER_PX["jpg", "still"]["L" if levels.ndim == 2 else "RGB"] * share * px
     if picture.bits == 16:
         needed = 2 * needed if format in _DEEP and not picture.is_animated else needed + channels * px
     return int(needed) + _PROCESS_BYTES

@@ -14,8 +14,9 @@ from PIL import Image
 from srgan.errors import UsageError
 from srgan.files import write_atomically
 from srgan.installed import remedy
-from srgan.pictures import colour, metadata, timing
+from srgan.pictures import colour, metadata, timing, xmp
 from srgan.pictures.formats import coders
+from srgan.pictures.gain_map import GainMap
 
 # 1..100 of files compressed with loss, or none of that; None for what suits the picture and the format.
 Quality: TypeAlias = int | Literal["lossless"] | None
@@ -43,6 +44,8 @@ class Picture:
     scale, 0 where that is not known; None of others.
 
     `read_size`: (height, width) with which it was read, of which EXIF and XMP speak; None if it is what it was.
+
+    `gain_map`: what makes the picture for HDR screens of it, None if there is none.
     """
 
     pixels: np.ndarray
@@ -60,6 +63,7 @@ class Picture:
     plays: int = 0
     lossy_quality: int | None = None
     read_size: tuple[int, int] | None = None
+    gain_map: GainMap | None = None
 
     @property
     def height(self) -> int:
@@ -150,13 +154,19 @@ class Picture:
         bare = replace(self, exif=b"", xmp=b"", texts=())
         return replace(bare, further=tuple(frame.without_metadata() for frame in self.further))
 
+    def without_gain_map(self) -> Picture:
+        """Return the picture for ordinary screens alone; that it was for others, too, is told."""
+        if self.gain_map is None:
+            return self
+        return replace(self, gain_map=None, warnings=(*self.warnings, f"{A_GAIN_MAP} was left out"))
+
 
 @dataclass(frozen=True)
 class Format:
     """A format that is written. `suffixes`: of file names, the first one for new files.
 
     `holds`: what survives in it beside 8-bit pixels, of "16 bits", "alpha", "icc", "exif", "xmp", "dpi", "texts",
-    "comment" (the one text of that name), "png_colour", "animation" and "pages".
+    "comment" (the one text of that name), "png_colour", "gain map", "animation" and "pages".
     """
 
     pillow: str
@@ -176,7 +186,7 @@ FORMATS = {
         "JPEG",
         (".jpg", ".jpeg", ".jpe", ".jfif"),
         65_500,
-        frozenset({"icc", "exif", "xmp", "dpi", "comment"}),
+        frozenset({"icc", "exif", "xmp", "dpi", "comment", "gain map"}),
     ),
     "webp": Format("WEBP", (".webp",), 16_383, frozenset({"alpha", "icc", "exif", "xmp", "dpi", "animation"})),
     "avif": Format("AVIF", (".avif",), 65_536, frozenset({"alpha", "icc", "exif", "xmp", "dpi", "animation"})),
@@ -200,6 +210,9 @@ PICTURE_SUFFIXES = frozenset(
 # A JPEG file keeps EXIF and XMP in one segment each, whose length has 16 bits; 2 for the length itself, and the
 # name in front of it.
 MAX_JPEG_EXIF_BYTES, MAX_JPEG_XMP_BYTES = 65_533, 65_504
+
+# How warnings about a gain map begin.
+A_GAIN_MAP = "its gain map, which lets HDR screens show it brighter,"
 
 
 # Formats for which EXIF is taken apart and put together; the others carry it along as it is.
@@ -297,8 +310,10 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
     if format == "jpg":
         if picture.exif and len(exif) > MAX_JPEG_EXIF_BYTES:
             lost.append("JPEG holds 64 KB of EXIF data, so this was not kept")
-        if len(picture.xmp) > MAX_JPEG_XMP_BYTES:
-            lost.append("JPEG holds 64 KB of XMP data, so this was not kept")
+        if picture.xmp and not jpeg_holds_xmp(picture, picture.xmp):
+            too_long = len(picture.xmp) > MAX_JPEG_XMP_BYTES - xmp.GAIN_MAP_BYTES
+            why = "JPEG holds 64 KB of XMP data, so this" if too_long else "its XMP data is damaged and"
+            lost.append(f"{why} was not kept")
     if picture.texts and "texts" not in target.holds:
         kept = {"Comment"} if "comment" in target.holds else set()
         texts = {keyword for keyword, _ in picture.texts} - kept
@@ -306,7 +321,16 @@ def losses(picture: Picture, format: str) -> tuple[str, ...]:
             lost.append(f"{name} cannot hold the IPTC data of the file")
         if texts - raw:
             lost.append(f"{name} cannot hold the texts of the file")
+    if picture.gain_map is not None and "gain map" not in target.holds:
+        lost.append(f"{name} cannot hold a gain map, so HDR screens will show the picture no brighter than others")
     return (*lost, *_lost_colours(picture, format))
+
+
+def jpeg_holds_xmp(picture: Picture, packet: bytes) -> bool:
+    """Return whether an XMP packet fits into a JPEG file, together with what tells of a gain map."""
+    if picture.gain_map is None:
+        return len(packet) <= MAX_JPEG_XMP_BYTES
+    return len(packet) <= MAX_JPEG_XMP_BYTES - xmp.GAIN_MAP_BYTES and xmp.is_whole(packet)
 
 
 def exif_for(picture: Picture, format: str) -> bytes:

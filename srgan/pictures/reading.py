@@ -45,10 +45,11 @@ from srgan.pictures.formats import (
     ppm,
     raw_rows,
     tiff,
+    ultra_hdr,
     webp,
 )
 from srgan.pictures.formats.tiff_reading import read_tiff
-from srgan.pictures.picture import Picture
+from srgan.pictures.picture import A_GAIN_MAP, Picture
 from srgan.pictures.planes import Planes
 from srgan.pictures.signatures import NO_PICTURE, looks_like_picture
 
@@ -165,8 +166,18 @@ def _read_jpeg(
     file.seek(0)
     content = file.read()
     opened, damage = jpeg_mending.loaded(opened, content, accept_damaged=accept_damaged)
-    warnings = [*warnings, *damage, *jpeg_parts.unkept(content)]
-    return _finished(Planes.of_image(opened, warnings), opened, file, warnings)
+    gain_map, gain_map_warnings = ultra_hdr.read(content, opened.size)
+    warnings = [
+        *warnings,
+        *damage,
+        *gain_map_warnings,
+        *jpeg_parts.unkept(content, keeps_gain_map=gain_map is not None),
+    ]
+    picture = _finished(Planes.of_image(opened, warnings), opened, file, warnings)
+    if gain_map is not None:
+        orientation, _, _ = exif_of(opened)
+        gain_map = replace(gain_map, levels=Planes(gain_map.levels, None).turned(orientation).pixels)
+    return replace(picture, gain_map=gain_map)
 
 
 def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]) -> Picture:
@@ -181,6 +192,8 @@ def _read_still(opened: ImageFile.ImageFile, file: BinaryIO, warnings: list[str]
     opened.load()
     if opened.format == "AVIF" and (bits := _avif_bits(file)) > 8:
         warnings.append(f"its {bits} bits per channel were read as 8")
+    if opened.format == "AVIF" and boxes.has_gain_map(_content(file)):
+        warnings.append(f"{A_GAIN_MAP} was not kept")
     if opened.format == "BMP":
         file.seek(0)
         opened.info["icc_profile"], colour_warnings = bmp.profile(file.read())
@@ -245,6 +258,8 @@ def _read_heic(file: BinaryIO, budget: Budget, warnings: list[str]) -> Picture:
     budget.spend(*opened.size)
     planes = Planes.of_samples(opened.samples())
     exif, warnings = b"", [*warnings, *opened.warnings, *beside.unkept(_content(file))]
+    if boxes.has_gain_map(_content(file)):
+        warnings.append(f"{A_GAIN_MAP} was not kept")
     try:
         if opened.exif:
             exif = metadata.upright_exif(opened.exif)  # libheif has turned the picture already

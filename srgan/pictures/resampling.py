@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
+from srgan.pictures.gain_map import GainMap
 from srgan.pictures.picture import Picture
+from srgan.pictures.regions import Region
 
 # Enlarging and reducing keep all of a flat area and a third of the finest detail: so this takes most of both.
 _STEP = np.float32(1.4)
@@ -17,12 +19,39 @@ def resized(picture: Picture, height: int, width: int) -> Picture:
     """Return `picture` at another size by bicubic resampling (a = -0.5), antialiased when it gets smaller.
 
     The resolution follows, so that the picture is as large on paper as before. Frames and pages behind the first
-    are left as they are.
+    are left as they are. A gain map gets as many times larger as the picture.
     """
     # Apart, not as RGBA: Pillow premultiplies there, which rounds the colour of faint pixels away.
     alpha = None if picture.alpha is None else _resized(picture.alpha, height, width)
     pixels = _resized(picture.pixels, height, width)
-    return replace(picture, pixels=pixels, alpha=alpha, dpi=scaled_dpi(picture, height, width))
+    gain_map = resized_gain_map(picture, height, width)
+    dpi = scaled_dpi(picture, height, width)
+    return replace(picture, pixels=pixels, alpha=alpha, dpi=dpi, gain_map=gain_map)
+
+
+def resized_gain_map(picture: Picture, height: int, width: int, region: Region | None = None) -> GainMap | None:
+    """Return the gain map of `picture` at that size, or of a region of that; None if it has none.
+
+    It keeps its share of the picture's pixels, across and down, and lies over the same places.
+    """
+    gain_map = picture.gain_map
+    if gain_map is None:
+        return None
+    map_height, map_width = gain_map.levels.shape[:2]
+    part = region or Region(0, 0, width, height)
+    sides = (
+        max(1, round(part.width * map_width / picture.width)),
+        max(1, round(part.height * map_height / picture.height)),
+    )
+    across, down = map_width / width, map_height / height
+    box = (
+        part.left * across,
+        part.top * down,
+        min(map_width, (part.left + part.width) * across),
+        min(map_height, (part.top + part.height) * down),
+    )
+    image = Image.fromarray(gain_map.levels).resize(sides, Image.Resampling.BICUBIC, box)
+    return replace(gain_map, levels=np.asarray(image))
 
 
 def back_project(levels: np.ndarray, source: np.ndarray) -> None:

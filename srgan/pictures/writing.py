@@ -16,20 +16,21 @@ from srgan.errors import PictureError
 from srgan.machine import available_cores
 from srgan.pictures import colour, metadata, timing
 from srgan.pictures.faults import as_picture_errors
-from srgan.pictures.formats import avif_grid, boxes, coders, png, tiff
+from srgan.pictures.formats import avif_grid, boxes, coders, png, tiff, ultra_hdr
 from srgan.pictures.picture import (
     FORMATS,
     MAX_JPEG_EXIF_BYTES,
-    MAX_JPEG_XMP_BYTES,
     Picture,
     Quality,
     exif_for,
     is_lossless,
+    jpeg_holds_xmp,
     profile_for,
     why_not,
     why_not_lossless,
 )
 from srgan.pictures.planes import to_8_bits
+from srgan.pictures.xmp import with_gain_map
 
 _MOST_AVIF_THREADS = 4
 
@@ -61,7 +62,8 @@ def encode(picture: Picture, format: str, *, quality: Quality = None) -> bytes:
             return _ppm(picture)
         if format == "png" and not picture.further:
             return png.write(_joined(picture), _png_chunks(picture, exif, xmp))
-        options = _encoder_options(format, None if quality == "lossless" else quality)
+        level = None if quality == "lossless" else quality
+        options = _encoder_options(format, level)
         if lossless:
             options |= _lossless_options(format)
         if picture.dpi and not exif and format in ("webp", "avif"):
@@ -70,7 +72,13 @@ def encode(picture: Picture, format: str, *, quality: Quality = None) -> bytes:
             options["icc_profile"] = icc
         if exif and "exif" in target.holds and (format != "jpg" or len(exif) <= MAX_JPEG_EXIF_BYTES):
             options["exif"] = exif
-        if xmp and (format in ("webp", "avif") or (format == "jpg" and len(xmp) <= MAX_JPEG_XMP_BYTES)):
+        behind = b""
+        if format == "jpg":
+            xmp = xmp if jpeg_holds_xmp(picture, xmp) else b""
+            if picture.gain_map is not None:
+                behind = ultra_hdr.coded(picture.gain_map, level)
+                xmp = with_gain_map(xmp, len(behind))
+        if xmp and format in ("webp", "avif", "jpg"):
             options["xmp"] = xmp
         if picture.dpi and format in ("png", "jpg", "bmp"):
             options["dpi"] = _whole(picture.dpi) if format == "jpg" else picture.dpi
@@ -92,6 +100,8 @@ def encode(picture: Picture, format: str, *, quality: Quality = None) -> bytes:
         buffer = io.BytesIO()
         images[0].save(buffer, target.pillow, **options)
         content = buffer.getvalue()
+        if behind:
+            return ultra_hdr.joined(content, behind)
         return _with_code_points(picture, content) if format == "avif" else content
 
 

@@ -46,6 +46,59 @@ _DOWN = tuple(
     b"FullPanoHeightPixels CroppedAreaTopPixels LargestValidInteriorRectTop LargestValidInteriorRectHeight".split()
 )
 
+# What a JPEG file says of the gain map behind it (Adobe, Gain map specification 1.0; Google, Ultra HDR 1.1).
+_GAIN_MAP = (
+    b'<rdf:Description rdf:about="" xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" '
+    b'xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" '
+    b'xmlns:Container="http://ns.google.com/photos/1.0/container/" '
+    b'xmlns:Item="http://ns.google.com/photos/1.0/container/item/" hdrgm:Version="1.0"><Container:Directory>'
+    b"<rdf:Seq>"
+    b'<rdf:li rdf:parseType="Resource"><Container:Item Item:Semantic="Primary" Item:Mime="image/jpeg"/></rdf:li>'
+    b'<rdf:li rdf:parseType="Resource"><Container:Item Item:Semantic="GainMap" Item:Mime="image/jpeg" '
+    b'Item:Length="%d"/></rdf:li></rdf:Seq></Container:Directory></rdf:Description>'
+)
+
+
+_HEAD = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+_TAIL = b"</rdf:RDF></x:xmpmeta>"
+_END = re.compile(rb"</[\w.-]{1,20}:RDF\s*>")
+
+# So much longer a packet becomes, by the longest length.
+GAIN_MAP_BYTES = len(_GAIN_MAP % 2**32)
+
+
+def packet(attributes: bytes, elements: bytes = b"") -> bytes:
+    """Return an XMP packet of one description with these attributes and elements."""
+    return _HEAD + b'<rdf:Description rdf:about="" ' + attributes + b">" + elements + b"</rdf:Description>" + _TAIL
+
+
+def values(packet: bytes, space: bytes, name: bytes) -> list[bytes]:
+    """Return the texts of a property, told as an attribute, an element or a list; none if it is not there."""
+    for prefix in {prefix for prefix, _, uri in _NAMESPACE.findall(packet) if uri == space}:
+        full = re.escape(prefix) + b":" + name
+        if attribute := re.search(rb"\s" + full + rb"""\s*=\s*(["'])([^"'<>]*)\1""", packet):
+            return [attribute[2]]
+        start, closing = re.search(rb"<" + full + rb"(?:\s[^<>]*)?>", packet), b"</" + prefix + b":" + name
+        if start and (end := packet.find(closing, start.end())) >= 0:
+            body = packet[start.end() : end]
+            return re.findall(rb"<rdf:li\b[^<>]*>([^<>]*)</rdf:li", body) or [body]
+    return []
+
+
+def is_whole(packet: bytes) -> bool:
+    """Return whether a packet ends as one does, so that something can be added to it."""
+    return _END.search(packet) is not None
+
+
+def with_gain_map(packet: bytes, length_bytes: int) -> bytes:
+    """Return a packet that also tells of a gain map of so many bytes behind the picture.
+
+    `packet`: one that is whole, or nothing.
+    """
+    packet = packet or _HEAD + _TAIL
+    place = [match.start() for match in _END.finditer(packet)][-1]
+    return packet[:place] + _GAIN_MAP % length_bytes + packet[place:]
+
 
 def without_absent(packet: bytes) -> bytes:
     """Return an XMP packet that claims nothing of what lies behind a picture in its file."""

@@ -253,6 +253,7 @@ def test_a_line_takes_the_place_of_the_bar(tmp_path: Path, tiny_model: Path) -> 
         (["a.png", "--map", "m.png"], 1, "tiny-x4 has no partner"),
         (["a.png", "--protect", "gone.png"], 2, "--protect: gone.png"),
         (["a.png", "--faithful", "maybe"], 2, "faithful 'maybe' is not understood: choose on or off"),
+        (["a.png", "--hdr", "maybe"], 2, "hdr 'maybe' is not understood: choose keep or drop"),
         (["a.png", "--balance", "0.5", "-n", "srgan-x4"], 2, "leave -n srgan-x4 away"),
         (["a.png", "-q", "0"], 2, "quality 0 is out of range"),
         (["a.png", "-q", "best"], 2, "quality 'best' is not understood: choose one from 1 to 100, or lossless"),

@@ -308,9 +308,10 @@ def test_an_order_has_one_fingerprint_for_what_decides_on_a_result() -> None:
         Order(Request(2), format="jpg", quality=80),
         Order(Request(2), format="png", quality=81),
         Order(Request(2), format="png", quality=80, metadata="strip"),
+        Order(Request(2), format="png", quality=80, hdr="drop"),
     ]
     prints = {each.fingerprint("model", 4) for each in (order, *others)} | {order.fingerprint("another", 4)}
-    assert len(prints) == 6
+    assert len(prints) == 7
     assert order.fingerprint("model", 4) == Order(Request(2), format="png", quality=80).fingerprint("model", 4)
     # The model's own scale is the same asked for or not, and only its own.
     assert Order(Request(4)).fingerprint("model", 4) == Order().fingerprint("model", 4)

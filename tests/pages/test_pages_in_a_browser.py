@@ -17,6 +17,7 @@ from srgan.commands.evaluate import evaluate_command
 from srgan.evaluation import benchmark
 from srgan.pages.compare import compare_command
 from srgan.pages.report import report_command
+from srgan.pages.sheet import Contender, sheet_page
 from srgan.pictures import Picture, encode
 
 if TYPE_CHECKING:
@@ -130,3 +131,20 @@ def test_evaluations(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [float(text) for text in ascending] == sorted(float(text) for text in ascending)
     assert [float(text) for text in descending] == sorted((float(text) for text in ascending), reverse=True)
     assert heading.get_attribute("aria-sort") == "descending"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_sheets(opened: Open, tmp_path: Path, width: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    contenders = [Contender(name, levels, 1.0) for name, levels in zip(("a", "b", "c"), noise, strict=True)]
+    (tmp_path / "s.html").write_text(sheet_page("a.png", Picture(noise[0, ::4, ::4]), contenders, []))
+    page = opened(tmp_path / "s.html", width)
+    shown = {side: page.locator(f".compare img.{side}").get_attribute("data-name") for side in ("left", "right")}
+    assert shown == {"left": "a", "right": "b"}
+    page.locator(".compare input").fill("20")
+    assert page.evaluate("getComputedStyle(document.querySelector('.right')).clipPath") == "inset(0px 0px 0px 20%)"
+    page.locator(".choose-left").select_option("c")
+    assert page.locator(".compare img.left").get_attribute("data-name") == "c"
+    page.locator(".actual").check()
+    assert page.evaluate("document.querySelector('.compare').clientWidth") == 96
+    assert page.locator(".place .crops li").count() == 4

@@ -75,11 +75,12 @@ def described(content: bytes) -> tuple[dict[str, str | None], set[str]]:
 
 
 @pytest.mark.parametrize("with_index", [False, True])
-def test_a_gain_map_is_told_and_no_longer_claimed(with_index: bool) -> None:
+def test_a_gain_map_that_means_nothing_is_told_and_no_longer_claimed(with_index: bool) -> None:
     xmp = packet('hdrgm:Version="1.0" dc:source="kept"', DIRECTORY)
     content = jpeg(*[listed([0, 0])] * with_index, xmp=xmp) + jpeg(xmp=packet('hdrgm:GainMapMax="2.0"'))
     picture, again = larger(content)
-    assert picture.warnings == ("its gain map, which lets HDR screens show it brighter, was not kept",)
+    words = "does not say how it is meant and was not kept"
+    assert picture.warnings == (f"its gain map, which lets HDR screens show it brighter, {words}",)
     attributes, elements = described(again)
     assert attributes == {f"{RDF}about": "", f"{{{SPACES['dc']}}}source": "kept"}
     assert elements == {"{adobe:ns:meta/}xmpmeta", f"{RDF}RDF", f"{RDF}Description"}
@@ -87,7 +88,8 @@ def test_a_gain_map_is_told_and_no_longer_claimed(with_index: bool) -> None:
 
 def test_a_gain_map_by_the_iso_standard_is_told() -> None:
     content = jpeg(segment(0xE2, b"urn:iso:std:iso:ts:21496:-1\0" + bytes(4)), listed([0, 0])) + jpeg()
-    assert decode(content).warnings == ("its gain map, which lets HDR screens show it brighter, was not kept",)
+    words = "says nothing of how it is meant and was not kept"
+    assert decode(content).warnings == (f"its gain map, which lets HDR screens show it brighter, {words}",)
 
 
 def test_further_pictures_are_told() -> None:

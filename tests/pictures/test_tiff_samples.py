@@ -56,7 +56,7 @@ def test_signed_colours_keep_their_order_and_are_told(dtype: type, bits: int) ->
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_floating_point_from_0_to_1_is_read(dtype: type, channels: int, order: Any) -> None:
-    samples = np.random.default_rng(0).random((8, 10, 3)).astype(dtype)
+    samples: np.ndarray = np.random.default_rng(0).random((8, 10, 3)).astype(dtype)
     samples = samples if channels == 3 else samples[..., 0]
     kind = "rgb" if channels == 3 else "minisblack"
     picture = decode(tiff(samples, photometric=kind, byteorder=order))

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from srgan_service.http.routes import warnings_header
 from srgan_service.settings import Settings
 from srgan_service.work.service import upload_megapixels
+from support import ultra_hdr
 from support.engines import NearestEngine
 from support.serving import Blocked, Running, answer_on, head, levels, png, problem, serving, settings_of, until
 
@@ -302,6 +303,16 @@ def test_what_a_file_is_written_as_is_that_of_the_command_line(running: Running)
     np.testing.assert_array_equal(upscaled(wrapped), upscaler.upscale(picture, wrap="both").pixels)
 
 
+def test_a_photograph_for_hdr_screens_stays_one_unless_it_is_asked_for(running: Running) -> None:
+    values = ultra_hdr.by_xmp(GainMapMax=2, HDRCapacityMax=2)
+    content = ultra_hdr.ultra_hdr(levels(20, 16), ultra_hdr.jpeg(levels(10, 8), values))
+    kept = running.client.post("/v1/upscale", content=content)
+    assert ultra_hdr.read(kept.content).gain_map.size == (32, 40)
+    dropped = running.client.post("/v1/upscale?hdr=drop", content=content)
+    assert told(dropped) == ["its gain map, which lets HDR screens show it brighter, was left out"]
+    assert decode(dropped.content).gain_map is None
+
+
 def test_a_map_and_a_mask_are_those_of_the_command_line(running: Running) -> None:
     content, mask = png(20, 16), np.zeros((20, 16, 3), np.uint8)
     mask[:, :8] = 255
@@ -374,6 +385,7 @@ REFUSED = {
     "too large a side": (png(), {}, "?width=9000", 422, "invalid-parameter"),
     "unknown parameter": (png(), {}, "?scales=2", 422, "invalid-parameter"),
     "faithful by another word": (png(), {}, "?faithful=true", 422, "invalid-parameter"),
+    "hdr by another word": (png(), {}, "?hdr=off", 422, "invalid-parameter"),
     "a region of three numbers": (png(), {}, "?region=1,2,3", 422, "invalid-parameter"),
     "a region without pixels": (png(), {}, "?region=1,2,0,3", 422, "invalid-parameter"),
     "a map of a part": (png(), {}, "?region=1,2,3,3&map=true", 422, "invalid-parameter"),

@@ -127,6 +127,10 @@ class Wish(BaseModel):
         Literal["strip", "keep"],
         Field(description="Whether what the upload says of place, time and camera stays in the result."),
     ] = "strip"
+    hdr: Annotated[
+        Literal["keep", "drop"],
+        Field(description="Whether a JPEG that is for HDR screens, too, by a gain map, stays one."),
+    ] = "keep"
 
     @property
     def is_faithful(self) -> bool | None:
@@ -153,6 +157,7 @@ class Wish(BaseModel):
             format=self.format,
             quality=self.quality,
             metadata=self.metadata,
+            hdr=self.hdr,
             map=self.map,
             label=self.label,
             background=None if self.background is None else Background.parsed(self.background),

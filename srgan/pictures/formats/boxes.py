@@ -1,4 +1,4 @@
-"""What AVIF files say in their boxes (ISO/IEC 14496-12) and Pillow neither reads nor writes."""
+"""What AVIF and HEIC files say in their boxes (ISO/IEC 14496-12) and Pillow neither reads nor writes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,12 @@ def pixel_shape(content: bytes) -> tuple[int, int]:
         across, down = struct.unpack_from(">LL", content, start)
         return across, down
     return 1, 1
+
+
+def has_gain_map(content: bytes) -> bool:
+    """Return whether there is a gain map beside the picture: by ISO 21496-1, or of Apple's kind."""
+    items = any(b"tmap" in content[start : start + 16] for start, _ in of_kind(content, b"infe"))
+    return items or any(b"hdrgainmap" in content[start:end] for start, end in of_kind(content, b"auxC"))
 
 
 def plays(content: bytes) -> int:

@@ -35,9 +35,9 @@ _READ = (
 )
 
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
-_ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1"
+ISO_GAIN_MAP = b"urn:iso:std:iso:ts:21496:-1"
 _GAIN_MAP = re.compile(
-    rb"http://ns\.adobe\.com/hdr-gain-map/|http://ns\.apple\.com/HDRGainMap/|aux:hdrgainmap|" + _ISO_GAIN_MAP
+    rb"http://ns\.adobe\.com/hdr-gain-map/|http://ns\.apple\.com/HDRGainMap/|aux:hdrgainmap|" + ISO_GAIN_MAP
 )
 _GAIN_MAP_PROPERTY = re.compile(rb"""hdrgm:Version\b|HDRGainMapVersion\b|Semantic\s*=\s*["']GainMap\b""")
 _FILM = re.compile(rb"[\x08-\xff]ftyp|MotionPhoto_Data")
@@ -106,23 +106,29 @@ def _is_marker(content: bytes, place: int) -> bool:
     return marker in _BETWEEN_SCANS and (following >= len(content) or marker == _SOS or content[following] == 0xFF)
 
 
-def unkept(content: bytes) -> list[str]:
-    """Return what a JPEG file carries beside picture and metadata that is not kept, in a few words each."""
+def claims_gain_map(content: bytes, parts: Layout) -> bool:
+    """Return whether a JPEG file says that there is a gain map behind its picture, and anything is there."""
+    behind = parts.behind(content)
+    xmp = b"".join(body for marker, body in parts.segments if marker == _APP1 and body.startswith(b"http:"))
+    return bool(behind) and (
+        bool(_GAIN_MAP.search(behind) or _GAIN_MAP_PROPERTY.search(xmp))
+        or any(marker == _APP2 and body.startswith(ISO_GAIN_MAP) for marker, body in parts.segments)
+    )
+
+
+def unkept(content: bytes, *, keeps_gain_map: bool) -> list[str]:
+    """Return what a JPEG file carries beside picture, gain map and metadata that is not kept, in a few words."""
     parts = layout(content)
     behind = parts.behind(content)
     told = []
     xmp = b"".join(body for marker, body in parts.segments if marker == _APP1 and body.startswith(b"http:"))
-    has_gain_map = bool(behind) and (
-        bool(_GAIN_MAP.search(behind) or _GAIN_MAP_PROPERTY.search(xmp))
-        or any(marker == _APP2 and body.startswith(_ISO_GAIN_MAP) for marker, body in parts.segments)
-    )
-    if has_gain_map:
-        told.append("its gain map, which lets HDR screens show it brighter, was not kept")
+    has_gain_map = claims_gain_map(content, parts)
     if has_film := bool(_FILM.search(behind)):
-        told.append("the film of its motion photo was not kept")
+        told.append(beside.FILM)
     pictures = max(_listed_pictures(parts) - 1, int(behind.startswith(b"\xff\xd8\xff")))
     if pictures > has_gain_map:
-        told.append("only the first picture of the file was read; others behind it are not kept")
+        read = "picture and its gain map were" if keeps_gain_map else "picture of the file was"
+        told.append(f"only the first {read} read; others behind it are not kept")
     if _EXTENDED_XMP in xmp:
         told.append("its extended XMP data was not kept")
     told += _unknown_segments(parts)
@@ -139,7 +145,7 @@ def _unknown_segments(parts: Layout) -> list[str]:
     for marker, body in parts.segments:
         if not _APP0 <= marker <= 0xEF or any(marker == kind and body.startswith(start) for kind, start in _READ):
             continue
-        if body.startswith((_EXTENDED_XMP, _ISO_GAIN_MAP)):
+        if body.startswith((_EXTENDED_XMP, ISO_GAIN_MAP)):
             continue
         if marker == _APP11 and body.startswith(b"JP"):
             if b"c2pa" in body:

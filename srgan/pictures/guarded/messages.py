@@ -13,13 +13,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from srgan.pictures import Picture
+from srgan.pictures import GainMap, Picture
 from srgan.pictures.guarded import shared
 
 READY = b"ready"  # a worker's first word
 
 # The most that the description of an answer may take; pixels and profiles come behind it.
 _MAX_DESCRIPTION_BYTES = 16 << 20
+
+_RECORDS: dict[str, type[Picture | GainMap]] = {"picture": Picture, "gain map": GainMap}
 
 _LENGTH = struct.Struct(">Q")
 
@@ -83,9 +85,10 @@ def pack(value: object, blobs: list[bytes | np.ndarray]) -> object:
         return {"bytes": len(value)}
     if isinstance(value, tuple):
         return [pack(item, blobs) for item in value]
-    if isinstance(value, Picture):
-        fields = {field.name: pack(getattr(value, field.name), blobs) for field in dataclasses.fields(value)}
-        return {"picture": fields}
+    for name, record in _RECORDS.items():
+        if isinstance(value, record):
+            fields = {field.name: pack(getattr(value, field.name), blobs) for field in dataclasses.fields(value)}
+            return {name: fields}
     return value
 
 
@@ -114,5 +117,6 @@ def unpack(tree: Any, stream: FileIO, budget: Budget, *, maps: bool = False) -> 
     if "bytes" in tree:
         budget.spend(tree["bytes"])
         return bytes(receive(stream, tree["bytes"]))
-    fields = {name: unpack(field, stream, budget, maps=maps) for name, field in tree["picture"].items()}
-    return Picture(**cast(dict[str, Any], fields))
+    ((kind, packed),) = tree.items()
+    fields = {name: unpack(field, stream, budget, maps=maps) for name, field in packed.items()}
+    return _RECORDS[kind](**cast(dict[str, Any], fields))
