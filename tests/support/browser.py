@@ -27,6 +27,14 @@ _ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+RED, CYAN = (200, 80, 40), (55, 175, 215)  # each the other's negative
+WHAT_IS_KEPT = """() => new Promise((done) => {
+    const opening = indexedDB.open("srgan", 1);
+    opening.onsuccess = () => {
+        const counting = opening.result.transaction("pictures").objectStore("pictures").count();
+        counting.onsuccess = () => done(counting.result);
+    };
+})"""
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},
     "device_scale_factor": 2,
@@ -58,18 +66,23 @@ class Negative(NearestEngine):
 
 
 @contextlib.contextmanager
-def negative_serving(**changes: Any) -> Iterator[Running]:
-    """Run a server with two models: `negative`, the default, and `nearest`. Two balances are one or the other."""
+def negative_serving(names: tuple[str, ...] = ("negative", "nearest"), **changes: Any) -> Iterator[Running]:
+    """Run a server with models of these names: the first, the default, makes negatives, the others repeat pixels.
+
+    Two balances are one or the other; what makes negatives has the second for its partner.
+    """
     with serving(**changes) as server:
         before, tile = changes.get("before"), changes.get("tile_lr_px", "auto")
-        negative = Upscaler(engine=Negative(before), tile_lr_px=tile)
         nearest = Upscaler(engine=NearestEngine(before), tile_lr_px=tile)
+        negative = Upscaler(engine=Negative(before), tile_lr_px=tile, partner=lambda: nearest)
         server.service.models.serve_only(
             {
-                ServedModel("negative", "What negative does.", METADATA.scale, is_default=True): negative,
-                ServedModel("nearest", "What nearest does.", METADATA.scale, is_default=False): nearest,
+                ServedModel(name, f"What {name} does.", METADATA.scale, is_default=not place): (
+                    nearest if place else negative
+                )
+                for place, name in enumerate(names)
             },
-            balance=("nearest", "negative"),
+            balance=(names[1], names[0]),
             balanced={0.25: nearest, 0.75: negative},
         )
         yield server
@@ -91,9 +104,9 @@ def page_of(browser: Browser, server: Running, *, refused: tuple[int, ...] = (),
             wrong.append(message.text)
 
     def answered(response: Any) -> None:
-        # Whether there are jobs is found out by asking.
-        is_excused = response.status in refused or response.url == home + "v1/jobs?limit=1"
-        if not response.url.startswith((home, "blob:")) or (response.status >= 400 and not is_excused):
+        if not response.url.startswith((home, "blob:")) or (
+            response.status >= 400 and response.status not in refused
+        ):
             wrong.append(f"{response.status} {response.url}")
 
     page.on("console", heard)
@@ -107,6 +120,24 @@ def page_of(browser: Browser, server: Running, *, refused: tuple[int, ...] = (),
         context.close()
 
 
+@contextlib.contextmanager
+def held(page: Page, *, but_regions: bool = False) -> Iterator[None]:
+    """Keep the service from hearing of pictures meanwhile; parts of them may come through."""
+    routes: list[Any] = []
+
+    def hold(route: Any) -> None:
+        if but_regions and "region=" in route.request.url:
+            route.continue_()
+        else:
+            routes.append(route)
+
+    page.route("**/v1/upscale*", hold)
+    yield
+    page.unroute("**/v1/upscale*")
+    for route in routes:
+        route.continue_()
+
+
 def give(page: Page, *pictures: tuple[str, bytes]) -> None:
     """Choose files in the page."""
     files = [{"name": name, "mimeType": "", "buffer": content} for name, content in pictures]
@@ -115,7 +146,8 @@ def give(page: Page, *pictures: tuple[str, bytes]) -> None:
 
 def wait_until_done(page: Page, count: int = 1, seconds: float = 15) -> None:
     """Wait until so many versions are made, and the comparison shows what there is."""
-    page.locator("#list li.done").nth(count - 1).wait_for(timeout=1000 * seconds)
+    # Only the versions of the picture that is shown are to be seen.
+    page.locator("#versions li.done").nth(count - 1).wait_for(timeout=1000 * seconds, state="attached")
     # What is not done says after a colon how far it is; the canvas says what is drawn.
     drawn = re.compile(r"Left: [^:]*; right: [^:]*$")
     playwright.expect(page.locator("#canvas")).to_have_attribute("aria-label", drawn, timeout=15_000)

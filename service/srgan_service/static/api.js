@@ -1,4 +1,12 @@
-// Speaks with the service: a picture there, a larger one back. Knows nothing of the page.
+// Speaks with the service: a picture there, a larger one back. Knows nothing of the page, and the page of no HTTP.
+//
+// What another module has to export that is to stand in for this one:
+//
+//     offered()                                what there is, see below; asked once, and again after a Refusal
+//     upscale(file, settings, tell, signal)    the result. `settings` are the parameters of a request to the service
+//     sized(bytes), Refusal                    as they are here
+//     watch(told), knock(), useKey(key)        of a service that may be away, or want a key
+//     leave, follow, drop                      only if `offered` says `jobs`
 
 const KEY = "srgan-api-key";
 // Refusals that pass by themselves.
@@ -6,13 +14,22 @@ const PASSING = new Set([
   "queue-full", "key-over-share", "draining", "not-ready", "storage-failed", "too-many-connections", "unreachable",
 ]);
 
-/** What the service said instead of a picture. `retryAfterS` is set where waiting helps. */
+// Those that the same request would meet again: of the file, or of what is asked for.
+const LASTING = new Set([
+  "no-picture", "too-many-bytes", "too-many-pixels", "chunks-too-small", "takes-too-long", "unsupported-format",
+  "damaged-picture", "invalid-parameter", "unreadable",
+]);
+
+/** What the service said instead of a picture. `retryAfterS` is set where waiting helps, `lasting` where nothing does. */
 export class Refusal extends Error {
   constructor(status, code, message, retryAfterS = null) {
     super(message);
-    Object.assign(this, { status, code, retryAfterS });
+    Object.assign(this, { status, code, retryAfterS, lasting: LASTING.has(code) });
   }
 }
+
+/** The Refusal of a file above the limit. */
+export const tooLarge = (limit) => new Refusal(413, "too-many-bytes", `This file is too large: the service takes up to ${sized(limit)}.`);
 
 let reached = () => {};
 
@@ -56,12 +73,12 @@ async function refusal(request) {
   }
   const { code = "", title = `The service answered ${request.status}`, detail = "" } = problem ?? {};
   const wait = PASSING.has(code) ? Number(request.getResponseHeader("Retry-After")) || 5 : null;
-  return new Refusal(request.status, code, said(code, title, detail), wait);
+  const limit = code === "too-many-bytes" && Number(/\d+/.exec(detail));
+  return limit ? tooLarge(limit) : new Refusal(request.status, code, worded(title, detail), wait);
 }
 
-function said(code, title, detail) {
-  const limit = code === "too-many-bytes" && Number(/\d+/.exec(detail));
-  if (limit) return `This file is too large: the service takes up to ${sized(limit)}.`;
+/** What a problem says, in sentences. */
+function worded(title, detail) {
   return [title, detail.charAt(0).toUpperCase() + detail.slice(1)].filter(Boolean).join(". ").replace(/\.?$/, ".");
 }
 
@@ -73,11 +90,16 @@ export function sized(bytes) {
   return `${bytes.toLocaleString("en", { maximumSignificantDigits: bytes < 10 ? 2 : 3 })} ${units[unit]}`;
 }
 
-/** The models, and whether long work can be left as a job. */
+/**
+ * What there is: `models` as {name, description, scale, default}; `balance`, the two that a balance lies between, or null;
+ * what is possible beside a picture and its settings: `jobs` (leave, follow, drop), `auto` (a model is chosen where none is
+ * named), `maps`, `regions`, `metadata` (of settings); `limits` of a file's bytes and a result's megapixels, null for none.
+ */
 export async function offered() {
-  const { models, balance } = (await send("GET", "v1/models")).response;
-  const jobs = await send("GET", "v1/jobs?limit=1").then(() => true, () => false);
-  return { models, balance, jobs };
+  const [{ models, balance }, { upload, jobs }] = await Promise.all(
+    ["v1/models", "v1/limits"].map(async (path) => (await send("GET", path)).response));
+  const limits = { bytes: upload.bytes, megapixels: upload.output_megapixels };
+  return { models, balance, jobs: jobs !== null, auto: true, maps: true, regions: true, metadata: true, limits };
 }
 
 const query = (settings) => new URLSearchParams(settings);
@@ -86,12 +108,18 @@ const raw = { "Content-Type": "application/octet-stream" };
 /** The strings of a list after RFC 9651. */
 const strings = (header) => [...(header ?? "").matchAll(/"((?:[^"\\]|\\.)*)"/g)].map(([, text]) => text.replace(/\\(.)/g, "$1"));
 
-/** Return the upscaled picture, {blob, warnings}. `tell(stage, fraction)`; a fraction of null is unknown. */
+/**
+ * Return {blob, warnings, model, invented} of a picture: the result, and in what it differs; the name of the model that made
+ * it; of a map, the grey levels that are invented. `tell(stage, fraction)`; a fraction of null is unknown.
+ */
 export async function upscale(file, settings, tell, signal) {
   const onUpload = (fraction) => (fraction < 1 ? tell("sending", fraction) : tell("working", null));
   const options = { body: file, headers: { ...raw }, type: "blob", onUpload, signal };
   const answer = await send("POST", `v1/upscale?${query(settings)}`, options);
-  return { blob: answer.response, warnings: strings(answer.getResponseHeader("X-Warnings")) };
+  const header = (name) => answer.getResponseHeader(name);
+  const invented = header("X-Invented-Levels");
+  return { blob: answer.response, warnings: strings(header("X-Warnings")), model: decodeURIComponent(header("X-Model") ?? ""),
+    invented: invented === null ? null : Number(invented) };
 }
 
 /** Leave a picture as a job and return its id. The same `id` again is the same job, however often it is sent. */
@@ -103,7 +131,7 @@ export async function leave(id, file, settings, tell, signal) {
 
 let following = 0;
 
-/** Wait for a job of one picture and return {blob, warnings}. */
+/** Wait for a job of one picture and return {blob, warnings, model: ""}: jobs do not tell which model it was. */
 export async function follow(job, tell, signal) {
   following++;
   try {
@@ -112,12 +140,12 @@ export async function follow(job, tell, signal) {
       const { status, progress, error, files } = (await send("GET", `v1/jobs/${job}`, { signal })).response;
       warnings = files[0].warnings ?? [];
       if (status === "completed") break;
-      if (status === "failed") throw new Refusal(0, error?.code, said("", "", error?.detail ?? "The job failed"));
+      if (status === "failed") throw new Refusal(0, error?.code, worded("", error?.detail ?? "The job failed"));
       if (status === "cancelled") throw new Refusal(0, "cancelled", "The job was cancelled.");
       tell(status === "pending" ? "queued" : "working", status === "pending" ? null : progress);
       await new Promise((resolve) => setTimeout(resolve, 600 * Math.max(1, following / 4)));
     }
-    return { blob: (await send("GET", `v1/jobs/${job}/result`, { type: "blob", signal })).response, warnings };
+    return { blob: (await send("GET", `v1/jobs/${job}/result`, { type: "blob", signal })).response, warnings, model: "" };
   } finally {
     following--;
   }

@@ -1,56 +1,37 @@
 // The page: pictures come in, versions of them are made one after the other, and what happens is said.
 //
-//     app -> api      requests, jobs and refusals        app -> viewer -> compare    looking at them
-//     app -> store    what a reload finds again          app -> zip                  all of them in one file
+//     app -> work -> api     results, and the service       app -> viewer -> compare, player    looking at them
+//     app -> settings        what is to be made             app -> downloads -> zip             taking them home
+//     app -> store           what a reload finds again      app -> batch, notice                how far it is
 
 import * as api from "./api.js";
-import { forget, kept, one, update } from "./store.js";
-import { Viewer, fileName, named, save } from "./viewer.js";
-import { zip } from "./zip.js";
+import * as batch from "./batch.js";
+import { fileName, save, saveAll } from "./downloads.js";
+import * as folders from "./files.js";
+import { named, resultSize } from "./models.js";
+import { keepFocus, say } from "./notice.js";
+import { explain, pixels, present, recall, remember as rememberSettings, same, settings } from "./settings.js";
+import { change, forget, kept, one } from "./store.js";
+import { Viewer } from "./viewer.js";
+import * as work from "./work.js";
 
 const AT_ONCE = 3; // pictures on their way to the service
-const QUICK_PX = 250_000; // below it a request is answered before a job would have begun
 const KNOCK_EVERY_S = 5; // at a service that cannot be reached
 const TRIES = 3; // of an upscaler that fails, which may be a matter of that moment
-const THUMB_PX = 96;
+const THUMB_PX = 144;
 
 const element = (id) => document.getElementById(id);
-const LOSSLESS = ["png", "tiff"];
 const SHOWABLE = { scale: 1, strength: 0, format: "png" }; // the same picture, as every browser shows it
-const BETWEEN = "between"; // what the choice of a model says for a balance
-
-/** What is chosen: only what matters, so that the same choice is the same version. */
-function settings() {
-  const [model, scale, format, side, quality] = ["model", "scale", "format", "long_side", "quality"].map((name) => element(name).value);
-  return {
-    ...(model === BETWEEN ? { balance: element("balance").value / 100 } : { model }),
-    ...(scale ? { scale } : { long_side: whole(side, 100_000) ?? 3000 }),
-    format,
-    ...(!LOSSLESS.includes(format) && whole(quality, 100) && { quality: whole(quality, 100) }),
-  };
-}
-
-const whole = (text, most) => (Number(text) >= 1 ? Math.min(most, Math.round(text)) : null);
-const same = (one, other) => JSON.stringify(Object.entries(one).sort()) === JSON.stringify(Object.entries(other).sort());
 const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("");
 
 const pictures = [];
-let models = [], balanced = null, jobs = false, viewer = null;
+let offer = null, viewer = null;
 let hold = null; // {until, why}: nothing is sent before
 let keyIsMissing = false, keyWasGiven = false;
-let pxPerS = null; // as measured: how long a request may take is guessed from it
-
-const MESSAGE_MS = 8000; // long enough to read; what stays true is in the list as well
-let saying = null;
-
-function say(text) {
-  element("said").textContent = text;
-  clearTimeout(saying);
-  saying = setTimeout(() => (element("said").textContent = ""), MESSAGE_MS);
-}
 
 const isWaiting = (version) => version.stage === "waiting";
 const versions = () => pictures.flatMap((picture) => picture.versions);
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 /** Make an element; what begins with "on" or is a property of elements is set, the rest are attributes. */
 function build(tag, properties = {}, ...children) {
@@ -65,26 +46,29 @@ function build(tag, properties = {}, ...children) {
 
 // Pictures
 
-function add(files) {
-  if (!files.length) return;
-  const added = [...files].map((file) => {
-    const picture = { id: newId(), at: Date.now(), name: file.name || "pasted.png", file, shown: file, versions: [] };
-    return enter(picture);
+/** Take in files, as [{file, path}]. */
+function add(given) {
+  const { pictures: files, others } = folders.sorted(given);
+  const added = files.map(({ file, path }) => {
+    const name = path.split("/").at(-1);
+    return enter({ id: newId(), at: Date.now(), name, path, file, shown: file, versions: [] });
   });
   for (const picture of added) makeVersion(picture, settings());
-  show(viewer.picture?.width ? viewer.picture : added[0]);
-  say(`${added.length} added`);
+  if (added.length) show(viewer.picture?.width ? viewer.picture : added[0]);
+  const left = others && `${plural(others, "other file")} left out`;
+  if (given.length) say([added.length ? `${added.length} added` : "There are no pictures in it", left].filter(Boolean).join("; "));
 }
 
 /** Put a picture into the list. */
 function enter(picture) {
   picture.thumb = build("canvas", { width: THUMB_PX, height: THUMB_PX });
-  picture.about = build("span", { className: "quiet" }, api.sized(picture.file.size));
-  picture.rows = build("ul");
-  picture.button = build("button", { type: "button", className: "picture", onclick: () => show(picture) },
-    picture.thumb, build("span", {}, build("b", {}, picture.name), picture.about));
-  picture.item = build("li", {}, picture.button, picture.rows);
+  picture.state = build("small");
+  picture.rows = build("ul", { hidden: true });
+  picture.button = build("button", { type: "button", className: "picture", title: picture.path ?? picture.name, tabIndex: -1,
+    onclick: () => show(picture) }, picture.thumb, build("b", {}, picture.name), picture.state);
+  picture.item = build("li", {}, picture.button);
   element("list").append(picture.item);
+  element("versions").append(picture.rows);
   pictures.push(picture);
   picture.decoded = decoding = decoding.then(() => decode(picture));
   changed();
@@ -95,14 +79,13 @@ let decoding = Promise.resolve(); // one after the other: a hundred decoded pict
 
 async function decode(picture) {
   let image = await createImageBitmap(picture.shown).catch(() => null);
-  if (!image && /\.(tiff?|p[bgpn]m|hei[cf])$/i.test(picture.name)) {
+  if (!image && /\.(tiff?|p[bgpn]m|hei[cf]|jxl)$/i.test(picture.name)) {
     // What browsers cannot show, the service can turn into what they can.
     picture.shown = await api.upscale(picture.file, SHOWABLE, () => {}).then(({ blob }) => blob, () => picture.file);
     image = await createImageBitmap(picture.shown).catch(() => null);
   }
   if (!image) return;
   Object.assign(picture, { width: image.width, height: image.height });
-  picture.about.textContent = `${image.width} × ${image.height}, ${api.sized(picture.file.size)}`;
   const ratio = THUMB_PX / Math.min(image.width, image.height);
   const [width, height] = [image.width * ratio, image.height * ratio];
   const context = picture.thumb.getContext("2d");
@@ -110,11 +93,20 @@ async function decode(picture) {
   context.drawImage(image, (THUMB_PX - width) / 2, (THUMB_PX - height) / 2, width, height);
   image.close();
   if (viewer?.picture === picture) viewer.refresh();
+  changed();
 }
 
 function show(picture) {
-  for (const { button } of pictures) button.removeAttribute("aria-current");
-  picture?.button.setAttribute("aria-current", "true");
+  for (const other of pictures) {
+    other.button.removeAttribute("aria-current");
+    other.button.tabIndex = -1; // arrow keys go from one to the next
+    other.rows.hidden = other !== picture;
+  }
+  if (picture) {
+    picture.button.setAttribute("aria-current", "true");
+    picture.button.tabIndex = 0;
+    picture.button.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
   viewer.show(picture);
   changed();
 }
@@ -128,24 +120,49 @@ function remove(picture) {
 /** Remove what another tab has removed, or this one. */
 function removeHere(picture) {
   forget(picture.id);
-  pictures.splice(pictures.indexOf(picture), 1);
-  for (const { aborting } of picture.versions) aborting?.abort();
+  const place = pictures.indexOf(picture);
+  pictures.splice(place, 1);
+  for (const version of picture.versions) {
+    version.aborting?.abort();
+    batch.leave(version);
+  }
   picture.item.remove();
-  if (viewer.picture === picture) show(pictures[0] ?? null);
+  picture.rows.remove();
+  if (viewer.picture === picture) show(pictures[place] ?? pictures.at(-1) ?? null);
   changed();
+}
+
+/** Remove pictures at once, and keep in mind for a while what brings them back. */
+function clear(all) {
+  const before = all.map((picture) => ({ picture, versions: [...picture.versions] }));
+  const shown = viewer.picture;
+  if (all.length > 1) show(null); // not each of them in turn
+  all.forEach(remove);
+  say(`${plural(all.length, "picture")} removed`, () => {
+    for (const { picture, versions } of before) {
+      const { name, path, file, shown: visible } = picture;
+      // Other tabs know the old ones as gone for good.
+      const again = enter({ id: newId(), at: Date.now(), name, path, file, shown: visible, versions: [] });
+      for (const { settings, blob, warnings, model, error } of versions) {
+        enterVersion(again, { id: newId(), settings, blob, warnings, model, ...(error && { error, stage: "failed" }) });
+      }
+      if (picture === shown || !viewer.picture) show(again);
+    }
+  });
+  keepFocus();
 }
 
 /** What a reload needs of a picture. */
 function remember(picture) {
-  const { id, at, name, file, versions } = picture;
+  const { id, at, name, path, file, versions } = picture;
   const merged = (record) => {
     if (gone.has(id)) return null; // removed while it was in work
     const plain = versions.filter(({ error }) => !error)
-      .map(({ id, settings, job, blob, warnings }) => ({ id, settings, job, blob, warnings }));
+      .map(({ id, settings, job, blob, warnings, model }) => ({ id, settings, job, blob, warnings, model }));
     const isUnknown = (stored) => !gone.has(stored.id) && !versions.some(({ id }) => id === stored.id);
-    return { id, at, name, file, versions: [...(record?.versions ?? []).filter(isUnknown), ...plain] };
+    return { id, at, name, path, file, versions: [...(record?.versions ?? []).filter(isUnknown), ...plain] };
   };
-  return (picture.kept = update(id, merged).then(() => tabs.postMessage({ changed: id })));
+  return (picture.kept = change(id, merged).then(() => tabs.postMessage({ changed: id })));
 }
 
 // Other tabs: they show the same pictures, and each version is made by one of them
@@ -196,34 +213,39 @@ async function alone(version, work) {
 /** Return what another tab has made of a version meanwhile, or make it. */
 async function obtained(version) {
   const stored = (await one(version.picture.id))?.versions.find(({ id }) => id === version.id);
-  if (stored?.blob) return { blob: stored.blob, warnings: stored.warnings ?? [] };
+  if (stored?.blob) return { blob: stored.blob, warnings: stored.warnings ?? [], model: stored.model };
   version.job ??= stored?.job ?? null;
-  return made(version);
+  return work.made(version, (stage, fraction) => progress(version, stage, fraction), () => {
+    remember(version.picture);
+    version.sending = false;
+    pump();
+  });
 }
 
 // Versions: a picture with a model and settings
 
 function makeVersion(picture, wanted) {
   const isSame = ({ settings, error }) => !error && same(settings, wanted);
-  return picture.versions.find(isSame) ?? enterVersion(picture, { id: newId(), settings: wanted });
+  return picture.versions.find(isSame) ?? enterVersion(picture, { id: newId(), settings: wanted, isEarly: !offer });
 }
 
 function enterVersion(picture, stored) {
   const version = { stage: stored.blob ? "done" : "waiting", fraction: null, tries: 0, job: null, ...stored, picture };
   version.text = build("span", { className: "state" });
-  version.label = build("span", { className: "quiet" }, named(version));
+  version.label = build("b");
   version.note = build("span", { className: "note" });
-  version.bar = build("progress", { max: 1, ariaLabel: `${picture.name}, ${named(version)}` });
-  const button = (sign, title, onclick) => build("button", { type: "button", title, onclick,
-    ariaLabel: `${title} ${picture.name}, ${named(version)}` }, sign);
-  version.saving = button("↓", "Download", () => download(version));
-  version.again = button("↻", "Try again", () => restart(version));
-  version.ending = button("✕", "Remove", () => (picture.versions.length > 1 ? stop(version) : remove(picture)));
+  version.bar = build("progress", { max: 1 });
+  version.saving = build("button", { type: "button", onclick: () => download(version) }, "↓");
+  version.again = build("button", { type: "button", onclick: () => restart(version) }, "↻");
+  version.ending = build("button", { type: "button",
+    onclick: () => (picture.versions.length > 1 ? stop(version) : clear([picture])) }, "✕");
   version.row = build("li", {},
     build("div", {}, version.label, version.text, version.note, version.bar),
     version.saving, version.again, version.ending);
+  label(version);
   picture.versions.push(version);
   picture.rows.append(version.row);
+  if (isWaiting(version)) batch.join(version);
   remember(picture);
   if (viewer?.picture === picture && picture.versions.length === 1) viewer.right = version.id;
   draw(version);
@@ -231,7 +253,18 @@ function enterVersion(picture, stored) {
   return version;
 }
 
+/** Write a version's name wherever it is. */
+function label(version) {
+  const name = named(version), full = `${version.picture.name}, ${name}`;
+  version.label.textContent = name;
+  version.bar.ariaLabel = full;
+  for (const [button, title] of [[version.saving, "Download"], [version.again, "Try again"], [version.ending, "Remove"]]) {
+    Object.assign(button, { title, ariaLabel: `${title} ${full}` });
+  }
+}
+
 function restart(version) {
+  batch.join(version);
   Object.assign(version, { stage: "waiting", error: null, tries: 0, job: null, id: newId() });
   if (viewer.picture === version.picture) viewer.right = version.id;
   hold = null;
@@ -247,18 +280,21 @@ function stop(version) {
 
 function stopHere(version) {
   version.aborting?.abort();
+  batch.leave(version);
   version.row.remove();
   version.picture.versions.splice(version.picture.versions.indexOf(version), 1);
   viewer.refresh();
   changed();
 }
 
-/** Begin what may begin now. */
+/** Begin what may begin now, the picture that is looked at first. */
 function pump() {
-  if (models.length && !keyIsMissing && !(hold && Date.now() < hold.until)) {
+  if (offer && !keyIsMissing && !(hold && Date.now() < hold.until)) {
     hold = null;
     const free = AT_ONCE - versions().filter(({ sending }) => sending).length;
-    versions().filter((version) => isWaiting(version) && !version.sending).slice(0, Math.max(0, free)).forEach(run);
+    const isShown = ({ picture }) => picture === viewer.picture;
+    const waiting = versions().filter((version) => isWaiting(version) && !version.sending).sort((a, b) => isShown(b) - isShown(a));
+    waiting.slice(0, Math.max(0, free)).forEach(run);
   }
   changed();
 }
@@ -276,6 +312,7 @@ async function run(version) {
         await version.picture.kept; // before another tab may look
       }
     });
+    label(version);
     say([`${version.picture.name} is done`, ...version.warnings].join("; "));
   } catch (error) {
     refused(version, error);
@@ -292,82 +329,42 @@ async function run(version) {
   pump();
 }
 
-async function made(version) {
-  const { picture, settings, aborting: { signal } } = version;
-  const tell = (stage, fraction) => progress(version, stage, fraction);
-  await picture.file.slice(0, 1).arrayBuffer().catch(() => {
-    throw new api.Refusal(0, "unreadable", "This file cannot be read; a folder has to be opened first.");
-  });
-  const px = picture.width ? picture.width * picture.height : picture.file.size;
-  const wanted = sent(picture, settings);
-  if (!version.job && !(jobs && px > QUICK_PX)) {
-    try {
-      const result = await api.upscale(picture.file, wanted, tell, signal);
-      const seconds = (performance.now() - version.since) / 1000;
-      if (version.stage === "working" && seconds > 0) pxPerS = px / seconds;
-      return result;
-    } catch (error) {
-      if (!jobs || !["takes-too-long", "deadline"].includes(error.code)) throw error;
-    }
-  }
-  if (!version.job) {
-    version.job = await api.leave(version.id, picture.file, wanted, tell, signal);
-    remember(picture);
-  }
-  version.sending = false;
-  pump();
-  return api.follow(version.job, tell, signal);
-}
-
-/** Settings as they are sent: what a browser could not show would be no use here, unless it is asked for. */
-function sent(picture, settings) {
-  return settings.format === "auto" && picture.shown !== picture.file ? { ...settings, format: "png" } : settings;
-}
-
-/** Return a result that is no version of its own, for as long as it takes. */
-async function madeBeside(picture, wanted) {
-  const nothing = () => {};
-  let job = null;
-  const px = picture.width ? picture.width * picture.height : picture.file.size;
-  for (;;) {
-    try {
-      if (!job && !(jobs && px > QUICK_PX)) {
-        try {
-          return (await api.upscale(picture.file, wanted, nothing)).blob;
-        } catch (error) {
-          if (!jobs || !["takes-too-long", "deadline"].includes(error.code)) throw error;
-        }
-      }
-      job ??= await api.leave(newId(), picture.file, wanted, nothing);
-      const { blob } = await api.follow(job, nothing);
-      api.drop(job);
-      return blob;
-    } catch (error) {
-      if (!error.retryAfterS) throw error;
-      say(`${error.message} It is tried again by itself.`);
-      await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfterS));
-    }
-  }
-}
+const aside = (picture, wanted) => work.madeBeside(picture, wanted, (message) => say(`${message} It is tried again by itself.`));
 
 /** Return a version as a browser can show it. */
 async function preview(version) {
   const { picture, settings } = version;
   // The result itself may be above the limits of an upload; then it is made anew.
-  const turned = () => api.upscale(version.blob, SHOWABLE, () => {}).then(({ blob }) => blob);
-  return (version.preview ??= await turned().catch(() => madeBeside(picture, { ...settings, format: "png" })));
+  const turned = () => api.upscale(version.blob, SHOWABLE, () => {});
+  return (version.preview ??= (await turned().catch(() => aside(picture, { ...settings, format: "png" }))).blob);
 }
 
-/** Return the file of a version with the strength that is chosen, as {name, blob}; the service blends. */
+/** Return a part of a version's result as it will be; null where that fails, for the whole comes anyhow. */
+async function region(version, place, signal) {
+  const { quality: _, ...wanted } = version.settings;
+  const asked = { ...wanted, format: "png", region: place.join() };
+  return api.upscale(version.picture.file, asked, () => {}, signal).then(({ blob }) => blob, () => null);
+}
+
+/** Return {blob, invented}: where and how much of a version is invented, with the strength that is chosen. */
+async function map(version) {
+  const { quality: _, format: __, metadata: ___, ...wanted } = version.settings;
+  return aside(version.picture, { ...wanted, map: true, strength: viewer.strength }).catch((error) => {
+    say(error.message);
+    return null;
+  });
+}
+
+/** Return the file of a version with the strength that is chosen, as {picture, name, blob}; the service blends. */
 async function fileOf(version) {
   const { picture, settings } = version, { strength } = viewer;
-  if (strength === 1) return { name: fileName(picture, version), blob: version.blob };
+  if (strength === 1) return { picture, name: fileName(picture, version), blob: version.blob };
   version.blended ??= new Map();
   if (!version.blended.has(strength)) {
-    version.blended.set(strength, await madeBeside(picture, { ...sent(picture, settings), strength }));
+    version.blended.set(strength, (await aside(picture, { ...work.sent(picture, settings), strength })).blob);
   }
   const blob = version.blended.get(strength);
-  return { name: fileName(picture, { ...version, blob }, `_strength${Math.round(strength * 100)}`), blob };
+  return { picture, name: fileName(picture, { ...version, blob }, `_strength${Math.round(strength * 100)}`), blob };
 }
 
 /** Do what saves files, and say what keeps it from that. */
@@ -386,6 +383,12 @@ async function saving(work) {
 const download = (version) => saving(async () => {
   const { name, blob } = await fileOf(version);
   save(blob, name);
+});
+
+const downloadAll = () => saving(async () => {
+  const files = [];
+  for (const version of versions().filter(({ blob }) => blob)) files.push(await fileOf(version));
+  await saveAll(files);
 });
 
 function refused(version, error) {
@@ -427,79 +430,86 @@ function progress(version, stage, fraction) {
 
 /** Seconds that are left and the fraction that is done, as far as they can be known. */
 function forecast({ stage, since, fraction, first, picture }) {
-  const passed = (performance.now() - since) / 1000;
-  if (stage === "working" && fraction === null && pxPerS && picture.width) {
-    const whole = (picture.width * picture.height) / pxPerS;
+  const passed = (performance.now() - since) / 1000, whole = work.expectedS(picture);
+  if (stage === "working" && fraction === null && whole) {
     return [Math.max(0, whole - passed), Math.min(0.95, passed / whole)];
   }
   if (fraction === null || fraction - first < 0.02 || passed < 0.5) return [null, fraction];
   return [(passed * (1 - fraction)) / (fraction - first), fraction];
 }
 
-function left(seconds) {
-  if (seconds === null) return "";
-  if (seconds < 1) return ", nearly done";
-  return `, about ${seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`} left`;
+const STAGES = { done: "Done", sending: "Sending", queued: "Waiting for its turn at the service", working: "Working",
+  elsewhere: "In work in another tab", starting: "Starting" };
+
+/** How far a version is, in words. */
+function worded(version, seconds) {
+  const { stage, error, picture, settings, blob } = version;
+  if (error) return error.message;
+  if (isWaiting(version) && hold) return `${hold.why} Trying again in ${Math.max(1, Math.ceil((hold.until - Date.now()) / 1000))} s.`;
+  const size = version.size ?? (picture.width && resultSize(picture, settings));
+  const parts = [STAGES[stage] ?? "Waiting"];
+  if (["sending", "working"].includes(stage) && seconds !== null) parts.push(batch.left(seconds));
+  if (stage === "done") parts.push(...(size ? [pixels(...size)] : []), api.sized(blob.size));
+  return parts.join(", ");
 }
 
 function draw(version) {
-  const { stage, error, row } = version;
+  const { stage, picture } = version;
   const [seconds, fraction] = forecast(version);
   const isMade = stage === "done", failed = stage === "failed";
-  let text = { done: "Done", failed: error?.message, sending: "Sending", queued: "Waiting for its turn at the service",
-    working: "Working", elsewhere: "In work in another tab", starting: "Starting" }[stage] ?? "Waiting";
-  if (["sending", "working"].includes(stage)) text += left(seconds);
-  if (isWaiting(version) && hold) {
-    text = `${hold.why} Trying again in ${Math.max(1, Math.ceil((hold.until - Date.now()) / 1000))} s.`;
-  }
-  if (isMade) text += `, ${api.sized(version.blob.size)}`;
-  if (version.text.textContent !== text) {
-    version.text.textContent = text;
-    if (viewer?.picture === version.picture) viewer.tag();
-  }
-  row.className = stage;
+  version.text.textContent = worded(version, seconds);
+  version.row.className = stage;
   version.note.textContent = (version.warnings ?? []).map((text) => text.charAt(0).toUpperCase() + text.slice(1) + ".").join(" ");
   version.bar.hidden = isMade || failed || isWaiting(version);
   if (fraction === null || stage === "starting") version.bar.removeAttribute("value");
   else version.bar.value = fraction;
   version.saving.hidden = !isMade;
-  version.again.hidden = !failed;
+  version.again.hidden = !failed || version.error.lasting;
+  if (viewer?.picture === picture) viewer.tag();
 }
 
-/** What a model is, and in what it computes. */
-const described = (model) => [model?.description, model?.precision && `Computes in ${model.precision}.`].filter(Boolean).join(" ");
+/** Show in the list how far a picture is. */
+function sum(picture) {
+  const stages = picture.versions.map(({ stage }) => stage);
+  const state = stages.find((stage) => !["done", "failed", "waiting"].includes(stage))
+    ?? ["waiting", "failed", "done"].find((stage) => stages.includes(stage));
+  const going = picture.versions.find(({ stage }) => stage === state), part = going && forecast(going)[1];
+  const isGoing = !["done", "failed", "waiting"].includes(state);
+  const text = isGoing && part ? `${Math.round(100 * part)} %` : { done: "Done", failed: "Failed", waiting: "Waiting" }[state] ?? "Working";
+  if (picture.state.textContent !== text) picture.state.textContent = text;
+  picture.item.className = isGoing ? "working" : state;
+}
 
-/** Show what depends on which pictures and versions there are. */
+let isChanged = false;
+
+/** Have the page show what there is, once however much has changed. */
 function changed() {
-  document.body.classList.toggle("empty", !pictures.length);
-  element("pictures").hidden = !pictures.length;
-  element("save-all").hidden = versions().filter(({ blob }) => blob).length < 2;
-  const wanted = settings();
-  element("again").hidden = !viewer?.picture || viewer.picture.versions.some(({ settings }) => same(settings, wanted));
-  element("balance").parentElement.hidden = !("balance" in wanted);
-  element("balance-value").value = `${Math.round((wanted.balance ?? 0.5) * 100)} %`;
-  element("long_side").parentElement.hidden = "scale" in wanted;
-  element("quality-label").hidden = LOSSLESS.includes(wanted.format);
-  element("about-model").textContent = "balance" in wanted && balanced
-    ? `0 % is ${balanced[0]} (true), 100 % is ${balanced[1]} (sharp).`
-    : described(models.find(({ name }) => name === wanted.model));
-  versions().forEach(draw);
+  if (!isChanged) queueMicrotask(update);
+  isChanged = true;
 }
 
-const saveAll = () => saving(async () => {
-  const taken = new Set(), files = [];
-  for (const version of versions().filter(({ blob }) => blob)) {
-    const { name: plain, blob } = await fileOf(version);
-    let name = plain;
-    for (let number = 2; taken.has(name); number++) name = plain.replace(/(\.[^.]*)$/, `-${number}$1`);
-    taken.add(name);
-    files.push({ name, blob });
+function update() {
+  isChanged = false;
+  versions().forEach(draw);
+  pictures.forEach((picture) => picture.versions.length && sum(picture));
+  batch.show((version) => forecast(version)[1]);
+  const shown = viewer?.picture, wanted = settings();
+  const lacks = ({ versions }) => !versions.some((version) => same(version.settings, wanted));
+  document.body.classList.toggle("empty", !pictures.length);
+  element("pictures-title").textContent = pictures.length ? plural(pictures.length, "picture") : "Pictures";
+  element("save-all").hidden = versions().filter(({ blob }) => blob).length < 2;
+  element("chosen").hidden = !shown;
+  if (shown) {
+    element("chosen-name").textContent = shown.name;
+    element("chosen-about").textContent = [shown.width && pixels(shown.width, shown.height), api.sized(shown.file.size)].filter(Boolean).join(", ");
   }
-  const archive = await zip(files).catch((error) => {
-    throw new Error(`The archive cannot be made: ${error.message}. Download the pictures one by one.`);
-  });
-  save(archive, "upscaled.zip");
-});
+  element("again").hidden = !shown || !lacks(shown);
+  element("apply").hidden = pictures.length < 2 || !pictures.some(lacks);
+  element("apply").textContent = `Apply to all ${pictures.length}`;
+  element("invention").hidden = !offer?.maps;
+  explain(shown);
+  keepFocus();
+}
 
 // From here on things happen
 
@@ -513,7 +523,7 @@ api.watch((isThere) => {
 
 async function begin() {
   try {
-    ({ models, balance: balanced, jobs } = await api.offered());
+    offer = await api.offered();
   } catch (error) {
     if (error.status === 401) return askForKey();
     if (element("offline").hidden) say(error.message);
@@ -521,35 +531,56 @@ async function begin() {
   }
   element("key").hidden = true;
   keyIsMissing = false;
-  const chosen = models.find((model) => model.default) ?? models[0];
-  const options = models.map(({ name }) => new Option(name, name, false, name === chosen.name));
-  if (balanced) options.push(new Option("Between true and sharp", BETWEEN));
-  element("model").replaceChildren(...options);
-  viewer.models = models;
+  work.use(offer);
+  viewer.offer = offer;
+  present(offer);
   for (const version of versions()) {
-    if (version.settings.model === "") version.settings.model = chosen.name; // it came before the models were known
-    version.label.textContent = named(version);
+    if (version.isEarly && isWaiting(version)) version.settings = settings(); // which models there are was not known
+    label(version);
   }
   pump();
 }
 
 /** Begin a version of a picture by a model, else as is chosen. */
-function makeBy(picture, model) {
-  const { balance: _, ...others } = settings();
-  return makeVersion(picture, { ...others, model });
+const makeBy = (picture, kind) => makeVersion(picture, settings(kind));
+
+function applyToAll() {
+  const wanted = settings();
+  for (const picture of pictures) makeVersion(picture, wanted);
+  const version = viewer.picture?.versions.find((version) => same(version.settings, wanted));
+  if (version) viewer.choose("right", version.id);
+  say(`All ${pictures.length} are made so`);
 }
 
-viewer = new Viewer({ make: makeBy, preview, download });
+recall();
+viewer = new Viewer({ make: makeBy, preview, download, region, map, sized: draw });
 
-element("files").onchange = (event) => {
-  add(event.target.files);
-  event.target.value = ""; // the same file may be chosen again
+element("folder").closest("label").hidden = !("webkitdirectory" in element("folder"));
+for (const id of ["files", "folder"]) {
+  element(id).onchange = (event) => {
+    add(folders.plain(event.target.files));
+    event.target.value = ""; // the same file may be chosen again
+  };
+}
+element("settings").onchange = element("settings").oninput = () => {
+  rememberSettings();
+  changed();
 };
-element("settings").onchange = element("settings").oninput = changed;
 element("settings").onsubmit = (event) => event.preventDefault();
 element("again").onclick = () => viewer.choose("right", makeVersion(viewer.picture, settings()).id);
-element("save-all").onclick = saveAll;
-element("clear").onclick = () => [...pictures].forEach(remove);
+element("apply").onclick = applyToAll;
+element("save-all").onclick = downloadAll;
+element("clear").onclick = () => clear([...pictures]);
+element("notify").onclick = async () => say(await batch.toggle());
+element("list").onkeydown = (event) => {
+  const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+  const place = pictures.indexOf(viewer.picture) + (steps[event.key] ?? NaN);
+  if (Number.isNaN(place)) return;
+  event.preventDefault();
+  const picture = pictures[Math.min(Math.max(place, 0), pictures.length - 1)];
+  show(picture);
+  picture.button.focus();
+};
 element("key").onsubmit = (event) => {
   event.preventDefault();
   keyWasGiven = true;
@@ -558,17 +589,17 @@ element("key").onsubmit = (event) => {
   begin();
 };
 
-const files = (transfer) => [...(transfer?.files ?? [])];
-addEventListener("paste", (event) => add(files(event.clipboardData)));
+addEventListener("focus", changed); // whoever comes back has seen what is in the title
+addEventListener("paste", (event) => add(folders.plain(event.clipboardData.files)));
 addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("dragging");
 });
 addEventListener("dragleave", (event) => event.relatedTarget ?? document.body.classList.remove("dragging"));
-addEventListener("drop", (event) => {
+addEventListener("drop", async (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  add(files(event.dataTransfer));
+  await folders.dropped(event.dataTransfer).then(add, () => say("What was dropped cannot be read"));
 });
 // Time left, countdowns, and what a countdown held back.
 setInterval(() => versions().some(({ stage }) => !["done", "failed"].includes(stage)) && pump(), 250);

@@ -3,12 +3,14 @@
 const GRIP_PX = 24; // how near to the divider a drag moves it and not the picture
 
 /**
- * A side is {image, base, strength, hard}: `strength` of `image` and the rest of `base`; `hard` shows its pixels.
- * The frame is the larger side's size, `zoom` device pixels per pixel of it, `x` and `y` what lies in the middle.
+ * A side is {image, base, strength, hard, patch, overlay}: `strength` of `image` and the rest of `base`; `hard` shows its
+ * pixels; a `patch`, {image, x, y, width, height}, lies on it; an `overlay` of bright on black dims it. Without a right
+ * side the left has all the room. The frame is the larger side's size, `zoom` device pixels per pixel of it, `x` and `y`
+ * what lies in the middle; `placed(percent)` is told when they change.
  */
 export class Compare {
-  constructor(stage, canvas, handle, checker) {
-    Object.assign(this, { stage, canvas, handle, checker });
+  constructor(stage, canvas, handle, checker, placed) {
+    Object.assign(this, { stage, canvas, handle, checker, placed });
     this.context = canvas.getContext("2d");
     this.left = this.right = null;
     this.split = 0.5;
@@ -30,8 +32,26 @@ export class Compare {
   show(left, right, width, height) {
     const same = this.width === width && this.height === height;
     Object.assign(this, { left, right, width, height });
-    if (same) this.place(this.zoom, this.x, this.y);
+    this.handle.hidden = !this.isDivided;
+    if (same && !this.fitted) this.place(this.zoom, this.x, this.y);
     else this.fit();
+  }
+
+  get isDivided() {
+    return Boolean(this.right) && !this.beside;
+  }
+
+  /** The middle of what is seen, [x, y, width, height] in pixels of the frame, of so many pixels at most. */
+  middlePart(px) {
+    const seen = [[this.x, this.width, this.paneWidth], [this.y, this.height, this.canvas.height]]
+      .map(([at, size, pane]) => [Math.max(0, at - pane / this.zoom / 2), Math.min(size, at + pane / this.zoom / 2)]);
+    const [width, height] = seen.map(([start, stop]) => stop - start);
+    const less = Math.min(1, Math.sqrt(px / (width * height)));
+    const [[left, wide], [top, high]] = seen.map(([start, stop]) => {
+      const length = Math.max(1, Math.floor((stop - start) * less));
+      return [Math.floor((start + stop - length) / 2), length];
+    });
+    return [left, top, wide, high];
   }
 
   resize() {
@@ -44,14 +64,14 @@ export class Compare {
 
   setBeside(beside) {
     this.beside = beside;
-    this.handle.hidden = beside;
+    this.handle.hidden = !this.isDivided;
     this.resize();
   }
 
   // Zoom and place
 
   get paneWidth() {
-    return this.beside ? this.canvas.width / 2 : this.canvas.width;
+    return this.beside && this.right ? this.canvas.width / 2 : this.canvas.width;
   }
 
   get fitZoom() {
@@ -84,6 +104,7 @@ export class Compare {
     this.x = within(x, this.width, this.paneWidth / this.zoom);
     this.y = within(y, this.height, this.canvas.height / this.zoom);
     this.stage.classList.toggle("zoomed", !this.fitted);
+    this.placed(Math.round(100 * this.zoom));
     this.draw();
   }
 
@@ -102,20 +123,20 @@ export class Compare {
     const width = this.width * zoom, height = this.height * zoom;
     context.clearRect(0, 0, canvas.width, canvas.height);
     this.seen = [Math.max(0, left), Math.min(paneWidth, left + width)];
-    const middle = this.beside ? paneWidth : Math.round(this.seen[0] + this.split * (this.seen[1] - this.seen[0]));
+    const middle = this.isDivided ? Math.round(this.seen[0] + this.split * (this.seen[1] - this.seen[0])) : paneWidth;
     this.half(this.left, 0, middle, [left, top, width, height]);
-    this.half(this.right, middle, canvas.width, [left + (this.beside ? paneWidth : 0), top, width, height]);
+    if (this.right) this.half(this.right, middle, canvas.width, [left + (this.beside ? paneWidth : 0), top, width, height]);
     this.middle = middle;
     const style = (element, values) => {
       for (const [name, value] of Object.entries(values)) element.style[name] = `${value / this.ratio}px`;
     };
     style(this.handle, { left: middle });
-    style(this.checker, { left: this.seen[0], top: Math.max(0, top), width: this.beside ? 0 : this.seen[1] - this.seen[0],
+    style(this.checker, { left: this.seen[0], top: Math.max(0, top), width: this.beside && this.right ? 0 : this.seen[1] - this.seen[0],
       height: Math.min(canvas.height, height) });
     this.handle.setAttribute("aria-valuenow", Math.round(this.split * 100));
   }
 
-  half({ image, base, strength, hard }, start, stop, place) {
+  half({ image, base, strength, hard, patch, overlay }, start, stop, place) {
     const { context } = this;
     context.save();
     context.beginPath();
@@ -127,7 +148,25 @@ export class Compare {
       context.imageSmoothingEnabled = !hard && (picture.width < this.width || place[2] < 2 * picture.width);
       context.drawImage(picture, ...place);
     });
+    [context.globalAlpha, context.globalCompositeOperation] = [1, "source-over"];
+    if (overlay) {
+      context.fillStyle = "#000b";
+      context.fillRect(...place);
+      context.globalCompositeOperation = "lighter";
+      context.drawImage(overlay, ...place);
+    }
+    if (patch) this.lay(patch, place);
     context.restore();
+  }
+
+  /** Draw a part of the frame that is there before the rest, with an edge. */
+  lay({ image, x, y, width, height }, [left, top]) {
+    const { context, zoom } = this, box = [left + x * zoom, top + y * zoom, width * zoom, height * zoom];
+    context.imageSmoothingEnabled = zoom < 2;
+    context.drawImage(image, ...box);
+    context.lineWidth = this.ratio;
+    context.strokeStyle = "#fff";
+    context.strokeRect(...box);
   }
 
   // Hands
@@ -142,7 +181,7 @@ export class Compare {
     const [x, y] = this.at(event);
     this.pointers.set(event.pointerId, [x, y]);
     this.stage.setPointerCapture(event.pointerId);
-    this.gripping = !this.beside && (this.fitted || Math.abs(x - this.middle) < GRIP_PX * this.ratio);
+    this.gripping = this.isDivided && (this.fitted || Math.abs(x - this.middle) < GRIP_PX * this.ratio);
     if (this.gripping) this.divide(x);
   }
 

@@ -35,11 +35,11 @@ export async function kept() {
 /** The record of a picture. */
 export const one = (id) => ask("readonly", (store) => store.get(id));
 
-/** Keep what `change` makes of a record, in one step over all tabs; null changes nothing. */
-export const update = (id, change) => ask("readwrite", (store) => {
+/** Keep what `made` makes of a record, in one step over all tabs; null changes nothing. */
+export const change = (id, made) => ask("readwrite", (store) => {
   const reading = store.get(id);
   reading.onsuccess = () => {
-    const record = change(reading.result);
+    const record = made(reading.result);
     if (record) store.put(record);
   };
   return reading;

@@ -40,8 +40,9 @@ export async function zip(files) {
     offset += 30 + bytes.length + blob.size;
   }
   const size = directory.reduce((sum, part) => sum + part.byteLength, 0);
-  if (offset + size > 0xffffffff) throw new RangeError("more than 4 GB");
   const count = files.length;
+  if (offset + size > 0xffffffff) throw new RangeError("more than 4 GB");
+  if (count > 0xffff) throw new RangeError("more than 65535 files");
   const end = pack([4, 0x06054b50], [2, 0], [2, 0], [2, count], [2, count], [4, size], [4, offset], [2, 0]);
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
 }
