@@ -29,6 +29,7 @@ _FOR = {
     "train": "srgan train, evaluate, export, import and more",
     "service": "srgan serve",
     "client": "srgan.Client",
+    "page": "srgan page",
     "heic": "the pictures of telephones",
     "watch": "srgan upscale --watch",
     "cluster": "srgan upscale --runner ray",

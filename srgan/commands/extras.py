@@ -20,6 +20,7 @@ PACKAGES = {
     "heic": {"pillow_heif"},
     "watch": {"watchfiles"},
     "cluster": {"ray", "pyarrow", "pandas"},
+    "page": {"onnx"},
     "service": {
         *("dbos", "fastapi", "fsspec", "h11", "jinja2", "markupsafe", "prometheus_client", "pydantic_settings"),
         *("python_multipart", "starlette", "structlog", "uvicorn"),
