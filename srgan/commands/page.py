@@ -118,7 +118,7 @@ def _by_npm(folder: Path) -> Path:
     )
     brought = list(folder.glob("*.tgz"))
     if done.returncode or not brought:
-        reason = first_line(done.stderr.strip() or done.stdout.strip() or "it says nothing")
+        reason = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[0]
         raise UsageError(f"npm could not bring {RUNTIME} ({reason}): {otherwise}")
     return brought[0]
 
