@@ -191,8 +191,9 @@ def test_sizes_greys_strengths_and_models_are_those_of_the_program(browser: Brow
         assert (told["model"], told["warnings"]) == ("srresnet-x2", [])
         assert differs(told, levels, "srresnet-x2") <= 1
         # Pillow resamples with rounded weights, which back-projection carries on.
-        for scale in (2, 3, 8):
-            assert differs(upscaled(page, file_of(levels), scale=str(scale)), levels, scale=scale) <= 2
+        # Beyond the model's scale it runs again, on a result that differs by a level here and there.
+        for scale, most in ((2, 2), (3, 2), (8, 3)):
+            assert differs(upscaled(page, file_of(levels), scale=str(scale)), levels, scale=scale) <= most
         assert differs(upscaled(page, file_of(levels), long_side=50), levels, long_side_px=50) <= 2
         assert differs(upscaled(page, file_of(levels), strength=0.5), levels, strength=0.5) <= 1
         grey = levels[..., 0]
