@@ -335,6 +335,25 @@ def serve(
         serve_command({**given, "insecure": insecure or None})
 
 
+@app.command()
+def page(
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="The folder; a page there is renewed.")
+    ],
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            "--runtime", metavar="PATH", help="The npm package onnxruntime-web, packed or not; default: from npm."
+        ),
+    ] = None,
+) -> None:
+    """Write the page that needs no server: pictures are made larger in the browser, and stay there."""
+    with needs("page"):
+        from srgan.commands import page as page_command
+
+        page_command.page(out, runtime)
+
+
 @data.command()
 def check(
     folders: Annotated[

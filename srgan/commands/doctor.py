@@ -29,6 +29,7 @@ _FOR = {
     "train": "srgan train, evaluate, export, import and more",
     "service": "srgan serve",
     "client": "srgan.Client",
+    "page": "srgan page",
     "heic": "the pictures of telephones",
     "codecs": "AVIF without loss",
     "watch": "srgan upscale --watch",

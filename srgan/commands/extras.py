@@ -21,6 +21,7 @@ PACKAGES = {
     "codecs": {"imagecodecs"},
     "watch": {"watchfiles"},
     "cluster": {"ray", "pyarrow", "pandas"},
+    "page": {"onnx"},
     "service": {
         *("dbos", "fastapi", "fsspec", "h11", "jinja2", "markupsafe", "prometheus_client", "pydantic_settings"),
         *("python_multipart", "starlette", "structlog", "uvicorn"),

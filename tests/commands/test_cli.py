@@ -36,6 +36,7 @@ COMMANDS = {
     "doctor",
     "upscale",
     "models",
+    "page",
     "report",
     "data",
     "serve",

@@ -44,14 +44,18 @@ PHONE: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the browser, or skip and say how to get one. `SRGAN_CHROMIUM` names one that is not on the path."""
+def chromium(*arguments: str) -> Iterator[Browser]:
+    """Start the browser, or skip and say how to get one. `SRGAN_CHROMIUM` names one that is not on the path.
+
+    `arguments`: beside the usual ones; what they say of graphics processors then counts.
+    """
     names = (os.environ.get("SRGAN_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
     path_of_browser = next((path for name in names if name and (path := shutil.which(name))), None)
     if path_of_browser is None:
         pytest.skip("THE PAGE IS NOT TESTED: no browser; apt-get install chromium, or name one in SRGAN_CHROMIUM")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path_of_browser, args=_ARGUMENTS)
+        usual = [argument for argument in _ARGUMENTS if not (arguments and argument == "--disable-gpu")]
+        browser = running.chromium.launch(executable_path=path_of_browser, args=[*usual, *arguments])
         try:
             yield browser
         finally:
