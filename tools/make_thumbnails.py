@@ -46,9 +46,9 @@ def enlarged(model: str, image: Image.Image) -> Image.Image:
 def cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     """Return what lies in `box`, in pixels of the example, as a thumbnail; an input shows its pixels."""
     times = 4 if image.width > 500 else 1
-    return image.resize(
-        SIZE, Image.Resampling.NEAREST if times == 1 else Image.Resampling.BICUBIC, [times * side for side in box]
-    )
+    left, top, right, bottom = (times * side for side in box)
+    filter = Image.Resampling.NEAREST if times == 1 else Image.Resampling.BICUBIC
+    return image.resize(SIZE, filter, (left, top, right, bottom))
 
 
 def save(name: str, left: Image.Image, right: Image.Image) -> None:

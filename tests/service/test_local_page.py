@@ -119,12 +119,10 @@ def opened(
                 answer = {"body": less, "content_type": "text/javascript"}
                 context.route("**/local_worker.js", lambda route: route.fulfill(**answer))
             page = context.new_page()
-            page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+            page.on("console", lambda message: wrong.extend([message.text] * (message.type == "error")))
             page.on("pageerror", lambda error: wrong.append(str(error)))
-            context.on(
-                "request",
-                lambda request: request.url.startswith((home, "blob:", "data:")) or wrong.append(request.url),
-            )
+            own = (home, "blob:", "data:")
+            context.on("request", lambda request: wrong.extend([request.url] * (not request.url.startswith(own))))
             page.goto(home + query)
             page.wait_for_function("document.getElementById('backend').textContent")
             yield page

@@ -169,9 +169,11 @@ def test_what_is_invented_is_shown_over_the_result(red: Page) -> None:
     """The negative of red is invented throughout: yellow over what is dimmed, and the number beside it."""
     red.get_by_role("button", name="Show what is invented").click()
     expect(red.locator("#invented-text")).to_have_text(re.compile(r"^Invented: \d+\.\d grey levels rms$"))
-    dimmed = tuple(round(level * (1 - 0xBB / 255)) for level in CYAN)
-    yellow = tuple(min(255, level + map_level) for level, map_level in zip(dimmed, (255, 240, 170), strict=True))
-    wait_for_colour(red, 0.7, yellow)
+    red_level, green, blue = (
+        min(255, round(level * (1 - 0xBB / 255)) + of_map)
+        for level, of_map in zip(CYAN, (255, 240, 170), strict=True)
+    )
+    wait_for_colour(red, 0.7, (red_level, green, blue))  # yellow over what is dimmed
     wait_for_colour(red, 0.3, RED)
     expect(red.locator("#legend")).to_be_visible()
     red.get_by_role("button", name="Show what is invented").click()
