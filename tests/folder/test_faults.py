@@ -292,3 +292,39 @@ def test_memory_of_a_run_does_not_grow_with_the_number_of_files() -> None:
         few = held_bytes(many(folder / "few", 300), folder / "few out", really=True)
         lot = held_bytes(many(folder / "lot", 1000), folder / "lot out", really=True)
     assert lot - few < 100_000  # a list of the jobs would take 0.4 MB
+
+
+# What the system calls a process's peak is never less than what its parent held at its start, and tests hold
+# torch: so a small process starts it, and says what it was told.
+MEASURED = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+"""
+
+# The program itself, as docs/upscaling.md says, and a fifth above, for libraries differ.
+PROGRAM_BYTES = 1.2 * 140e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in kilobytes there")
+@pytest.mark.parametrize(("width", "height"), [(100, 12_000), (12_000, 100)])
+def test_a_bound_on_memory_is_kept(width: int, height: int, tmp_path: Path, tiny_model: Path) -> None:
+    source = picture(tmp_path / "a.png", width=width, height=height)
+
+    def run_within(megabytes: int) -> tuple[int, int, str]:
+        command = [sys.executable, "-m", "srgan", "upscale", source, "-n", tiny_model, "--overwrite"]
+        command += ["--memory", f"{megabytes}M"]
+        measured = [sys.executable, "-c", MEASURED, *map(str, command)]
+        done = subprocess.run(measured, capture_output=True, text=True)
+        code, peak_bytes = map(int, done.stdout.split())
+        return code, peak_bytes, done.stderr
+
+    code, peak_bytes, told = run_within(250)
+    assert code == 0, told
+    assert peak_bytes < 250e6 + PROGRAM_BYTES
+    code, peak_bytes, told = run_within(40)
+    assert (code, "Traceback" in told) == (1, False), told
+    assert "memory" in told
+    assert peak_bytes < PROGRAM_BYTES
