@@ -137,9 +137,9 @@ def held(page: Page, *, but_regions: bool = False) -> Iterator[None]:
 
     page.route("**/v1/upscale*", hold)
     yield
-    page.unroute("**/v1/upscale*")
     for route in routes:
         route.continue_()
+    page.unroute("**/v1/upscale*")
 
 
 def give(page: Page, *pictures: tuple[str, bytes]) -> None:
