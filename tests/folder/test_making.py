@@ -198,6 +198,8 @@ def test_all_front_ends_make_the_same_of_files_that_came_out_wrong_once(
         assert (by_folder.content is None) == (by_folder.refusal is not None), path
         assert job(running, name, content, "auto", long_side_px) == by_folder, path
         by_request = request(running.client, content, "auto", long_side_px)
+        if path.name in LARGE and by_request.refusal and "/v1/jobs" in by_request.refusal:
+            continue  # by what it has measured the service takes it for a job
         assert (by_request.content, by_request.refusal) == (by_folder.content, by_folder.refusal), path
         assert spelt(by_request.warnings) == spelt(by_folder.warnings), path
 

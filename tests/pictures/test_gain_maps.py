@@ -307,4 +307,4 @@ def test_maps_of_avif_files_are_told() -> None:
     entry = struct.pack(">L4s", 8 + len(name), b"infe") + name
     box = struct.pack(">L4sLH", 14 + len(entry), b"iinf", 0, 1) + entry
     picture = decode(encode(Picture(PHOTOGRAPH), "avif") + box)
-    assert picture.warnings == (f"{WORDS} was not kept",)
+    assert f"{WORDS} was not kept" in picture.warnings

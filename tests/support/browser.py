@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -77,8 +78,11 @@ def negative_serving(names: tuple[str, ...] = ("negative", "nearest"), **changes
     """
     with serving(**changes) as server:
         before, tile = changes.get("before"), changes.get("tile_lr_px", "auto")
-        nearest = Upscaler(engine=NearestEngine(before), tile_lr_px=tile)
-        negative = Upscaler(engine=Negative(before), tile_lr_px=tile, partner=lambda: nearest)
+        engines = Negative(before), NearestEngine(before)
+        for engine, name in zip(engines, names, strict=False):
+            engine.metadata = replace(METADATA, name=name)
+        nearest = Upscaler(engine=engines[1], tile_lr_px=tile)
+        negative = Upscaler(engine=engines[0], tile_lr_px=tile, partner=lambda: nearest)
         server.service.models.serve_only(
             {
                 ServedModel(name, f"What {name} does.", METADATA.scale, is_default=not place): (

@@ -92,7 +92,7 @@ def _of_boxes(content: bytes) -> list[str]:
             size = int.from_bytes(content[place + 8 : place + 16])
         if size == 0:  # to the end of the file
             size = len(content) - place
-        if not 8 <= size <= len(content) - place:
+        if not 8 <= size <= len(content) - place or name == bytes(4):  # no box, but padding or foreign
             break
         if name == b"uuid":
             name = b"C2PA" if content[place + 8 : place + 24] == _CREDENTIALS_BOX else name

@@ -118,5 +118,6 @@ def unpack(tree: Any, stream: FileIO, budget: Budget, *, maps: bool = False) -> 
         budget.spend(tree["bytes"])
         return bytes(receive(stream, tree["bytes"]))
     ((kind, packed),) = tree.items()
+    record = _RECORDS[kind]
     fields = {name: unpack(field, stream, budget, maps=maps) for name, field in packed.items()}
-    return _RECORDS[kind](**cast(dict[str, Any], fields))
+    return record(**cast(dict[str, Any], fields))
