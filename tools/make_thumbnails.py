@@ -2,7 +2,7 @@
 
     python tools/make_thumbnails.py
 
-All are of `examples/chelsea.png`; what `srgan-photo` is given is a JPEG of it.
+All are of `examples/chelsea.png`; what `srgan-x4-photo` is given is a JPEG of it.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def test_quality_size_and_balance_are_the_service_s(browser: Browser) -> None:
         page.get_by_text("In between").click()
         page.locator("#balance").fill("25")
         page.locator("#scale").select_option("Longer side")
-        page.get_by_label("Longer side").fill("80")
+        page.locator("#long_side").fill("80")
         page.locator("#format").select_option("JPEG")
         page.get_by_label("Quality").fill("40")
         give(page, ("red.png", plain(*RED)))

@@ -81,7 +81,7 @@ def negative_serving(names: tuple[str, ...] = ("negative", "nearest"), **changes
         engines = Negative(before), NearestEngine(before)
         for engine, name in zip(engines, names, strict=False):
             engine.metadata = replace(METADATA, name=name)
-        nearest = Upscaler(engine=engines[1], tile_lr_px=tile)
+        nearest = Upscaler(engine=engines[1], tile_lr_px=tile, partner=lambda: nearest)
         negative = Upscaler(engine=engines[0], tile_lr_px=tile, partner=lambda: nearest)
         server.service.models.serve_only(
             {

@@ -32,6 +32,7 @@ from srgan_service.work.models import ServedModel
 from srgan_service.work.service import Service
 from srgan_service.work.upscaling import Decode
 
+from srgan.folder.making import Order, decide, make
 from srgan.pictures import Picture, decode, encode
 from srgan.upscale import Upscaler
 from srgan.weights import ModelMetadata
@@ -345,8 +346,8 @@ class Process:
 
 
 def expected(model: Path, contents: list[bytes]) -> list[bytes]:
-    upscaler = Upscaler(model, tile_lr_px=16)
-    return [encode(upscaler.upscale(decode(content)), "png") for content in contents]
+    upscaler, order = Upscaler(model, tile_lr_px=16), Order(format="png", metadata="strip")
+    return [make(decide(decode(content), order, upscaler), upscaler).content for content in contents]
 
 
 def results(client: httpx.Client, ids: list[str]) -> list[bytes]:

@@ -11,7 +11,8 @@ export async function moving(blob) {
   if (!type || !window.ImageDecoder || !(await ImageDecoder.isTypeSupported(type))) return null;
   const decoder = new ImageDecoder({ data: await blob.arrayBuffer(), type, preferAnimation: true });
   try {
-    await decoder.completed;
+    await decoder.tracks.ready;
+    await decoder.completed; // all frames are counted
     const { animated, frameCount: count } = decoder.tracks.selectedTrack;
     if (animated && count > 1) return { count, frame: (index) => frameOf(decoder, index % count) };
   } catch {
