@@ -121,15 +121,15 @@ def test_the_batch_is_said_in_a_line_in_the_title_and_by_a_notification(browser:
 
 def test_sizes_are_said_before_and_after_and_zoom_in_percent(page: Page) -> None:
     with held(page):
-        give(page, ("red.png", plain(*RED, height=30, width=41)))
-        expect(page.locator("#result-size")).to_have_text("41 × 30 become 164 × 120.")
+        give(page, ("red.png", plain(*RED, height=300, width=410)))
+        expect(page.locator("#result-size")).to_have_text("410 × 300 become 1640 × 1200, 2.0 megapixels.")
         page.locator("#scale").select_option("Longer side")
         page.locator("#long_side").fill("1200")
-        expect(page.locator("#result-size")).to_have_text("41 × 30 become 1200 × 878, 1.1 megapixels.")
+        expect(page.locator("#result-size")).to_have_text("410 × 300 become 1200 × 878, 1.1 megapixels.")
         page.locator("#long_side").fill("99999")
         expect(page.locator("#result-size")).to_contain_text("would be too large")
     wait_until_done(page)
-    expect(page.locator("#versions .state")).to_have_text(re.compile(r"^Done, 164 × 120, [\d.]+ (bytes|kB)$"))
+    expect(page.locator("#versions .state")).to_have_text(re.compile(r"^Done, 1640 × 1200, [\d.]+ (bytes|kB)$"))
     wait_for_colour(page, 0.7, CYAN)
     page.locator("#zoom-one").click()
     expect(page.locator("#zoom")).to_have_text("100 %")
