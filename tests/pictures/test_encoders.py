@@ -148,7 +148,13 @@ def test_a_crash_of_an_encoder_costs_one_file(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("format", ["avif", "webp"])
 def test_a_guarded_encoder_gives_what_the_encoder_gives(format: str) -> None:
     picture = animation(exif=DOUBLED[0], xmp=b"<x/>", dpi=(72.0, 72.0))
-    assert guarded.encode(picture, format, quality=50) == encode(picture, format, quality=50)
+    by_worker, here = guarded.encode(picture, format, quality=50), encode(picture, format, quality=50)
+    if format == "avif":  # whose frames say in seconds when they were made
+        assert len(by_worker) == len(here)
+        for frame, other in zip(decode(by_worker).frames, decode(here).frames, strict=True):
+            np.testing.assert_array_equal(frame.pixels, other.pixels)
+    else:
+        assert by_worker == here
     if format == "webp":
         with pytest.raises(PictureError, match=r"^as WEBP: cannot be encoded"):
             guarded.encode(Picture(np.zeros((8, 8, 5), np.uint8)), format)
