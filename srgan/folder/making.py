@@ -162,8 +162,9 @@ def decide(picture: Picture, order: Order, upscaler: AnyUpscaler) -> Decision:
     format, warnings = _format(picture, shown, order, size)
     request, scale = order.request, upscaler.scale
     sizes = [request.output_size(frame.height, frame.width, scale) for frame in picture.frames]
-    encoding_bytes = costs.encoding_bytes(_in(format, picture, shown), format, sizes, order.quality)
-    if _in(format, picture, shown) is not picture:
+    written = _in(format, picture, shown)
+    encoding_bytes = costs.encoding_bytes(written, format, sizes, order.quality)
+    if written is not picture:
         encoding_bytes += sum(3 * picture.bits // 8 * height * width for height, width in sizes)
     if order.map:
         encoding_bytes += _MAP_BYTES_PER_PX * sizes[0][0] * sizes[0][1]

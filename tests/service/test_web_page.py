@@ -22,7 +22,6 @@ from support.browser import (
     WHAT_IS_KEPT,
     Browser,
     Page,
-    chromium,
     colour_at,
     give,
     held,
@@ -48,12 +47,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with negative_serving(limit_bytes=200_000) as running:
         yield running
@@ -63,14 +56,6 @@ def server() -> Iterator[Running]:
 def page(browser: Browser, server: Running) -> Iterator[Page]:
     with page_of(browser, server) as opened:
         yield opened
-
-
-@pytest.fixture
-def red(page: Page) -> Page:
-    """The page with a red picture and its cyan negative."""
-    give(page, ("red.png", plain(*RED)))
-    wait_until_done(page)
-    return page
 
 
 # Comparing

@@ -19,7 +19,6 @@ from support.browser import (
     WHAT_IS_KEPT,
     Browser,
     Page,
-    chromium,
     give,
     held,
     negative_serving,
@@ -37,12 +36,6 @@ expect = playwright.expect
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with negative_serving() as running:
         yield running
@@ -52,14 +45,6 @@ def server() -> Iterator[Running]:
 def page(browser: Browser, server: Running) -> Iterator[Page]:
     with page_of(browser, server, refused=(415,)) as opened:
         yield opened
-
-
-@pytest.fixture
-def red(page: Page) -> Page:
-    """The page with a red picture and its cyan negative."""
-    give(page, ("red.png", plain(*RED)))
-    wait_until_done(page)
-    return page
 
 
 # Working
